@@ -1,0 +1,63 @@
+CREATE OR REPLACE FUNCTION pljobs._finish_run(
+    job_id bigint, run_id bigint, outcome text, result jsonb, message text, error text, delete_job boolean,
+    retry_at timestamptz, retry_queue text, retry_priority integer, retry_lock text
+) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+-- One run's end, decided from what the worker saw and what was asked; see finish_jobs_v1. Returns the status written, or
+-- 'deleted', 'stale', 'not_found'. The caller has locked the job's row in an earlier statement, and wakes its lane.
+DECLARE
+    v_job record;
+    v_outcome text := _finish_run.outcome;
+    v_message text := _finish_run.message;
+    v_resolution text;
+BEGIN
+    SELECT j.status, j.run_id, j.last_run_id, j.request_id, j.crashes INTO v_job
+      FROM pljobs.job AS j WHERE j.id = _finish_run.job_id;
+    IF NOT FOUND THEN
+        RETURN 'not_found';
+    ELSIF v_job.run_id IS DISTINCT FROM _finish_run.run_id THEN
+        RETURN CASE WHEN v_job.last_run_id IS DISTINCT FROM _finish_run.run_id THEN 'stale'
+                    -- That run's retry put the job back, and it is running again.
+                    WHEN v_job.status = 'doing' THEN 'todo'
+                    ELSE v_job.status END;
+    END IF;
+
+    IF v_job.request_id IS NOT NULL AND v_outcome IN ('aborted', 'interrupted') THEN
+        RETURN pljobs._abort_job(_finish_run.job_id, v_job.request_id, 'aborted',
+            coalesce(v_message, (SELECT r.reason FROM pljobs.request AS r WHERE r.id = v_job.request_id)),
+            _finish_run.error, _finish_run.run_id);
+    ELSIF v_job.request_id IS NOT NULL THEN
+        v_resolution := CASE v_outcome WHEN 'succeeded' THEN 'finished_first' ELSE 'failed_first' END;
+        UPDATE pljobs.request AS r SET resolved_at = clock_timestamp(), resolution = v_resolution WHERE r.id = v_job.request_id;
+    ELSIF v_outcome = 'interrupted' THEN
+        PERFORM pljobs._requeue_job(_finish_run.job_id, 'interrupted', v_message, _finish_run.error, charged => false,
+                                    crashes => v_job.crashes, ended_run_id => _finish_run.run_id);
+        RETURN 'todo';
+    ELSE
+        IF v_outcome = 'aborted' THEN
+            v_outcome := 'failed';
+            v_message := concat_ws(': ', 'cancelled from inside, nobody asked', v_message);
+        END IF;
+        IF v_outcome = 'failed' AND _finish_run.retry_at IS NOT NULL THEN
+            PERFORM pljobs._requeue_job(_finish_run.job_id, 'retried', v_message, _finish_run.error,
+                                        crashes => v_job.crashes,
+                                        scheduled_at => least(_finish_run.retry_at, '9999-12-30 00:00+00'),
+                                        queue => _finish_run.retry_queue, priority => _finish_run.retry_priority,
+                                        lock => _finish_run.retry_lock, ended_run_id => _finish_run.run_id);
+            RETURN 'todo';
+        END IF;
+    END IF;
+
+    IF _finish_run.delete_job THEN
+        PERFORM pljobs._delete_jobs(ARRAY[_finish_run.job_id]);
+        RETURN 'deleted';
+    END IF;
+    PERFORM pljobs._end_job(_finish_run.job_id, v_outcome, v_message, _finish_run.error, _finish_run.result, _finish_run.run_id);
+    RETURN v_outcome;
+END
+$$;
+COMMENT ON FUNCTION pljobs._finish_run(bigint, bigint, text, jsonb, text, text, boolean, timestamptz, text, integer, text)
+    IS 'Ends one run, as finish_jobs_v1 says.';

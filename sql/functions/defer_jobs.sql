@@ -1,0 +1,93 @@
+CREATE OR REPLACE FUNCTION pljobs.defer_jobs_v1(jobs jsonb, notify boolean DEFAULT true) RETURNS bigint[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+-- - -> todo, for each element of a JSON array of objects {"task", "args", "queue", "priority", "lock", "queueing_lock",
+-- "scheduled_at"}, of which only the task is required (queue 'default', priority 0, args {}).
+-- Returns the ids in the order given. All or none: raises PJ002 for a job that can't be deferred, naming its place and
+-- what is wrong with it; PJ001 if a waiting job holds the queueing lock, or two of the call ask for one.
+-- Locks nothing; waits only for a transaction that is inserting the same queueing lock.
+-- Notifies pljobs_todo, one message a queue, unless notify is false or the jobs can't run yet.
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_by text := pljobs._caller();
+    v_bad record;
+    v_ids bigint[];
+    v_queues text[];
+BEGIN
+    IF defer_jobs_v1.jobs IS NULL OR jsonb_typeof(defer_jobs_v1.jobs) <> 'array' THEN
+        RAISE EXCEPTION 'jobs must be a JSON array of objects' USING ERRCODE = 'PJ002',
+            HINT = 'One object a job: {"task": "...", "args": {...}}.';
+    END IF;
+
+    SELECT g.ord, g.task, CASE
+               WHEN g.task IS NULL THEN 'has no task'
+               WHEN NOT char_length(g.task) BETWEEN 1 AND 255 THEN 'task must have 1 to 255 characters'
+               WHEN NOT char_length(g.queue) BETWEEN 1 AND 255 THEN 'queue must have 1 to 255 characters'
+               WHEN NOT char_length(g.lock) BETWEEN 1 AND 255 THEN 'lock must have 1 to 255 characters'
+               WHEN NOT char_length(g.queueing_lock) BETWEEN 1 AND 255 THEN 'queueing_lock must have 1 to 255 characters'
+               WHEN jsonb_typeof(g.args) <> 'object' THEN 'args must be a JSON object, not ' || jsonb_typeof(g.args)
+               WHEN pg_column_size(g.args) > 100000 AND octet_length(g.args::text) > 1048576
+                    THEN format('args have %s bytes; at most 1 MiB (1048576) is accepted', octet_length(g.args::text))
+               WHEN g.scheduled_at NOT BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+                    THEN 'scheduled_at must be in the years 1 to 9999'
+           END AS what
+      INTO v_bad
+      FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
+               task text, args jsonb, queue text, lock text, queueing_lock text, scheduled_at timestamptz))
+           WITH ORDINALITY AS g(task, args, queue, lock, queueing_lock, scheduled_at, ord)
+     WHERE g.task IS NULL
+        OR NOT char_length(g.task) BETWEEN 1 AND 255
+        OR NOT char_length(g.queue) BETWEEN 1 AND 255
+        OR NOT char_length(g.lock) BETWEEN 1 AND 255
+        OR NOT char_length(g.queueing_lock) BETWEEN 1 AND 255
+        OR jsonb_typeof(g.args) <> 'object'
+        -- The text is at most six times as long as the binary form: most arguments need not be written out to be measured.
+        OR (pg_column_size(g.args) > 100000 AND octet_length(g.args::text) > 1048576)
+        OR g.scheduled_at NOT BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'job % of the call (task %) can''t be deferred: %', v_bad.ord, quote_nullable(left(v_bad.task, 255)), v_bad.what
+            USING ERRCODE = 'PJ002', HINT = 'Nothing was deferred.';
+    END IF;
+
+    WITH added AS (
+        INSERT INTO pljobs.job (task, args, queue, priority, lock, queueing_lock, scheduled_at, waiting_for, created_at, deferred_by)
+        SELECT g.task, coalesce(g.args, '{}'), coalesce(g.queue, 'default'), coalesce(g.priority, 0), g.lock, g.queueing_lock,
+               g.scheduled_at,
+               CASE WHEN g.scheduled_at > v_now THEN 'schedule'
+                    -- The others of a lane queue up behind the first of this call: one commit, so no wake-up is lost.
+                    WHEN g.lock IS NOT NULL
+                     AND row_number() OVER (PARTITION BY g.lock ORDER BY coalesce(g.priority, 0) DESC, g.ord) > 1 THEN 'lock'
+               END,
+               v_now, v_by
+          FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
+                   task text, args jsonb, queue text, priority integer, lock text, queueing_lock text, scheduled_at timestamptz))
+               WITH ORDINALITY AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, ord)
+         ORDER BY g.ord
+        ON CONFLICT DO NOTHING
+        RETURNING id, queue, waiting_for
+    )
+    SELECT coalesce(array_agg(a.id ORDER BY a.id), '{}'), array_agg(DISTINCT a.queue) FILTER (WHERE a.waiting_for IS NULL)
+      INTO v_ids, v_queues FROM added AS a;
+
+    IF cardinality(v_ids) < jsonb_array_length(defer_jobs_v1.jobs) THEN
+        SELECT g.queueing_lock, j.id, j.id = ANY (v_ids) AS twice INTO v_bad
+          FROM jsonb_to_recordset(defer_jobs_v1.jobs) AS g(queueing_lock text)
+          LEFT JOIN pljobs.job AS j ON j.queueing_lock = g.queueing_lock AND j.status = 'todo'
+         WHERE g.queueing_lock IS NOT NULL
+         ORDER BY j.id = ANY (v_ids) LIMIT 1;
+        RAISE EXCEPTION 'queueing lock % is %', quote_literal(v_bad.queueing_lock),
+            CASE WHEN v_bad.twice THEN 'asked for by two jobs of this call' ELSE format('held by waiting job %s', v_bad.id) END
+            USING ERRCODE = 'PJ001',
+                  HINT = 'Nothing was deferred. That job will run; defer again once it has started, if it must run again.';
+    END IF;
+    IF defer_jobs_v1.notify IS NOT FALSE THEN
+        PERFORM pljobs._notify_todo(v_queues);
+    END IF;
+    RETURN v_ids;
+END
+$$;
+COMMENT ON FUNCTION pljobs.defer_jobs_v1(jsonb, boolean)
+    IS 'Defers many jobs, all or none, and returns their ids in the order given. Driver contract, version 1.';

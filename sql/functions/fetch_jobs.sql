@@ -1,0 +1,163 @@
+CREATE OR REPLACE FUNCTION pljobs._may_fetch_from(queues text[], paused text[]) RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+-- `queues` (null: all that have jobs ready) without the paused ones. Walks the index from queue to queue.
+DECLARE
+    v_queues text[] := _may_fetch_from.queues;
+BEGIN
+    IF v_queues IS NULL THEN
+        WITH RECURSIVE ready AS (
+            SELECT min(j.queue) AS name FROM pljobs.job AS j WHERE j.status = 'todo' AND j.waiting_for IS NULL
+            UNION ALL
+            SELECT (SELECT min(j.queue) FROM pljobs.job AS j
+                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue > ready.name)
+              FROM ready WHERE ready.name IS NOT NULL
+        )
+        SELECT array_agg(ready.name) INTO v_queues FROM ready;
+    END IF;
+    RETURN ARRAY(SELECT q.name FROM unnest(v_queues) AS q(name) WHERE q.name <> ALL (_may_fetch_from.paused));
+END
+$$;
+COMMENT ON FUNCTION pljobs._may_fetch_from(text[], text[]) IS 'The queues that a worker may fetch from now.';
+
+CREATE OR REPLACE FUNCTION pljobs.fetch_jobs_v1(
+    worker_id bigint, max_jobs integer DEFAULT 1, queues text[] DEFAULT NULL, tasks text[] DEFAULT NULL
+) RETURNS TABLE (
+    job_id bigint, run_id bigint, queue text, task text, priority integer, lock text, queueing_lock text, args jsonb,
+    attempts integer, scheduled_at timestamptz, created_at timestamptz, started_at timestamptz
+)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+-- PL/pgSQL would plan LIMIT $n anew each time; and no statistics, however stale, may turn the walk into a scan or a sort.
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_sort = off
+SET enable_bitmapscan = off
+AS $$
+-- todo -> doing, for up to max_jobs jobs that can run now: due, not paused, first of their lane if they have a lock, in
+-- `queues` and among `tasks` (null: all). Higher priority first, then lower id. Draws a run_id, counts the attempt, and
+-- returns what the worker needs, in that order. The worker must list each run in its heartbeats until its finish.
+-- Skips rows that somebody holds; never waits for a row. Locks the lanes it meets, without waiting.
+-- Raises PJ003 if the worker is not registered, PJ004 for max_jobs below 1. Notifies nobody.
+-- Call it in a short READ COMMITTED transaction of its own.
+DECLARE
+    v_queues text[] := fetch_jobs_v1.queues;
+    v_paused text[];
+    v_key text;                                   -- which walk a hint is about
+    v_hint text[];
+    v_from_priority integer;                      -- where the walk starts, as (-priority, id)
+    v_from_id bigint;
+    v_began timestamptz;
+    v_ms double precision;
+    v_slow_ms double precision;
+    v_want integer := fetch_jobs_v1.max_jobs;
+    v_ahead integer := 50;
+    v_ids bigint[];
+    v_locks text[];
+    v_take bigint[];
+BEGIN
+    IF coalesce(fetch_jobs_v1.max_jobs, 0) < 1 THEN
+        RAISE EXCEPTION 'max_jobs must be at least 1' USING ERRCODE = 'PJ004';
+    END IF;
+    PERFORM FROM pljobs.worker AS w WHERE w.id = fetch_jobs_v1.worker_id AND w.stopped_at IS NULL;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'worker % is not registered', fetch_jobs_v1.worker_id USING ERRCODE = 'PJ003',
+            HINT = 'Its lease ran out, or it was unregistered. Call register_worker_v1 with its id, then fetch again.';
+    END IF;
+    PERFORM pljobs._promote_jobs(greatest(2 * fetch_jobs_v1.max_jobs, 100));
+
+    SELECT array_agg(q.name) INTO v_paused FROM pljobs.queue AS q WHERE q.paused_at IS NOT NULL;
+    IF v_paused IS NOT NULL THEN
+        v_queues := pljobs._may_fetch_from(v_queues, v_paused);
+    END IF;
+    v_key := md5(concat_ws('|', coalesce(v_queues::text, '*'), coalesce(fetch_jobs_v1.tasks::text, '*')));
+
+    -- Up to 20 rounds: one that finds nothing but jobs of busy lanes parks them, and looks further.
+    FOR v_round IN 1..20 LOOP
+        -- While somebody holds an old snapshot, every walk passes the index entries of all the jobs that are done since.
+        -- The session keeps a hint: a walk was slow, and found its first row there. The next walks start there, for at
+        -- most 20 times what that walk cost, and 5 s: so long may a more urgent job wait. Nothing else depends on it.
+        v_from_priority := -2147483648;
+        v_from_id := 0;
+        v_hint := string_to_array(current_setting('pljobs.fetch_hint', true), '|');
+        IF v_hint[1] = v_key AND v_hint[4]::double precision > extract(epoch FROM clock_timestamp()) THEN
+            v_from_priority := v_hint[2]::integer;
+            v_from_id := v_hint[3]::bigint;
+        ELSE
+            v_hint := NULL;
+        END IF;
+
+        v_began := clock_timestamp();
+        IF v_queues IS NULL THEN
+            SELECT array_agg(c.id), array_agg(c.lock) INTO v_ids, v_locks
+              FROM (SELECT j.id, j.lock FROM pljobs.job AS j
+                     WHERE j.status = 'todo' AND j.waiting_for IS NULL
+                       AND (-j.priority, j.id) >= (v_from_priority, v_from_id)
+                       AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
+                     ORDER BY -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
+        ELSIF cardinality(v_queues) = 1 THEN
+            SELECT array_agg(c.id), array_agg(c.lock) INTO v_ids, v_locks
+              FROM (SELECT j.id, j.lock FROM pljobs.job AS j
+                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue = v_queues[1]
+                       AND (-j.priority, j.id) >= (v_from_priority, v_from_id)
+                       AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
+                     ORDER BY -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
+        ELSE
+            -- The heads of each queue, merged, then locked in the merged order.
+            SELECT array_agg(c.id), array_agg(c.lock) INTO v_ids, v_locks
+              FROM (SELECT j.id, j.lock
+                      FROM (SELECT h.id, h.place
+                              FROM (SELECT DISTINCT u.name FROM unnest(v_queues) AS u(name)) AS q
+                             CROSS JOIN LATERAL (
+                                   SELECT t.id, -t.priority AS place FROM pljobs.job AS t
+                                    WHERE t.status = 'todo' AND t.waiting_for IS NULL AND t.queue = q.name
+                                      AND (-t.priority, t.id) >= (v_from_priority, v_from_id)
+                                      AND (fetch_jobs_v1.tasks IS NULL OR t.task = ANY (fetch_jobs_v1.tasks))
+                                    ORDER BY -t.priority, t.id LIMIT v_want + v_ahead) AS h
+                             ORDER BY h.place, h.id OFFSET 0) AS m
+                      JOIN pljobs.job AS j ON j.id = m.id
+                     -- ::text hides the index predicates: the way to these rows is the primary key.
+                     WHERE j.status::text = 'todo' AND j.waiting_for::text IS NULL
+                     ORDER BY m.place, m.id LIMIT v_want FOR UPDATE OF j SKIP LOCKED) AS c;
+        END IF;
+        v_ms := 1000 * extract(epoch FROM clock_timestamp() - v_began);
+        v_slow_ms := 0.3 + 0.01 * v_want;
+
+        IF v_ids IS NULL THEN
+            -- With several queues: perhaps others held all that it looked at. Look further ahead, then give up.
+            EXIT WHEN coalesce(cardinality(v_queues), 0) < 2 OR v_ahead > 10000;
+            v_ahead := v_ahead * 16;
+            CONTINUE;
+        END IF;
+        IF v_ms > v_slow_ms OR v_ids[1] - v_from_id > 500 AND v_hint IS NOT NULL THEN
+            PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, -j.priority, j.id, coalesce(
+                        v_hint[4], (extract(epoch FROM clock_timestamp()) + least(v_ms * 0.02, 5))::text)), false)
+               FROM pljobs.job AS j WHERE j.id = v_ids[1];
+        END IF;
+
+        v_take := v_ids;
+        EXIT WHEN cardinality(array_remove(v_locks, NULL)) = 0;
+        v_take := pljobs._claim_lanes(v_ids, v_locks);
+        EXIT WHEN v_take <> '{}' OR cardinality(v_ids) < v_want;
+        v_want := greatest(v_want, 200);
+    END LOOP;
+
+    RETURN QUERY
+    WITH started AS (
+        UPDATE pljobs.job AS j
+           SET status = 'doing', worker_id = fetch_jobs_v1.worker_id, run_id = nextval('pljobs.run_id'),
+               started_at = clock_timestamp(), attempts = j.attempts + 1
+         WHERE j.id = ANY (v_take[1:fetch_jobs_v1.max_jobs])
+        RETURNING j.id, j.run_id, j.queue, j.task, j.priority, j.lock, j.queueing_lock, j.args, j.attempts, j.scheduled_at,
+                  j.created_at, j.started_at
+    )
+    SELECT s.id, s.run_id, s.queue, s.task, s.priority, s.lock, s.queueing_lock, s.args, s.attempts, s.scheduled_at,
+           s.created_at, s.started_at
+      FROM started AS s ORDER BY -s.priority, s.id;
+END
+$$;
+COMMENT ON FUNCTION pljobs.fetch_jobs_v1(bigint, integer, text[], text[])
+    IS 'Starts up to max_jobs jobs and returns them. Driver contract, version 1.';

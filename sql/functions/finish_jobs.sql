@@ -1,0 +1,77 @@
+CREATE OR REPLACE FUNCTION pljobs.finish_jobs_v1(runs jsonb) RETURNS TABLE (job_id bigint, run_id bigint, status text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+-- Ends runs. `runs`: a JSON array of objects {"job_id", "run_id", "outcome", "result", "message", "error", "delete_job",
+-- "retry_at", "retry_queue", "retry_priority", "retry_lock"}. The worker says what happened; what is written depends on
+-- whether somebody had asked for an abort:
+--   succeeded               -> succeeded; asked: the request is resolved 'finished_first'
+--   failed                  -> failed, or todo at retry_at; asked: failed, never retried, 'failed_first'
+--   aborted                 -> asked: aborted, or gone if deletion was asked; nobody asked: as failed
+--   interrupted (shutdown)  -> todo at once, attempt not charged; asked: aborted
+-- delete_job: gone, where it would have ended. Returns the status written, or 'deleted', for each run. A run that isn't
+-- this job's changes nothing: it is answered the status then written if that run itself ended the job (so a lost reply can
+-- be replayed), else 'stale'; 'not_found' if the job is gone.
+-- Message and error are cut at 1,000 and 16,384 characters, a result of more than 1 MiB is left out: what a task produced
+-- never keeps it from ending. Raises PJ004 for an unknown outcome or a retry's queue or lock not of 1 to 255 characters.
+-- Locks the jobs by ascending id, then their requests, then their lanes. Notifies workers of retries and of woken lanes.
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_done_jobs bigint[];
+    v_done_runs bigint[];
+    v_locks text[];
+    v_queues text[];
+    v_run record;
+BEGIN
+    -- A bulk UPDATE locks in the order of its plan, and two of them deadlock: lock first, in order.
+    SELECT array_agg(h.lock) FILTER (WHERE h.lock IS NOT NULL), array_agg(DISTINCT h.queue) INTO v_locks, v_queues
+      FROM (SELECT j.lock, j.queue FROM pljobs.job AS j
+             WHERE j.id = ANY (ARRAY(SELECT x.job_id FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(job_id bigint)))
+             ORDER BY j.id FOR UPDATE) AS h;
+
+    WITH ended AS (
+        UPDATE pljobs.job AS j
+           SET status = 'succeeded', finished_at = v_now, run_id = NULL, last_run_id = j.run_id,
+               message = left(x.message, 1000), error = NULL,
+               result = CASE WHEN pg_column_size(x.result) <= 1048576 THEN x.result END
+          FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
+               job_id bigint, run_id bigint, outcome text, result jsonb, message text, delete_job boolean)
+         WHERE j.id = x.job_id AND j.run_id = x.run_id AND j.request_id IS NULL
+           AND x.outcome = 'succeeded' AND x.delete_job IS NOT TRUE
+        RETURNING j.id, j.last_run_id
+    )
+    SELECT coalesce(array_agg(e.id), '{}'), coalesce(array_agg(e.last_run_id), '{}') INTO v_done_jobs, v_done_runs FROM ended AS e;
+
+    IF cardinality(v_done_runs) < jsonb_array_length(finish_jobs_v1.runs) THEN
+        -- In order of queueing lock: going back to todo waits for whoever is inserting the same one.
+        FOR v_run IN
+            SELECT x.* FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
+                   job_id bigint, run_id bigint, outcome text, result jsonb, message text, error text, delete_job boolean,
+                   retry_at timestamptz, retry_queue text, retry_priority integer, retry_lock text)
+              LEFT JOIN pljobs.job AS j ON j.id = x.job_id
+             WHERE x.run_id <> ALL (v_done_runs)
+             ORDER BY j.queueing_lock, x.job_id
+        LOOP
+            IF v_run.outcome IS NULL OR v_run.outcome NOT IN ('succeeded', 'failed', 'aborted', 'interrupted')
+               OR char_length(v_run.retry_queue) NOT BETWEEN 1 AND 255 OR char_length(v_run.retry_lock) NOT BETWEEN 1 AND 255 THEN
+                RAISE EXCEPTION 'job %, run %: the outcome must be succeeded, failed, aborted or interrupted, and the queue and lock of a retry have 1 to 255 characters',
+                    v_run.job_id, v_run.run_id USING ERRCODE = 'PJ004', HINT = 'Nothing was changed.';
+            END IF;
+            job_id := v_run.job_id;
+            run_id := v_run.run_id;
+            status := pljobs._finish_run(
+                v_run.job_id, v_run.run_id, v_run.outcome,
+                CASE WHEN pg_column_size(v_run.result) <= 1048576 THEN v_run.result END,
+                left(v_run.message, 1000), left(v_run.error, 16384), v_run.delete_job IS TRUE,
+                v_run.retry_at, v_run.retry_queue, v_run.retry_priority, v_run.retry_lock);
+            RETURN NEXT;
+        END LOOP;
+    END IF;
+
+    PERFORM pljobs._wake_lanes(v_locks, take_lane => true, except_queues => v_queues);
+    RETURN QUERY SELECT d.job_id, d.run_id, 'succeeded' FROM unnest(v_done_jobs, v_done_runs) AS d(job_id, run_id);
+END
+$$;
+COMMENT ON FUNCTION pljobs.finish_jobs_v1(jsonb) IS 'Ends runs and answers the status written for each. Driver contract, version 1.';

@@ -1,0 +1,72 @@
+CREATE OR REPLACE FUNCTION pljobs.heartbeat_v1(
+    worker_id bigint, run_ids bigint[] DEFAULT '{}', handling bigint[] DEFAULT '{}', swallowed bigint[] DEFAULT '{}',
+    loop_lag interval DEFAULT NULL
+) RETURNS TABLE (
+    run_id bigint, job_id bigint, verdict text, request_id bigint, requested_by text, actor text, reason text,
+    requested_at timestamptz
+)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+-- One call for all that ties a worker to its runs. Renews its lease. Answers each run that it lists: 'ok'; 'abort', with
+-- who asked and why, for as long as the run lasts; 'lost', if that run is no longer this job's (rescued, forced, deleted,
+-- or just finished): stop it, its end will be answered 'stale'. An open request is answered even for a run that the worker
+-- does not list yet. Gives back to todo, without charging the attempt, what it holds and does not list (a fetch whose
+-- reply was lost), never a run younger than a lease. Records when each request was delivered, and which of the runs'
+-- aborts the task is `handling` or has `swallowed`. loop_lag: how late the worker's event loop runs, for people to see.
+-- Raises PJ003 if the worker is not registered: register again under the same id, then call again.
+-- Locks the worker; jobs and requests only where nobody else holds them. Notifies workers of what it gives back.
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_started_before timestamptz;
+    v_job_ids bigint[];
+    v_locks text[];
+    v_id bigint;
+BEGIN
+    UPDATE pljobs.worker AS w
+       SET heartbeat_at = v_now, expires_at = v_now + w.lease, loop_lag = heartbeat_v1.loop_lag
+     WHERE w.id = heartbeat_v1.worker_id AND w.stopped_at IS NULL
+    RETURNING v_now - w.lease INTO v_started_before;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'worker % is not registered', heartbeat_v1.worker_id USING ERRCODE = 'PJ003',
+            HINT = 'Its lease ran out, or it was unregistered. Call register_worker_v1 with its id, then heartbeat_v1 again.';
+    END IF;
+
+    SELECT array_agg(h.id ORDER BY h.queueing_lock, h.id), array_agg(h.lock) FILTER (WHERE h.lock IS NOT NULL)
+      INTO v_job_ids, v_locks
+      FROM (SELECT j.id, j.lock, j.queueing_lock FROM pljobs.job AS j
+             WHERE j.worker_id = heartbeat_v1.worker_id AND j.status = 'doing'
+               AND j.started_at < v_started_before AND j.run_id <> ALL (coalesce(heartbeat_v1.run_ids, '{}'))
+             ORDER BY j.id FOR UPDATE SKIP LOCKED) AS h;
+    FOREACH v_id IN ARRAY coalesce(v_job_ids, '{}') LOOP
+        PERFORM pljobs._release_job(v_id, crashed => false, max_crashes => NULL);
+    END LOOP;
+
+    UPDATE pljobs.request AS r
+       SET delivered_at = coalesce(r.delivered_at, v_now),
+           handling = CASE WHEN r.run_id = ANY (heartbeat_v1.handling) THEN 'handling'
+                           WHEN r.run_id = ANY (heartbeat_v1.swallowed) THEN 'swallowed' ELSE r.handling END
+     WHERE r.id = ANY (ARRAY(
+           SELECT o.id FROM pljobs.job AS j JOIN pljobs.request AS o ON o.id = j.request_id
+            WHERE j.worker_id = heartbeat_v1.worker_id AND j.status = 'doing'
+              AND (o.delivered_at IS NULL
+                   OR (o.run_id = ANY (heartbeat_v1.handling) AND o.handling IS DISTINCT FROM 'handling')
+                   OR (o.run_id = ANY (heartbeat_v1.swallowed) AND o.handling IS DISTINCT FROM 'swallowed'))
+            ORDER BY o.id FOR NO KEY UPDATE OF o SKIP LOCKED));
+
+    RETURN QUERY
+    SELECT coalesce(h.run_id, j.run_id), j.id,
+           CASE WHEN j.id IS NULL THEN 'lost' WHEN j.request_id IS NOT NULL THEN 'abort' ELSE 'ok' END,
+           r.id, r.requested_by, r.actor, r.reason, r.requested_at
+      FROM unnest(heartbeat_v1.run_ids) AS h(run_id)
+      FULL JOIN (SELECT d.id, d.run_id, d.request_id FROM pljobs.job AS d
+                  WHERE d.worker_id = heartbeat_v1.worker_id AND d.status = 'doing') AS j ON j.run_id = h.run_id
+      LEFT JOIN pljobs.request AS r ON r.id = j.request_id
+     WHERE h.run_id IS NOT NULL OR j.request_id IS NOT NULL;
+
+    PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
+END
+$$;
+COMMENT ON FUNCTION pljobs.heartbeat_v1(bigint, bigint[], bigint[], bigint[], interval)
+    IS 'Renews a worker''s lease and answers for each of its runs: ok, abort or lost. Driver contract, version 1.';

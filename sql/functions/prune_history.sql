@@ -1,0 +1,28 @@
+CREATE OR REPLACE FUNCTION pljobs.prune_history_v1(older_than interval, max_rows integer DEFAULT 10000) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Deletes requests that were resolved, and workers that stopped, longer than older_than ago; at most max_rows of each.
+-- Returns how many of both: call again until it returns 0. Raises PJ004 for a null or negative older_than. Skips rows
+-- that somebody holds. Notifies nobody.
+DECLARE
+    v_requests bigint;
+    v_workers bigint;
+BEGIN
+    IF prune_history_v1.older_than IS NULL OR prune_history_v1.older_than < interval '0' THEN
+        RAISE EXCEPTION 'prune needs older_than, not negative' USING ERRCODE = 'PJ004';
+    END IF;
+    DELETE FROM pljobs.request AS r WHERE r.id = ANY (ARRAY(
+        SELECT o.id FROM pljobs.request AS o
+         WHERE o.resolved_at < clock_timestamp() - prune_history_v1.older_than
+         ORDER BY o.resolved_at LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_requests = ROW_COUNT;
+    DELETE FROM pljobs.worker AS w WHERE w.id = ANY (ARRAY(
+        SELECT o.id FROM pljobs.worker AS o
+         WHERE o.stopped_at < clock_timestamp() - prune_history_v1.older_than
+         ORDER BY o.id LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_workers = ROW_COUNT;
+    RETURN v_requests + v_workers;
+END
+$$;
+COMMENT ON FUNCTION pljobs.prune_history_v1(interval, integer) IS 'Deletes a batch of old requests and stopped workers. Driver contract, version 1.';

@@ -1,0 +1,57 @@
+-- Installs or upgrades pljobs. Safe to run again; one transaction; refuses an edited migration and a newer database.
+--
+--     psql -1 -v ON_ERROR_STOP=1 -f sql/install.sql
+--
+-- This file is the table of contents and holds nothing but comments and \ir lines: `pljobs migrate` reads the same
+-- list. Every file named here is plain SQL.
+
+-- The schema, its ledger of migrations, and the function that runs each migration once.
+\ir ledger.sql
+
+-- Tables, sequences, indexes. Released migrations are frozen.
+\ir migrations/0001_expand_core.sql
+
+-- Helpers: granted to nobody.
+\ir functions/_caller.sql
+\ir functions/_notify.sql
+\ir functions/_lanes.sql
+\ir functions/_requeue_job.sql
+\ir functions/_delete_jobs.sql
+\ir functions/_record_request.sql
+\ir functions/_end_job.sql
+\ir functions/_abort_job.sql
+\ir functions/_release_job.sql
+\ir functions/_promote_jobs.sql
+\ir functions/_finish_run.sql
+
+-- Every job's way in.
+\ir functions/defer_jobs.sql
+\ir functions/defer_job.sql
+\ir functions/defer_periodic_job.sql
+
+-- A worker's calls.
+\ir functions/register_worker.sql
+\ir functions/unregister_worker.sql
+\ir functions/fetch_jobs.sql
+\ir functions/finish_jobs.sql
+\ir functions/heartbeat.sql
+
+-- What people and applications ask for.
+\ir functions/cancel_job.sql
+\ir functions/delete_job.sql
+\ir functions/retry_job.sql
+\ir functions/pause_queue.sql
+\ir functions/resume_queue.sql
+
+-- Housekeeping, run by any worker, by `pljobs manager`, or by pg_cron.
+\ir functions/rescue_jobs.sql
+\ir functions/wake_lanes.sql
+\ir functions/prune_jobs.sql
+\ir functions/prune_history.sql
+
+-- What people read, and who may do what.
+\ir views.sql
+\ir grants.sql
+
+-- Last: refuse to have run over a database that a newer release has migrated.
+\ir migrations/latest.sql

@@ -1,0 +1,145 @@
+SELECT pljobs._migrate('0001_expand_core', $migration$
+
+-- One table for every state. `todo` rows with `waiting_for` empty run next, by priority then id; the others say what
+-- they wait for. The CHECKs tie columns to states, so that no function can leave a half-written one.
+CREATE TABLE pljobs.job (
+    id            bigint      NOT NULL GENERATED ALWAYS AS IDENTITY,
+    run_id        bigint,                                  -- this execution; set exactly while doing
+    last_run_id   bigint,                                  -- the run that ended by finish_jobs: makes a replayed finish safe
+    request_id    bigint,                                  -- the open request for this run
+    worker_id     bigint,                                  -- who runs it, or ran it last
+    created_at    timestamptz NOT NULL,
+    scheduled_at  timestamptz,
+    started_at    timestamptz,
+    finished_at   timestamptz,
+    priority      integer     NOT NULL,
+    attempts      integer     NOT NULL DEFAULT 0,
+    crashes       integer     NOT NULL DEFAULT 0,
+    status        text        NOT NULL DEFAULT 'todo',
+    waiting_for   text,                                    -- null: can run now
+    queue         text        NOT NULL,
+    task          text        NOT NULL,
+    lock          text,
+    queueing_lock text,
+    deferred_by   text        NOT NULL,
+    message       text,                                    -- one line on how the last attempt ended
+    args          jsonb       NOT NULL,
+    result        jsonb,
+    error         text,                                    -- the last attempt's traceback
+    CONSTRAINT job_pkey PRIMARY KEY (id),
+    CONSTRAINT job_status_known CHECK (status IN ('todo', 'doing', 'succeeded', 'failed', 'cancelled', 'aborted')),
+    CONSTRAINT job_waiting_for_known CHECK (waiting_for IN ('schedule', 'lock')),
+    CONSTRAINT job_waits_only_while_todo CHECK (waiting_for IS NULL OR status = 'todo'),
+    CONSTRAINT job_run_exactly_while_doing CHECK ((run_id IS NOT NULL) = (status = 'doing')),
+    CONSTRAINT job_worker_while_doing CHECK (worker_id IS NOT NULL OR status <> 'doing'),
+    CONSTRAINT job_request_only_while_doing CHECK (request_id IS NULL OR status = 'doing'),
+    CONSTRAINT job_finished_exactly_at_the_end CHECK ((finished_at IS NULL) = (status IN ('todo', 'doing'))),
+    CONSTRAINT job_counts_not_negative CHECK (attempts >= 0 AND crashes >= 0)
+) WITH (
+    fillfactor = 90,
+    -- Every job dies at least twice as a row version: vacuum by count of rows, not by share of a large table, and at once.
+    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 10000
+);
+
+CREATE INDEX job_ready_by_queue ON pljobs.job (queue, (-priority), id) WHERE status = 'todo' AND waiting_for IS NULL;
+CREATE INDEX job_ready ON pljobs.job ((-priority), id) WHERE status = 'todo' AND waiting_for IS NULL;
+CREATE INDEX job_scheduled ON pljobs.job (scheduled_at) WHERE status = 'todo' AND waiting_for = 'schedule';
+CREATE INDEX job_lane ON pljobs.job (lock, (-priority), id) WHERE status = 'todo' AND lock IS NOT NULL;
+CREATE UNIQUE INDEX job_one_doing_per_lock ON pljobs.job (lock) WHERE status = 'doing' AND lock IS NOT NULL;
+CREATE UNIQUE INDEX job_one_todo_per_queueing_lock ON pljobs.job (queueing_lock)
+    WHERE status = 'todo' AND queueing_lock IS NOT NULL;
+CREATE INDEX job_doing ON pljobs.job (worker_id) WHERE status = 'doing';
+CREATE INDEX job_finished ON pljobs.job (finished_at) WHERE finished_at IS NOT NULL;
+
+-- Names one execution of one job. Gaps are harmless.
+CREATE SEQUENCE pljobs.run_id;
+
+-- What a job's own row can't tell: how each earlier attempt ended.
+CREATE TABLE pljobs.job_event (
+    job_id     bigint      NOT NULL,
+    run_id     bigint,
+    worker_id  bigint,
+    at         timestamptz NOT NULL,
+    started_at timestamptz,
+    attempt    integer     NOT NULL,
+    kind       text        NOT NULL,
+    message    text,
+    error      text,
+    CONSTRAINT job_event_kind_known CHECK (
+        kind IN ('retried', 'interrupted', 'given_back', 'rescued', 'failed', 'cancelled', 'aborted')
+    )
+);
+CREATE INDEX job_event_job ON pljobs.job_event (job_id);
+
+-- Who asked for what, and what became of it: the audit trail. No foreign key: it outlives the job.
+CREATE TABLE pljobs.request (
+    id           bigint      NOT NULL GENERATED ALWAYS AS IDENTITY,
+    job_id       bigint,                                   -- null: about a queue
+    run_id       bigint,                                   -- the execution it targets; null: the job was not running
+    worker_id    bigint,
+    requested_at timestamptz NOT NULL,
+    delivered_at timestamptz,                              -- when the worker first heard of it
+    resolved_at  timestamptz,
+    kind         text        NOT NULL,
+    force        boolean     NOT NULL DEFAULT false,
+    delete_job   boolean     NOT NULL DEFAULT false,
+    queue        text        NOT NULL,
+    task         text,
+    requested_by text        NOT NULL,                     -- the role that called
+    actor        text,                                     -- whom the caller says it acted for
+    reason       text,
+    handling     text,                                     -- what the task does with its abort
+    resolution   text,
+    CONSTRAINT request_pkey PRIMARY KEY (id),
+    CONSTRAINT request_kind_known CHECK (kind IN ('cancel', 'abort', 'delete', 'retry', 'pause', 'resume')),
+    CONSTRAINT request_handling_known CHECK (handling IN ('handling', 'swallowed')),
+    CONSTRAINT request_resolution_known CHECK (resolution IN (
+        'cancelled', 'deleted', 'aborted', 'forced', 'finished_first', 'failed_first', 'worker_lost',
+        'requeued', 'paused', 'resumed'
+    )),
+    CONSTRAINT request_resolved_with_resolution CHECK ((resolved_at IS NULL) = (resolution IS NULL)),
+    CONSTRAINT request_only_a_run_waits CHECK (resolved_at IS NOT NULL OR run_id IS NOT NULL),
+    CONSTRAINT request_of_a_job_or_queue CHECK ((job_id IS NULL) = (kind IN ('pause', 'resume')))
+);
+CREATE INDEX request_job ON pljobs.request (job_id);
+CREATE INDEX request_resolved ON pljobs.request (resolved_at) WHERE resolved_at IS NOT NULL;
+CREATE UNIQUE INDEX request_one_open_per_run ON pljobs.request (run_id) WHERE resolved_at IS NULL;
+
+-- One small row a worker. The lease lives here, never on jobs: a heartbeat is one HOT update and waits for no job's row.
+-- Nothing that a heartbeat changes is indexed.
+CREATE TABLE pljobs.worker (
+    id           bigint      NOT NULL GENERATED BY DEFAULT AS IDENTITY,
+    started_at   timestamptz NOT NULL,
+    heartbeat_at timestamptz NOT NULL,
+    expires_at   timestamptz NOT NULL,
+    stopped_at   timestamptz,                              -- null: registered
+    lease        interval    NOT NULL,
+    loop_lag     interval,
+    pid          integer     NOT NULL,
+    concurrency  integer     NOT NULL,
+    name         text        NOT NULL,
+    host         text        NOT NULL,
+    queues       text[],                                   -- null: all
+    CONSTRAINT worker_pkey PRIMARY KEY (id)
+) WITH (fillfactor = 50);
+
+-- Only queues with settings: a queue exists by being named.
+CREATE TABLE pljobs.queue (
+    name         text        NOT NULL,
+    paused_at    timestamptz,
+    paused_by    text,
+    pause_reason text,
+    CONSTRAINT queue_pkey PRIMARY KEY (name)
+);
+
+-- The last tick of each periodic task that was deferred.
+CREATE TABLE pljobs.periodic (
+    task        text        NOT NULL,
+    periodic_id text        NOT NULL,
+    last_tick   timestamptz NOT NULL,
+    job_id      bigint,                                    -- what that tick deferred; null: a job of its queueing lock was waiting
+    CONSTRAINT periodic_pkey PRIMARY KEY (task, periodic_id)
+);
+
+$migration$);
