@@ -3,6 +3,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET jit = off
 AS $$
 -- `queues` (null: all that have jobs ready) without the paused ones. Walks the index from queue to queue.
 DECLARE
@@ -31,9 +32,11 @@ CREATE OR REPLACE FUNCTION pljobs.fetch_jobs_v1(
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
--- PL/pgSQL would plan LIMIT $n anew each time; and no statistics, however stale, may turn the walk into a scan or a sort.
+-- PL/pgSQL would plan LIMIT $n anew each time; no statistics, however stale, may turn the walk into a scan or a sort; and the
+-- price that this puts on a plan must not start the JIT compiler.
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET jit = off
 SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$

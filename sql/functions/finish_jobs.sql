@@ -3,6 +3,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET jit = off
 AS $$
 -- Ends runs. `runs`: a JSON array of objects {"job_id", "run_id", "outcome", "result", "message", "error", "delete_job",
 -- "retry_at", "retry_queue", "retry_priority", "retry_lock"}. The worker says what happened; what is written depends on
