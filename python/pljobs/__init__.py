@@ -1,0 +1,38 @@
+"""A PostgreSQL job queue whose every transition is a SQL function."""
+
+from __future__ import annotations
+
+from pljobs import exceptions, jobs
+from pljobs.answers import CancelResult, DeleteResult, RetryResult
+from pljobs.app import App
+from pljobs.blueprints import Blueprint
+from pljobs.connector import PsycopgConnector, SyncPsycopgConnector
+from pljobs.exceptions import JobAborted
+from pljobs.job_context import JobContext
+from pljobs.jobs import AbortReason, DeleteJobCondition, Job, Status
+from pljobs.manager import JobManager
+from pljobs.retry import BaseRetryStrategy, RetryDecision, RetryStrategy
+from pljobs.tasks import Task
+
+__all__ = [
+    "AbortReason",
+    "App",
+    "BaseRetryStrategy",
+    "Blueprint",
+    "CancelResult",
+    "DeleteJobCondition",
+    "DeleteResult",
+    "Job",
+    "JobAborted",
+    "JobContext",
+    "JobManager",
+    "PsycopgConnector",
+    "RetryDecision",
+    "RetryResult",
+    "RetryStrategy",
+    "Status",
+    "SyncPsycopgConnector",
+    "Task",
+    "exceptions",
+    "jobs",
+]

@@ -1,0 +1,135 @@
+"""What a call is, and what the SQL functions answer, as frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+
+from pljobs.jobs import Status
+
+T = TypeVar("T")
+U = TypeVar("U")
+Row = dict[str, Any]
+
+CancelOutcome = Literal[
+    "cancelled", "deleted", "abort_requested", "abort_already_requested", "aborted", "running",
+    "already_cancelled", "already_finished", "not_found",
+]  # fmt: skip
+Outcome = Literal["succeeded", "failed", "aborted", "interrupted"]
+FinishStatus = Literal["succeeded", "failed", "aborted", "todo", "deleted", "stale", "not_found"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """State a statement, its parameters by name, and how to read its rows (mappings of column to value). No I/O."""
+
+    statement: str
+    params: Mapping[str, object]
+    read: Callable[[list[Row]], T]
+
+    def then(self, change: Callable[[T], U]) -> Call[U]:
+        """Return the same call, its answer changed by a function."""
+        read = self.read
+        return Call(self.statement, self.params, lambda rows: change(read(rows)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CancelResult:
+    """Tell what became of a request to cancel; true where the job is, or is asked to be, stopped."""
+
+    outcome: CancelOutcome
+    status_before: Status | None = None
+    status_after: Status | None = None
+    request_id: int | None = None
+    worker_id: int | None = None
+    run_id: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.outcome in {
+            "cancelled", "deleted", "abort_requested", "abort_already_requested", "aborted",
+        }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeleteResult:
+    """Tell whether a job was deleted; `status` is the one it had."""
+
+    outcome: Literal["deleted", "todo", "running", "not_found"]
+    status: Status | None = None
+
+    def __bool__(self) -> bool:
+        return self.outcome == "deleted"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RetryResult:
+    """Tell whether a job will run again; `status` is the one it had."""
+
+    outcome: Literal["requeued", "todo", "running", "succeeded", "not_found"]
+    status: Status | None = None
+
+    def __bool__(self) -> bool:
+        return self.outcome == "requeued"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeriodicResult:
+    """Tell what became of one tick of a periodic task."""
+
+    outcome: Literal["deferred", "already_deferred", "already_enqueued"]
+    job_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """Tell what a heartbeat answers for one run: go on, abort (and who asked), or lost."""
+
+    run_id: int
+    job_id: int | None
+    verdict: Literal["ok", "abort", "lost"]
+    request_id: int | None = None
+    requested_by: str | None = None
+    actor: str | None = None
+    reason: str | None = None
+    requested_at: datetime | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnd:
+    """Report how one run ended. Whatever text or result it carries, it can be sent: what doesn't fit is cut or left out."""
+
+    job_id: int
+    run_id: int
+    outcome: Outcome
+    result: object = None
+    message: str | None = None
+    error: str | None = None
+    retry_at: datetime | None = None
+    retry_queue: str | None = None
+    retry_priority: int | None = None
+    retry_lock: str | None = None
+    delete_job: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FinishAnswer:
+    """Tell what the database wrote for one finished run."""
+
+    job_id: int
+    run_id: int
+    status: FinishStatus
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RescueAnswer:
+    """Tell what became of one job whose worker was lost."""
+
+    job_id: int
+    outcome: Literal["todo", "failed", "aborted", "deleted"]
+
+
+def statuses(row: Row, *columns: str) -> dict[str, Status | None]:
+    """Read these columns of a row as statuses."""
+    return {column: None if row[column] is None else Status(row[column]) for column in columns}

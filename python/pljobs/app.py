@@ -1,0 +1,242 @@
+"""The app: what an application makes one of, to declare tasks, defer jobs and run workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Literal, TypedDict, Unpack
+
+from pljobs import calls_read
+from pljobs.blueprints import Blueprint
+from pljobs.connector import AsyncPool, PsycopgConnector, SyncPool
+from pljobs.exceptions import LoadFromPathError, TaskNotFound
+from pljobs.jobs import DeleteJobCondition
+from pljobs.manager import JobManager
+from pljobs.tasks import DeferOptions, JobDeferrer, configure
+
+
+class WorkerOptions(TypedDict, total=False):
+    """Say how a worker works: the keywords of `run_worker`. Times are seconds.
+
+    `queues`: which queues, None for all. `name`: for logs and the view of workers. `concurrency`: how many jobs at once.
+    `wait`: False to end when there is nothing left to do. `fetch_job_polling_interval`: how often to look for jobs
+    where no notification comes; `abort_job_polling_interval`: the same for requests to abort, by default the first.
+    `shutdown_graceful_timeout`: how long to let jobs finish on a stop before they are interrupted, None for ever.
+    `listen_notify`: listen for notifications, on a connection of its own. `delete_jobs`: which jobs to delete when they
+    end. `install_signal_handlers`: stop on SIGINT and SIGTERM. `additional_context`: for `JobContext`.
+    `update_heartbeat_interval`: how often to tell the database that the worker lives; `stalled_worker_timeout`: after
+    how long without that its jobs are taken from it. `unknown_tasks`: fail jobs whose task isn't registered here, or
+    leave them for other workers.
+    """
+
+    queues: Iterable[str] | None
+    name: str | None
+    concurrency: int
+    wait: bool
+    fetch_job_polling_interval: float
+    abort_job_polling_interval: float | None
+    shutdown_graceful_timeout: float | None
+    listen_notify: bool
+    delete_jobs: Literal["never", "successful", "always"] | DeleteJobCondition
+    install_signal_handlers: bool
+    additional_context: Mapping[str, object] | None
+    update_heartbeat_interval: float
+    stalled_worker_timeout: float
+    unknown_tasks: Literal["fail", "leave"]
+
+
+class PeriodicDefaults(TypedDict, total=False):
+    """Say how periodic tasks are deferred: `max_delay`, how late a tick may be deferred, in seconds (600)."""
+
+    max_delay: float
+
+
+class App(Blueprint):
+    """Declare tasks, defer jobs, look after them, and run workers.
+
+    ::
+
+        app = App(connector=PsycopgConnector("postgresql://..."))     # or App("postgresql://...")
+
+        @app.task
+        async def double(number): ...
+
+        async with app.open_async():
+            await double.defer_async(number=21)
+
+    `import_paths` are modules to import before tasks are looked up by name. `worker_defaults` are defaults for
+    `run_worker`. `tasks` maps every name to its task. Follows procrastinate's class of the same name.
+    """
+
+    def __init__(
+        self,
+        connector: PsycopgConnector | str,
+        *,
+        import_paths: Iterable[str] | None = None,
+        worker_defaults: WorkerOptions | None = None,
+        periodic_defaults: PeriodicDefaults | None = None,
+    ) -> None:
+        super().__init__()
+        self.connector = PsycopgConnector(connector) if isinstance(connector, str) else connector
+        self.import_paths = list(import_paths or ())
+        self.worker_defaults: WorkerOptions = worker_defaults or {}
+        self.periodic_defaults: PeriodicDefaults = periodic_defaults or {}
+
+    @classmethod
+    def from_path(cls, dotted_path: str) -> App:
+        """Load an app by its path, `package.module.app` or `package.module:app`; raises `LoadFromPathError`."""
+        module, _, name = dotted_path.replace(":", ".").rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as exc:
+            raise LoadFromPathError(f"can't load {dotted_path}: {exc}") from exc
+        if not isinstance(found, App):
+            raise LoadFromPathError(f"{dotted_path} is no App, but a {type(found).__name__}")
+        return found
+
+    def bound_to(self) -> App:
+        """Return this app."""
+        return self
+
+    @property
+    def job_manager(self) -> JobManager:
+        """Return what looks after jobs: cancel, retry, delete, list, pause."""
+        return JobManager(self.connector)
+
+    def configure_task(
+        self, name: str, *, allow_unknown: bool = True, **options: Unpack[DeferOptions]
+    ) -> JobDeferrer:
+        """Return a deferrer for a task by its name, set up as `DeferOptions` says.
+
+        A task known here keeps its own defaults; an unknown one, which is then not imported here, has none. Raises
+        `TaskNotFound` for an unknown one with `allow_unknown=False`.
+        """
+        if name not in self.tasks:
+            self.perform_import_paths()
+        if name in self.tasks:
+            return self.tasks[name].configure(**options)
+        if not allow_unknown:
+            raise TaskNotFound(f"no task is registered as {name!r}")
+        return configure(name, connector=self.connector, **options)
+
+    def perform_import_paths(self) -> None:
+        """Import the modules of `import_paths`; raises `LoadFromPathError`."""
+        for path in self.import_paths:
+            try:
+                importlib.import_module(path)
+            except ModuleNotFoundError as exc:
+                raise LoadFromPathError(f"can't import {path}, of import_paths: {exc}") from exc
+
+    # The connection
+
+    def with_connector(self, connector: PsycopgConnector) -> App:
+        """Return another app with the same tasks, that uses this connector.
+
+        The tasks themselves go on deferring through this app: defer through the other with `configure_task`.
+        """
+        other = App(
+            connector,
+            import_paths=self.import_paths,
+            worker_defaults=self.worker_defaults,
+            periodic_defaults=self.periodic_defaults,
+        )
+        other.tasks, other.periodic_registry = self.tasks, self.periodic_registry
+        other._registered = self._registered  # noqa: SLF001
+        return other
+
+    @contextlib.contextmanager
+    def replace_connector(self, connector: PsycopgConnector) -> Iterator[App]:
+        """Use this connector inside of the `with`, in tests for example."""
+        former, self.connector = self.connector, connector
+        try:
+            yield self
+        finally:
+            self.connector = former
+
+    def open(self, pool: SyncPool | None = None) -> App:
+        """Open for sync calls: `app.open()`, ended by `app.close()`, or `with app.open(): ...`.
+
+        `pool`: a psycopg pool of yours, already open, to use. Raises `DatabaseUnavailable`.
+        """
+        self.connector.open(pool)
+        return self
+
+    def close(self) -> None:
+        """Close what `open()` opened."""
+        self.connector.close()
+
+    def __enter__(self) -> App:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open_async(self, pool: AsyncPool | None = None) -> Opening:
+        """Open for async calls: `await app.open_async()`, ended by `close_async`, or `async with app.open_async():`.
+
+        `pool`: an async psycopg pool of yours, already open, to use. Raises `DatabaseUnavailable`.
+        """
+        return Opening(self, pool)
+
+    async def close_async(self) -> None:
+        """Close what `open_async()` opened."""
+        await self.connector.close_async()
+
+    def check_connection(self) -> bool:
+        """Say whether the schema pljobs is there; raises `ConnectorException` if the database can't be asked."""
+        return self.connector.execute(calls_read.has_schema())
+
+    async def check_connection_async(self) -> bool:
+        """Say whether the schema pljobs is there; raises `ConnectorException` if the database can't be asked."""
+        return await self.connector.execute_async(calls_read.has_schema())
+
+    # Workers
+
+    def run_worker(self, **options: Unpack[WorkerOptions]) -> None:
+        """Run a worker until it is stopped, in an event loop of its own; what it needs is opened and closed."""
+        asyncio.run(self.run_worker_async(**options))
+
+    async def run_worker_async(self, **options: Unpack[WorkerOptions]) -> None:
+        """Run a worker until it is stopped; opens the app for as long if it isn't open for async calls."""
+        from pljobs.worker import Worker
+
+        self.perform_import_paths()
+        worker = Worker(self, **(self.worker_defaults | options))
+        async with self._opened():
+            await worker.run()
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        if self.connector.is_open_async:
+            yield
+            return
+        async with self.open_async():
+            yield
+
+
+class Opening:
+    """Open an app for async calls: await it, or enter it with `async with`, which closes it at the end."""
+
+    def __init__(self, app: App, pool: AsyncPool | None) -> None:
+        self._app = app
+        self._pool = pool
+
+    async def _open(self) -> App:
+        await self._app.connector.open_async(self._pool)
+        return self._app
+
+    def __await__(self) -> Generator[object, None, App]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> App:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._app.close_async()

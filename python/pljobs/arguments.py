@@ -1,0 +1,163 @@
+"""JSON as PostgreSQL can hold it: arguments checked at the door, results and error texts made to fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+
+from pljobs import checks
+from pljobs.exceptions import InvalidJob
+
+MAX_BYTES = 1024 * 1024
+MAX_DEPTH = 200
+MAX_MESSAGE = 1_000
+MAX_ERROR = 16_384
+
+JsonDumps = Callable[[object], str | bytes]
+JsonLoads = Callable[[str], object]
+
+
+def encode_arguments(task: str, arguments: Mapping[str, object], dumps: JsonDumps | None = None) -> str:
+    """Return a job's arguments as JSON text; raise `InvalidJob` with what is wrong and where, never with a value."""
+    if not isinstance(arguments, Mapping):
+        raise _refusal(task, f"are a {type(arguments).__name__}, not a mapping of names to values")
+    try:
+        encoded = _encode(dict(arguments), dumps)
+    except _Unfit as unfit:
+        raise _refusal(task, str(unfit)) from unfit.__cause__
+    if not encoded.startswith("{"):
+        raise _refusal(task, "are not a JSON object once json_dumps is done with them")
+    return encoded
+
+
+def encode_result(result: object, dumps: JsonDumps | None = None) -> tuple[str | None, str | None]:
+    """Return (the result as JSON text, None), or (None, why it can't be stored); never raises."""
+    if result is None:
+        return None, None
+    try:
+        return _encode(result, dumps), None
+    except _Unfit as unfit:
+        return None, f"result not stored: its contents {unfit}"
+    except Exception as exc:  # noqa: BLE001 - a result must never keep a job from finishing
+        return None, f"result not stored: {type(exc).__name__}"
+
+
+def decode_arguments(text: str, loads: JsonLoads | None = None) -> tuple[dict[str, object], str | None]:
+    """Return (the arguments, None), or ({}, why they can't be read); never raises.
+
+    What came from psql may be more than Python reads (a number of 5,000 digits), and own decoders have bugs: one such
+    job must not take down those fetched with it.
+    """
+    try:
+        arguments = (loads or json.loads)(text)
+    except Exception as exc:  # noqa: BLE001
+        return {}, f"the arguments can't be read: {type(exc).__name__}"
+    if not isinstance(arguments, dict):
+        return {}, f"the arguments can't be read: json_loads made a {type(arguments).__name__} of them"
+    return arguments, None
+
+
+def decode_result(text: str | None, loads: JsonLoads | None = None) -> object:
+    """Return a stored result; the JSON text itself where it can't be read."""
+    if text is None:
+        return None
+    try:
+        return (loads or json.loads)(text)
+    except Exception:  # noqa: BLE001
+        return text
+
+
+def clip_text(text: str | None, limit: int) -> str | None:
+    """Return text that PostgreSQL can store and that is not too long; what it can't hold becomes U+FFFD."""
+    if text is None:
+        return None
+    if len(text) > limit:
+        # The end of a traceback says what happened, its beginning where it came from.
+        gap = " [...] "
+        head = (limit - len(gap)) // 4
+        text = text[:head] + gap + text[head + len(gap) - limit :]
+    if checks.is_storable(text):
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class _Unfit(Exception):  # noqa: N818
+    """Carry what is wrong with a value, without the value."""
+
+
+def _encode(value: object, dumps: JsonDumps | None) -> str:
+    if dumps is None:
+        _check(value, "", 0)
+        encoded = _default_dumps(value)
+    else:
+        encoded = _own_dumps(value, dumps)
+    if len(encoded) > MAX_BYTES:
+        size = len(json.dumps(json.loads(encoded), ensure_ascii=False).encode("utf-8"))
+        if size > MAX_BYTES:
+            raise _Unfit(f"have {size} bytes as JSON; at most {MAX_BYTES} (1 MiB) can be stored")
+    return encoded
+
+
+def _default_dumps(value: object) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except Exception as exc:  # noqa: BLE001 - a subclass with an odd repr, a number of 5,000 digits
+        raise _Unfit(f"can't be written as JSON ({type(exc).__name__})") from None
+
+
+def _own_dumps(value: object, dumps: JsonDumps) -> str:
+    try:
+        made = dumps(value)
+    except Exception as exc:
+        raise _Unfit(f"can't be written as JSON by json_dumps ({type(exc).__name__})") from exc
+    try:
+        encoded = made.decode("utf-8") if isinstance(made, bytes | bytearray | memoryview) else made
+        again = json.loads(encoded, parse_constant=_refuse_constant)
+    except _Unfit:
+        raise
+    except Exception as exc:  # noqa: BLE001
+        raise _Unfit(f"are no JSON once json_dumps is done with them ({type(exc).__name__})") from None
+    _check(again, "", 0)
+    # ASCII goes through any client encoding, and duplicate keys are gone.
+    return json.dumps(again, allow_nan=False)
+
+
+def _refuse_constant(_: str) -> object:
+    raise _Unfit("hold NaN or Infinity, which JSON doesn't have")
+
+
+def _check(value: object, path: str, depth: int) -> None:
+    """Walk through a value; raise `_Unfit` at the first thing that JSON or PostgreSQL can't hold."""
+    if value is None or value is True or value is False:
+        return
+    if isinstance(value, str):
+        if not checks.is_storable(value):
+            raise _Unfit(f"hold a NUL or a lone surrogate at {path or 'the top'}, which PostgreSQL can't store")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise _Unfit(f"hold NaN or Infinity at {path or 'the top'}, which JSON doesn't have")
+    elif isinstance(value, int):
+        return
+    elif depth >= MAX_DEPTH:
+        raise _Unfit(f"are nested more than {MAX_DEPTH} levels deep (or hold themselves)")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise _Unfit(f"have a key that is {_a(key)}, not a str, at {path or 'the top'}")
+            if not checks.is_storable(key):
+                raise _Unfit(f"have a key with a NUL or a lone surrogate at {path or 'the top'}")
+            _check(item, f"{path}.{key}" if path else key, depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check(item, f"{path}[{index}]", depth + 1)
+    else:
+        raise _Unfit(f"hold {_a(value)} at {path or 'the top'}, which JSON doesn't have")
+
+
+def _a(value: object) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _refusal(task: str, what: str) -> InvalidJob:
+    return InvalidJob(f"task {ascii(task)}: the arguments {what}")

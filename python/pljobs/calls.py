@@ -1,0 +1,298 @@
+"""The SQL functions that defer and run jobs, stated once each: statement, arguments by name, how to read the rows.
+
+No I/O: `db.run` and `db.run_async` execute a call. What people ask for is in `calls_people`, what is only read in
+`calls_read`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+from pljobs import arguments, checks
+from pljobs.answers import Call as Call
+from pljobs.answers import FinishAnswer as FinishAnswer
+from pljobs.answers import PeriodicResult as PeriodicResult
+from pljobs.answers import RescueAnswer as RescueAnswer
+from pljobs.answers import Row
+from pljobs.answers import RunEnd as RunEnd
+from pljobs.answers import Verdict as Verdict
+from pljobs.arguments import JsonDumps, JsonLoads
+from pljobs.exceptions import InvalidArgument, InvalidJob
+from pljobs.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, Status
+
+FINAL = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.ABORTED)
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def encode_job(job: Job, dumps: JsonDumps | None = None) -> str:
+    """Return a job as the JSON object that defer_jobs_v1 takes; raise `InvalidJob` if it can't be deferred."""
+    fields: dict[str, object] = {
+        "task": checks.name("the name of the task", job.task_name, error=InvalidJob),
+        "queue": checks.name("queue", job.queue, error=InvalidJob),
+        "priority": checks.priority(job.priority, error=InvalidJob),
+    }
+    if job.lock is not None:
+        fields["lock"] = checks.name("lock", job.lock, error=InvalidJob)
+    if job.queueing_lock is not None:
+        fields["queueing_lock"] = checks.name("queueing_lock", job.queueing_lock, error=InvalidJob)
+    if job.scheduled_at is not None:
+        fields["scheduled_at"] = checks.aware("schedule_at", job.scheduled_at, error=InvalidJob).isoformat()
+    args = arguments.encode_arguments(job.task_name, job.task_kwargs, dumps)
+    return f'{json.dumps(fields)[:-1]}, "args": {args}}}'
+
+
+def defer_jobs(jobs: Iterable[Job], *, notify: bool = True, dumps: JsonDumps | None = None) -> Call[list[int]]:
+    """Defer all of these jobs or none; answers the ids in the order given."""
+    return defer_encoded((encode_job(job, dumps) for job in jobs), notify=notify)
+
+
+def defer_encoded(jobs: Iterable[str], *, notify: bool = True) -> Call[list[int]]:
+    """Defer what `encode_job` made."""
+    return Call(
+        "SELECT pljobs.defer_jobs_v1(jobs => %(jobs)s::jsonb, notify => %(notify)s::boolean) AS ids",
+        {"jobs": f"[{', '.join(jobs)}]", "notify": notify},
+        lambda rows: list(rows[0]["ids"]),
+    )
+
+
+def defer_periodic_job(
+    task: str,
+    *,
+    periodic_id: str,
+    tick: datetime,
+    args: Mapping[str, object],
+    queue: str = DEFAULT_QUEUE,
+    priority: int = DEFAULT_PRIORITY,
+    lock: str | None = None,
+    queueing_lock: str | None = None,
+    dumps: JsonDumps | None = None,
+) -> Call[PeriodicResult]:
+    """Defer the job of one tick, at most once whoever calls."""
+    return Call(
+        "SELECT r.outcome, r.job_id FROM pljobs.defer_periodic_job_v1(task => %(task)s::text,"
+        " periodic_id => %(periodic_id)s::text, tick => %(tick)s::timestamptz, args => %(args)s::jsonb,"
+        " queue => %(queue)s::text, priority => %(priority)s::integer, lock => %(lock)s::text,"
+        " queueing_lock => %(queueing_lock)s::text) AS r",
+        {
+            "task": checks.name("the name of the task", task, error=InvalidJob),
+            "periodic_id": periodic_id,
+            "tick": checks.aware("tick", tick),
+            "args": arguments.encode_arguments(task, args, dumps),
+            "queue": checks.name("queue", queue, error=InvalidJob),
+            "priority": checks.priority(priority, error=InvalidJob),
+            "lock": checks.optional_name("lock", lock, error=InvalidJob),
+            "queueing_lock": checks.optional_name("queueing_lock", queueing_lock, error=InvalidJob),
+        },
+        lambda rows: PeriodicResult(**rows[0]),
+    )
+
+
+def register_worker(
+    name: str,
+    *,
+    host: str,
+    pid: int,
+    queues: Sequence[str] | None = None,
+    concurrency: int = 1,
+    lease: timedelta = timedelta(seconds=30),
+    worker_id: int | None = None,
+) -> Call[int]:
+    """Register a worker, again under its id where one is given; answers the id."""
+    return Call(
+        "SELECT pljobs.register_worker_v1(name => %(name)s::text, host => %(host)s::text,"
+        " pid => %(pid)s::integer, queues => %(queues)s::text[], concurrency => %(concurrency)s::integer,"
+        " lease => %(lease)s::interval, worker_id => %(worker_id)s::bigint) AS worker_id",
+        {
+            "name": name,
+            "host": host,
+            "pid": pid,
+            "queues": None if queues is None else list(queues),
+            "concurrency": concurrency,
+            "lease": lease,
+            "worker_id": worker_id,
+        },
+        lambda rows: int(rows[0]["worker_id"]),
+    )
+
+
+def unregister_worker(worker_id: int) -> Call[str]:
+    """Say that a worker has stopped; answers `unregistered` or `not_found`."""
+    return Call(
+        "SELECT pljobs.unregister_worker_v1(worker_id => %(worker_id)s::bigint) AS outcome",
+        {"worker_id": worker_id},
+        lambda rows: str(rows[0]["outcome"]),
+    )
+
+
+def fetch_jobs(
+    worker_id: int,
+    *,
+    max_jobs: int = 1,
+    queues: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    loads: JsonLoads | None = None,
+) -> Call[list[Job]]:
+    """Start up to `max_jobs` jobs; answers them in the order to run them, each with its `run_id`.
+
+    A job whose arguments can't be read comes with `args_error`.
+    """
+
+    def read(rows: list[Row]) -> list[Job]:
+        return [_fetched(row, worker_id, loads) for row in rows]
+
+    return Call(
+        "SELECT f.job_id, f.run_id, f.queue, f.task, f.priority, f.lock, f.queueing_lock, f.args::text AS args,"
+        " f.attempts, f.scheduled_at, f.created_at, f.started_at FROM pljobs.fetch_jobs_v1("
+        "worker_id => %(worker_id)s::bigint, max_jobs => %(max_jobs)s::integer, queues => %(queues)s::text[],"
+        " tasks => %(tasks)s::text[]) AS f",
+        {
+            "worker_id": worker_id,
+            "max_jobs": max_jobs,
+            "queues": None if queues is None else list(queues),
+            "tasks": None if tasks is None else list(tasks),
+        },
+        read,
+    )
+
+
+def finish_jobs(runs: Sequence[RunEnd], *, dumps: JsonDumps | None = None) -> Call[list[FinishAnswer]]:
+    """Report how runs ended; answers what was written for each.
+
+    Send at most 100 at once: with a result of 1 MiB each, more would not fit into one JSON value of PostgreSQL's.
+    """
+    return Call(
+        "SELECT a.job_id, a.run_id, a.status FROM pljobs.finish_jobs_v1(runs => %(runs)s::jsonb) AS a",
+        {"runs": f"[{', '.join(_encode_run_end(run, dumps) for run in runs)}]"},
+        lambda rows: [FinishAnswer(**row) for row in rows],
+    )
+
+
+def heartbeat(
+    worker_id: int,
+    *,
+    run_ids: Sequence[int] = (),
+    handling: Sequence[int] = (),
+    swallowed: Sequence[int] = (),
+    loop_lag: timedelta | None = None,
+) -> Call[list[Verdict]]:
+    """Renew the lease; answers for each of `run_ids` what to do about it.
+
+    `handling` and `swallowed` list the runs that are busy with their abort, and those that ignored it.
+    """
+    return Call(
+        "SELECT v.run_id, v.job_id, v.verdict, v.request_id, v.requested_by, v.actor, v.reason, v.requested_at"
+        " FROM pljobs.heartbeat_v1(worker_id => %(worker_id)s::bigint, run_ids => %(run_ids)s::bigint[],"
+        " handling => %(handling)s::bigint[], swallowed => %(swallowed)s::bigint[],"
+        " loop_lag => %(loop_lag)s::interval) AS v",
+        {
+            "worker_id": worker_id,
+            "run_ids": list(run_ids),
+            "handling": list(handling),
+            "swallowed": list(swallowed),
+            "loop_lag": loop_lag,
+        },
+        lambda rows: [Verdict(**row) for row in rows],
+    )
+
+
+def rescue_jobs(*, max_jobs: int = 1000, max_crashes: int = 3) -> Call[list[RescueAnswer]]:
+    """Take the jobs of workers whose lease ran out back; answers what became of each."""
+    return Call(
+        "SELECT r.job_id, r.outcome FROM pljobs.rescue_jobs_v1(max_jobs => %(max_jobs)s::integer,"
+        " max_crashes => %(max_crashes)s::integer) AS r",
+        {"max_jobs": max_jobs, "max_crashes": max_crashes},
+        lambda rows: [RescueAnswer(**row) for row in rows],
+    )
+
+
+def wake_lanes() -> Call[int]:
+    """Wake the lanes that a rare race left asleep; answers how many."""
+    return Call("SELECT pljobs.wake_lanes_v1() AS woken", {}, lambda rows: int(rows[0]["woken"]))
+
+
+def prune_jobs(
+    older_than: timedelta,
+    *,
+    statuses: Sequence[Status] = FINAL,
+    queue: str | None = None,
+    max_jobs: int = 10_000,
+) -> Call[int]:
+    """Delete a batch of jobs that ended longer than `older_than` ago; answers how many."""
+    return Call(
+        "SELECT pljobs.prune_jobs_v1(older_than => %(older_than)s::interval, statuses => %(statuses)s::text[],"
+        " queue => %(queue)s::text, max_jobs => %(max_jobs)s::integer) AS pruned",
+        {
+            "older_than": older_than,
+            "statuses": [str(status) for status in statuses],
+            "queue": checks.optional_name("queue", queue),
+            "max_jobs": max_jobs,
+        },
+        lambda rows: int(rows[0]["pruned"]),
+    )
+
+
+def prune_history(older_than: timedelta, *, max_rows: int = 10_000) -> Call[int]:
+    """Delete a batch of old resolved requests and stopped workers; answers how many."""
+    return Call(
+        "SELECT pljobs.prune_history_v1(older_than => %(older_than)s::interval,"
+        " max_rows => %(max_rows)s::integer) AS pruned",
+        {"older_than": older_than, "max_rows": max_rows},
+        lambda rows: int(rows[0]["pruned"]),
+    )
+
+
+def _fetched(row: Row, worker_id: int, loads: JsonLoads | None) -> Job:
+    task_kwargs, args_error = arguments.decode_arguments(row["args"], loads)
+    return Job(
+        id=row["job_id"],
+        run_id=row["run_id"],
+        status=Status.DOING,
+        queue=row["queue"],
+        task_name=row["task"],
+        priority=row["priority"],
+        lock=row["lock"],
+        queueing_lock=row["queueing_lock"],
+        task_kwargs=task_kwargs,
+        args_error=args_error,
+        attempts=row["attempts"] - 1,
+        scheduled_at=row["scheduled_at"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        worker_id=worker_id,
+    )
+
+
+def _encode_run_end(run: RunEnd, dumps: JsonDumps | None) -> str:
+    result, not_stored = arguments.encode_result(run.result, dumps)
+    notes = [note for note in (run.message, not_stored) if note]
+    fields: dict[str, object] = {"job_id": run.job_id, "run_id": run.run_id, "outcome": run.outcome}
+    if notes:
+        # The note about the result comes last and is kept: a message that is too long loses its middle.
+        fields["message"] = arguments.clip_text("; ".join(notes), arguments.MAX_MESSAGE)
+    if run.error:
+        fields["error"] = arguments.clip_text(run.error, arguments.MAX_ERROR)
+    if run.delete_job:
+        fields["delete_job"] = True
+    if run.retry_at is not None:
+        fields |= _encode_retry(run)
+    encoded = json.dumps(fields)
+    return encoded if result is None else f'{encoded[:-1]}, "result": {result}}}'
+
+
+def _encode_retry(run: RunEnd) -> dict[str, object]:
+    """Leave out what the database would refuse: a retry in the old queue is better than a job that never ends."""
+    fields: dict[str, object] = {}
+    with contextlib.suppress(InvalidArgument):
+        if run.retry_at is not None:
+            fields["retry_at"] = max(checks.aware("retry_at", run.retry_at), EARLIEST).isoformat()
+    with contextlib.suppress(InvalidArgument):
+        if run.retry_priority is not None:
+            fields["retry_priority"] = checks.priority(run.retry_priority)
+    for key, value in (("retry_queue", run.retry_queue), ("retry_lock", run.retry_lock)):
+        with contextlib.suppress(InvalidArgument):
+            if value is not None:
+                fields[key] = checks.name(key, value)
+    return fields

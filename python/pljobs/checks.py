@@ -1,0 +1,137 @@
+"""The checks at the door: names, numbers and times that the database would refuse, refused with a clear word."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from pljobs import exceptions
+
+MAX_NAME = 255
+MAX_INT32 = 2**31 - 1
+MAX_INT64 = 2**63 - 1
+
+Interval = timedelta | float | Mapping[str, float]
+"""A length of time: a timedelta, a number of seconds, or timedelta's own arguments as a mapping ({"hours": 2})."""
+
+
+def is_storable(text: str) -> bool:
+    """Say whether PostgreSQL can hold this text: no NUL, no lone surrogate."""
+    if "\0" in text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def name(
+    what: str, value: str, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument
+) -> str:
+    """Return the name of a queue, task or lock, or raise `error`: text of 1 to 255 characters, without NUL."""
+    if not isinstance(value, str):
+        raise error(f"{what} must be text, not {type(value).__name__}")
+    if not 1 <= len(value) <= MAX_NAME:
+        raise error(f"{what} must have 1 to {MAX_NAME} characters, not {len(value)}")
+    if not is_storable(value):
+        raise error(f"{what} holds a NUL or a lone surrogate, which PostgreSQL can't store: {ascii(value)}")
+    return value
+
+
+def optional_name(
+    what: str, value: str | None, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument
+) -> str | None:
+    """Check a name that may be left out."""
+    return None if value is None else name(what, value, error=error)
+
+
+def text(what: str, value: str | None) -> str | None:
+    """Check free text given by a person (a reason, an actor): anything that PostgreSQL can store."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{what} must be text, not {type(value).__name__}")
+    if value is not None and not is_storable(value):
+        raise exceptions.InvalidArgument(f"{what} holds a NUL or a lone surrogate, which PostgreSQL can't store")
+    return value
+
+
+def identifier(what: str, value: int) -> int:
+    """Return an id as an int; raise TypeError for text, None and booleans."""
+    if isinstance(value, bool):
+        raise TypeError(f"{what} must be an int, not bool")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        hint = f": pass int({what})" if isinstance(value, str) else ""
+        raise TypeError(f"{what} must be an int, not {type(value).__name__}{hint}") from None
+    if abs(number) > MAX_INT64:
+        raise exceptions.InvalidArgument(f"{what} is out of the range of ids")
+    return number
+
+
+def flag(what: str, value: bool | None) -> bool:
+    """Return a flag as a bool, None meaning False; raise TypeError for anything else."""
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, not {type(value).__name__}")
+    return value
+
+
+def priority(value: int, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument) -> int:
+    """Return a priority, or raise `error`: an int of 32 bits, not a bool."""
+    if isinstance(value, bool):
+        raise error("priority must be an int, not bool")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise error(f"priority must be an int, not {type(value).__name__}") from None
+    if not -MAX_INT32 - 1 <= number <= MAX_INT32:
+        raise error("priority must fit into 32 bits")
+    return number
+
+
+def aware(
+    what: str, value: datetime, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument
+) -> datetime:
+    """Return a time in UTC, or raise `error`: naive times are refused, for nobody knows what they mean."""
+    if not isinstance(value, datetime):
+        raise error(f"{what} must be a datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise error(f"{what} must be timezone-aware, as datetime.now(timezone.utc) is")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise error(f"{what} must be in the years 1 to 9999") from None
+
+
+def interval(
+    what: str, value: Interval, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument
+) -> timedelta:
+    """Return a length of time as a timedelta, or raise `error`."""
+    try:
+        if isinstance(value, timedelta):
+            return value
+        if isinstance(value, Mapping):
+            return timedelta(**value)
+        return timedelta(seconds=value)
+    except (TypeError, ValueError):
+        raise error(
+            f'{what} must be a mapping such as {{"seconds": 30}}, a timedelta, or a number of seconds'
+        ) from None
+    except OverflowError:
+        raise error(f"{what} is too long") from None
+
+
+def from_now(
+    what: str, value: Interval, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument
+) -> datetime:
+    """Return the time that lies this far from now, in UTC, or raise `error`."""
+    length = interval(what, value, error=error)
+    try:
+        return datetime.now(UTC) + length
+    except OverflowError:
+        raise error(f"{what} is too long: it ends after the year 9999") from None

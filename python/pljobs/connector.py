@@ -1,0 +1,253 @@
+"""The connector: one object that holds how to reach the database, a pool for sync calls and one for async calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import selectors
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import psycopg
+import psycopg_pool
+from psycopg.rows import TupleRow
+
+from pljobs import connections, db, exceptions
+from pljobs.answers import Call
+from pljobs.arguments import JsonDumps, JsonLoads
+
+T = TypeVar("T")
+P = TypeVar("P")
+SyncPool = psycopg_pool.ConnectionPool[psycopg.Connection[Any]]
+AsyncPool = psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+
+POOL_SETTINGS = {
+    "name", "timeout", "max_waiting", "max_lifetime", "max_idle", "reconnect_timeout", "num_workers",
+}  # fmt: skip
+NOT_FOR_TWO_POOLS = {
+    "configure", "check", "reset", "reconnect_failed", "connection_class", "open", "close_returns",
+}  # fmt: skip
+
+
+class PsycopgConnector:
+    """Reach the database through psycopg 3, from sync and from async code.
+
+    `conninfo` is what libpq takes (a URL, or `key=value` pairs; empty: libpq's own environment variables). `min_size`
+    and `max_size` are for each of the two pools, of which each is opened when it is first needed. `json_dumps` and
+    `json_loads` write and read arguments and results, instead of the json module's. Other keywords go to the pool
+    (`timeout`, `max_lifetime`, `max_idle` ... in seconds) or, where the pool doesn't know them, to each connection.
+    Every call is a short transaction of its own. Follows procrastinate's connectors of the same names.
+    """
+
+    def __init__(
+        self,
+        conninfo: str = "",
+        *,
+        json_dumps: JsonDumps | None = None,
+        json_loads: JsonLoads | None = None,
+        min_size: int = 1,
+        max_size: int | None = 10,
+        kwargs: dict[str, object] | None = None,
+        **settings: object,
+    ) -> None:
+        refused = sorted(NOT_FOR_TWO_POOLS & set(settings))
+        if refused:
+            raise exceptions.InvalidArgument(
+                f"{', '.join(refused)}: can't be given for a sync and an async pool at once;"
+                " make a pool of your own and pass it to open() or open_async()"
+            )
+        if conninfo.startswith(("postgresql+", "postgres+")):
+            raise exceptions.InvalidArgument("conninfo: write postgresql://..., without SQLAlchemy's +driver")
+        self.json_dumps = json_dumps
+        self.json_loads = json_loads
+        self._conninfo = conninfo
+        self._pool_settings: dict[str, Any] = {k: v for k, v in settings.items() if k in POOL_SETTINGS}
+        self._pool_settings |= {"min_size": min_size, "max_size": max_size}
+        others = {k: v for k, v in settings.items() if k not in POOL_SETTINGS}
+        self._kwargs: dict[str, Any] = {"fallback_application_name": "pljobs"} | (kwargs or {}) | others
+        self._kwargs["autocommit"] = True
+        self._sync = _OwnPool[SyncPool]()
+        self._async = _OwnPool[AsyncPool]()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'open' if self.is_open else 'closed'}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether calls can be made: `open()` or `open_async()` was called, and not undone."""
+        return self._sync.wanted or self._async.wanted
+
+    @property
+    def is_open_async(self) -> bool:
+        """Say whether async calls can be made."""
+        return self._async.pool is not None
+
+    # Opening and closing
+
+    def open(self, pool: SyncPool | None = None) -> None:
+        """Open for sync calls; raises `DatabaseUnavailable` at once where the database can't be reached.
+
+        A pool of yours, already open, is used as it is, and left open by `close()`.
+        """
+        with self._lock:
+            self._sync.wanted = True
+            try:
+                self._open_sync(pool)
+            except BaseException:
+                self._sync.wanted = self._sync.pool is not None
+                raise
+
+    def close(self) -> None:
+        """Close what `open()` opened; harmless when closed already."""
+        with self._lock:
+            pool = self._sync.forget()
+        if pool is not None:
+            pool.close()
+
+    async def open_async(self, pool: AsyncPool | None = None) -> None:
+        """Open for async calls in this event loop, and, where needed later, sync ones.
+
+        Raises `DatabaseUnavailable` at once where the database can't be reached. A pool of yours, already open, is used
+        as it is, and left open by `close_async()`.
+        """
+        if self._async.pool is not None:
+            return
+        if pool is None:
+            await (await self.connect_async()).close()
+            pool = psycopg_pool.AsyncConnectionPool(
+                self._conninfo, kwargs=self._kwargs, open=False, check=_check_async, **self._pool_settings
+            )
+            await pool.open()
+            self._async.own = True
+        self._async.pool = pool
+        self._async.wanted = True
+        self._loop = asyncio.get_running_loop()
+
+    async def close_async(self) -> None:
+        """Close what `open_async()` opened, and the sync pool if a sync call opened it meanwhile."""
+        pool = self._async.forget()
+        self._loop = None
+        if pool is not None:
+            await pool.close()
+        if not self._sync.wanted:
+            await asyncio.to_thread(self.close)
+
+    # One call
+
+    def execute(self, call: Call[T], *, connection: object = None) -> T:
+        """Execute a call; blocks, also where an event loop runs. `connection`: execute it in that transaction."""
+        return self.execute_all([call], connection=connection)[0]
+
+    def execute_all(self, calls: Sequence[Call[T]], *, connection: object = None) -> list[T]:
+        """Execute calls in one transaction."""
+        if connection is not None:
+            return db.run_all(connections.unwrap(connection), calls)
+        with self._checked_out() as conn:
+            return db.run_all(conn, calls)
+
+    async def execute_async(self, call: Call[T], *, connection: object = None) -> T:
+        """Execute a call. `connection`: execute it in that transaction."""
+        return (await self.execute_all_async([call], connection=connection))[0]
+
+    async def execute_all_async(self, calls: Sequence[Call[T]], *, connection: object = None) -> list[T]:
+        """Execute calls in one transaction."""
+        if connection is not None:
+            return await db.run_all_async(await connections.unwrap_async(connection), calls)
+        async with self._checked_out_async() as conn:
+            return await db.run_all_async(conn, calls)
+
+    # Connections of one's own
+
+    def connect(self, **extra: object) -> psycopg.Connection[TupleRow]:
+        """Make a new connection in autocommit, with these settings besides the connector's own."""
+        with db.translated():
+            return psycopg.connect(self._conninfo, **(self._kwargs | extra))
+
+    async def connect_async(self, **extra: object) -> psycopg.AsyncConnection[TupleRow]:
+        """Make a new async connection in autocommit, with these settings besides the connector's own."""
+        with db.translated():
+            return await psycopg.AsyncConnection.connect(self._conninfo, **(self._kwargs | extra))
+
+    # Pools
+
+    def _open_sync(self, pool: SyncPool | None = None) -> SyncPool:
+        if self._pid != os.getpid():
+            # Forked: the parent's sockets are not ours to use, nor to close. psycopg leaves them alone, too.
+            self._sync.pool = None
+            self._pid = os.getpid()
+        if self._sync.pool is None:
+            self._sync.own = pool is None
+            if pool is None:
+                self.connect().close()
+                pool = psycopg_pool.ConnectionPool(
+                    self._conninfo, kwargs=self._kwargs, open=False, check=_check, **self._pool_settings
+                )
+                pool.open()
+            self._sync.pool = pool
+        return self._sync.pool
+
+    @contextlib.contextmanager
+    def _checked_out(self) -> Iterator[psycopg.Connection[Any]]:
+        if not self.is_open:
+            raise exceptions.AppNotOpen("open the app first: app.open(), or `with app.open(): ...`")
+        with self._lock:
+            pool = self._open_sync()
+        with db.translated(), pool.connection() as conn:
+            yield conn
+
+    @contextlib.asynccontextmanager
+    async def _checked_out_async(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        pool = self._async.pool
+        if pool is None:
+            raise exceptions.AppNotOpen(
+                "open the app for async first: await app.open_async(), or `async with app.open_async(): ...`"
+            )
+        if self._async.own and self._loop is not asyncio.get_running_loop():
+            # A pool serves one event loop. A sync task that calls asyncio.run() has another.
+            async with await self.connect_async() as conn:
+                yield conn
+        else:
+            with db.translated():
+                async with pool.connection() as conn:
+                    yield conn
+
+
+class SyncPsycopgConnector(PsycopgConnector):
+    """Be a `PsycopgConnector`, under the name that procrastinate has for a connector of sync calls only."""
+
+
+class _OwnPool(Generic[P]):
+    """Remember a pool, whether it is ours to close, and whether somebody asked for it."""
+
+    def __init__(self) -> None:
+        self.pool: P | None = None
+        self.own = False
+        self.wanted = False
+
+    def forget(self) -> P | None:
+        """Forget the pool; return it if it is ours to close."""
+        pool = self.pool if self.own else None
+        self.pool, self.own, self.wanted = None, False, False
+        return pool
+
+
+def _has_news(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Say whether the server sent something to an idle connection: mostly, that it closed it."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(conn.fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
+def _check(conn: psycopg.Connection[Any]) -> None:
+    if _has_news(conn):
+        psycopg_pool.ConnectionPool.check_connection(conn)
+
+
+async def _check_async(conn: psycopg.AsyncConnection[Any]) -> None:
+    if _has_news(conn):
+        await psycopg_pool.AsyncConnectionPool.check_connection(conn)

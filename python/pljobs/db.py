@@ -1,0 +1,100 @@
+"""The two runners of calls, sync and async, and the one place where the database's errors become pljobs's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row
+
+from pljobs import calls_read, exceptions
+from pljobs.answers import Call
+
+T = TypeVar("T")
+AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+UNAVAILABLE = (
+    "08",  # connection exceptions
+    "57P",  # shut down, crashed, starting up, dropped, idle too long
+    "53300",  # too many connections
+    "25006",  # read-only: a standby, after a failover
+)
+MISSING = {"3F000", "42883", "42P01", "42703"}  # schema, function, relation, column
+
+
+def run(conn: psycopg.Connection[Any], call: Call[T]) -> T:
+    """Execute a call on this connection, in its transaction if it has one; raises what `translated` does."""
+    with translated(), psycopg.Cursor(conn, row_factory=dict_row) as cursor:
+        rows = cursor.execute(call.statement.encode(), call.params).fetchall()
+    return call.read(rows)
+
+
+async def run_async(conn: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
+    """Execute a call on this connection, in its transaction if it has one; raises what `translated` does."""
+    with translated():
+        async with psycopg.AsyncCursor(conn, row_factory=dict_row) as cursor:
+            rows = await (await cursor.execute(call.statement.encode(), call.params)).fetchall()
+    return call.read(rows)
+
+
+def run_all(conn: psycopg.Connection[Any], calls: Sequence[Call[T]]) -> list[T]:
+    """Execute calls one after the other, all or none: in a savepoint of the caller's transaction if there is one."""
+    if len(calls) == 1:
+        return [run(conn, calls[0])]
+    if _would_commit(conn):
+        run(conn, calls_read.begin())
+    with translated(), conn.transaction():
+        return [run(conn, call) for call in calls]
+
+
+async def run_all_async(conn: psycopg.AsyncConnection[Any], calls: Sequence[Call[T]]) -> list[T]:
+    """Execute calls one after the other, all or none: in a savepoint of the caller's transaction if there is one."""
+    if len(calls) == 1:
+        return [await run_async(conn, calls[0])]
+    if _would_commit(conn):
+        await run_async(conn, calls_read.begin())
+    with translated():
+        async with conn.transaction():
+            return [await run_async(conn, call) for call in calls]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what psycopg raises into the exception of pljobs that says what to do about it."""
+    try:
+        yield
+    except psycopg.Error as error:
+        translation = translate(error)
+        # What the database says about values could show arguments: it stays out of tracebacks.
+        raise translation from (None if (error.sqlstate or "")[:2] in {"PJ", "22", "23"} else error)
+
+
+def translate(error: psycopg.Error) -> exceptions.PljobsException:
+    """Return the exception of pljobs for this error."""
+    code = error.sqlstate
+    message = error.diag.message_primary or str(error) or type(error).__name__
+    if error.diag.message_hint:
+        message = f"{message}\n{error.diag.message_hint}"
+    known = exceptions.BY_CODE.get(code or "")
+    if known is not None and issubclass(known, exceptions.ConnectorException):
+        return known(message, sqlstate=code)
+    if known is not None:
+        return known(message)
+    if code in MISSING:
+        return exceptions.SchemaMissing(
+            f"{message}\nThe schema pljobs is not (or not wholly) in this database: run `pljobs migrate`.",
+            sqlstate=code,
+        )
+    if (code or "").startswith("22") or isinstance(error, psycopg.DataError):
+        return exceptions.InvalidArgument(message)
+    if (code is None and isinstance(error, psycopg.OperationalError)) or (code or "").startswith(UNAVAILABLE):
+        return exceptions.DatabaseUnavailable(message, sqlstate=code)
+    return exceptions.ConnectorException(message, sqlstate=code)
+
+
+def _would_commit(conn: AnyConnection) -> bool:
+    """Say whether `conn.transaction()` would open, and then commit, the transaction that is the caller's to end."""
+    return not conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE

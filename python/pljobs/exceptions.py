@@ -1,0 +1,146 @@
+"""The exceptions that pljobs raises: one tree, with the database's error codes listed once."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PljobsException(Exception):  # noqa: N818 - procrastinate's naming
+    """Catch everything that pljobs raises on purpose, but for `JobAborted`.
+
+    ::
+
+        PljobsException                 (ProcrastinateException is another name for it)
+          AlreadyEnqueued       PJ001   a waiting job holds the queueing lock
+          InvalidJob            PJ002   this can't be deferred: arguments, names, times (also a ValueError)
+          InvalidArgument       PJ004   a call with an argument that makes no sense (also a ValueError)
+          JobNotFound                   no job has this id
+          TaskNotFound                  no task has this name
+          TaskAlreadyRegistered         two tasks of one name, or a periodic task twice
+          UnboundTaskError              the task's blueprint was not added to an app
+          FunctionPathError             a function without a name of its own needs `name=`
+          LoadFromPathError             a dotted path leads nowhere (also an ImportError)
+          MissingExtra                  an optional part isn't installed (also an ImportError)
+          AppNotOpen                    open the app before you use it
+          ConnectorException            the database refused; `sqlstate` says why
+            DatabaseUnavailable         no connection, or a broken one: trying again later may work
+            SchemaMissing               run `pljobs migrate`
+            MigrationEdited     PJ005   the database ran another text of a migration
+            SchemaTooNew        PJ006   the database was migrated by a newer pljobs
+            WorkerNotRegistered PJ003   this worker has to register again
+        JobAborted                      raised by a task to end as aborted (a BaseException)
+
+    A code of the database (`PJ...`) means one class, and is never used for another.
+    """
+
+    code: ClassVar[str | None] = None
+
+
+ProcrastinateException = PljobsException
+
+
+class AlreadyEnqueued(PljobsException):
+    """Say that a waiting job already holds the queueing lock; nothing was deferred."""
+
+    code = "PJ001"
+
+
+class InvalidJob(PljobsException, ValueError):
+    """Say what is wrong with a job that can't be deferred, and where; never shows a value."""
+
+    code = "PJ002"
+
+
+class InvalidArgument(PljobsException, ValueError):
+    """Say which argument of a call makes no sense."""
+
+    code = "PJ004"
+
+
+class JobNotFound(PljobsException):
+    """Say that no job has this id: it never existed, or was deleted."""
+
+
+class TaskNotFound(PljobsException):
+    """Say that no task is registered under this name."""
+
+
+class TaskAlreadyRegistered(PljobsException):
+    """Say that a task of this name, or this periodic task, exists already."""
+
+
+class UnboundTaskError(PljobsException):
+    """Say that the task's blueprint has not been added to an app."""
+
+
+class FunctionPathError(PljobsException):
+    """Say that no name could be found for a function; give the task a `name=`."""
+
+
+class LoadFromPathError(PljobsException, ImportError):
+    """Say why a dotted path could not be loaded."""
+
+
+class MissingExtra(PljobsException, ImportError):
+    """Say which extra of the package to install."""
+
+
+class AppNotOpen(PljobsException):
+    """Say that the app has to be opened first, with `open()` or `open_async()`."""
+
+
+class ConnectorException(PljobsException):
+    """Say what the database or the connection to it answered; `sqlstate` is PostgreSQL's code, if it gave one."""
+
+    def __init__(self, message: str = "", *, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class DatabaseUnavailable(ConnectorException):
+    """Say that no connection could be had, or that the one in use broke: trying again later may work."""
+
+
+class SchemaMissing(ConnectorException):
+    """Say that the schema pljobs, or a part of it, is not in this database: run `pljobs migrate`."""
+
+
+class MigrationEdited(ConnectorException):
+    """Say that the database ran another text of a migration, or that the schema is somebody else's."""
+
+    code = "PJ005"
+
+
+class SchemaTooNew(ConnectorException):
+    """Say that a newer release has migrated this database: install that one."""
+
+    code = "PJ006"
+
+
+class WorkerNotRegistered(ConnectorException):
+    """Say that the database doesn't know this worker (any more): it has to register again."""
+
+    code = "PJ003"
+
+
+class JobAborted(BaseException):  # noqa: N818 - procrastinate's naming
+    """Raise this in a task that was asked to abort, so that its job ends `aborted`.
+
+    A message given to it reaches the log and the job's row. It is a BaseException on purpose: a task's broad
+    `except Exception` must not turn an abort into a failure. Raised where nobody asked for an abort, it ends the job
+    as `failed`.
+    """
+
+
+BY_CODE: dict[str, type[PljobsException]] = {
+    cls.code: cls
+    for cls in (
+        AlreadyEnqueued,
+        InvalidJob,
+        WorkerNotRegistered,
+        InvalidArgument,
+        MigrationEdited,
+        SchemaTooNew,
+    )
+    if cls.code is not None
+}

@@ -1,0 +1,100 @@
+"""What a job is: its statuses, and the row as Python sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+from enum import StrEnum
+
+DEFAULT_QUEUE = "default"
+DEFAULT_PRIORITY = 0
+
+
+class Status(StrEnum):
+    """Name where a job is in its life."""
+
+    TODO = "todo"
+    DOING = "doing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    ABORTED = "aborted"
+
+    @property
+    def is_final(self) -> bool:
+        """Say whether no worker will touch the job any more."""
+        return self not in {Status.TODO, Status.DOING}
+
+
+class DeleteJobCondition(StrEnum):
+    """Say which jobs a worker deletes when they end."""
+
+    NEVER = "never"
+    SUCCESSFUL = "successful"
+    ALWAYS = "always"
+
+
+class AbortReason(StrEnum):
+    """Say why a running job should stop, strongest first: a stronger reason replaces a weaker one.
+
+    `USER_REQUEST`: somebody asked for it. `RUN_LOST`: this run is no longer the job's (it was forced to end, or
+    rescued while its worker seemed dead), so that whatever it does will not be recorded. `SHUTDOWN`: the worker
+    stops; the job will run again.
+    """
+
+    USER_REQUEST = "user_request"
+    RUN_LOST = "run_lost"
+    SHUTDOWN = "shutdown"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Hold one job as it was when it was read; a copy, which changes nothing.
+
+    `task_kwargs` and `result` never show in `repr()` nor in `log_context()`. `attempts` counts the runs that ended: 0
+    while the job runs for the first time, as in procrastinate (the view, for people, counts the starts).
+    `args_error` says why the arguments could not be read; they are then empty.
+    """
+
+    id: int | None = None
+    status: Status | None = None
+    queue: str = DEFAULT_QUEUE
+    priority: int = DEFAULT_PRIORITY
+    lock: str | None = None
+    queueing_lock: str | None = None
+    task_name: str
+    task_kwargs: dict[str, object] = dataclasses.field(default_factory=dict, repr=False, hash=False)
+    scheduled_at: datetime | None = None
+    attempts: int = 0
+    abort_requested: bool = False
+    worker_id: int | None = None
+    run_id: int | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    waiting_for: str | None = None
+    crashes: int = 0
+    message: str | None = None
+    error: str | None = dataclasses.field(default=None, repr=False)
+    result: object = dataclasses.field(default=None, repr=False, hash=False)
+    args_error: str | None = None
+
+    def evolve(self, **changes: object) -> Job:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def call_string(self) -> str:
+        """Name the job for a log line: the task and the id, never the arguments."""
+        return f"{self.task_name}[{self.id}]"
+
+    def log_context(self) -> dict[str, object]:
+        """Return what a log record may say of this job: ids, names and times, never the arguments."""
+        shown = (
+            "id", "run_id", "status", "queue", "priority", "lock", "queueing_lock", "task_name", "attempts",
+            "worker_id",
+        )  # fmt: skip
+        context: dict[str, object] = {name: getattr(self, name) for name in shown}
+        context["scheduled_at"] = self.scheduled_at.isoformat() if self.scheduled_at else None
+        context["call_string"] = self.call_string
+        return context

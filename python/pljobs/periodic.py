@@ -1,0 +1,184 @@
+"""Periodic tasks: which there are, and which of their ticks are due."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Protocol, TypedDict
+
+from pljobs import calls
+from pljobs.exceptions import InvalidArgument, MissingExtra, TaskAlreadyRegistered
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pljobs.tasks import AnyTask
+
+MAX_DELAY = timedelta(minutes=10)
+
+
+class PeriodicOptions(TypedDict, total=False):
+    """Say how the jobs of a periodic task are deferred; see `DeferOptions`."""
+
+    lock: str | None
+    queueing_lock: str | None
+    task_kwargs: Mapping[str, object] | None
+    queue: str | None
+    priority: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeriodicTask:
+    """Hold one task with one cron expression, in UTC."""
+
+    task: AnyTask
+    cron: str
+    periodic_id: str
+    configure_kwargs: PeriodicOptions
+
+    def next_tick(self, after: datetime) -> datetime:
+        """Return the first planned time after this one."""
+        return _from_timestamp(_croniter(self.cron, after.timestamp()).get_next(float))
+
+    def ticks(self, *, since: datetime, until: datetime) -> Iterator[datetime]:
+        """Go through the planned times after `since`, up to and with `until`."""
+        tick = self.next_tick(since)
+        while tick <= until:
+            yield tick
+            tick = self.next_tick(tick)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tick:
+    """Hold one planned time of one periodic task."""
+
+    periodic: PeriodicTask
+    at: datetime
+
+    @property
+    def timestamp(self) -> int:
+        """Return the planned time in seconds since 1970, as the task gets it."""
+        return int(self.at.timestamp())
+
+    def call(self) -> calls.Call[calls.PeriodicResult]:
+        """Return the call that defers this tick's job, at most once however many workers make it."""
+        task = self.periodic.task
+        options = self.periodic.configure_kwargs
+        deferrer = task.configure(**options)
+        return calls.defer_periodic_job(
+            task.name,
+            periodic_id=self.periodic.periodic_id,
+            tick=self.at,
+            args={**deferrer.job.task_kwargs, "timestamp": self.timestamp},
+            queue=deferrer.job.queue,
+            priority=deferrer.job.priority,
+            lock=deferrer.job.lock,
+            queueing_lock=deferrer.job.queueing_lock,
+            dumps=task.blueprint.bound_to().connector.json_dumps,
+        )
+
+
+class PeriodicRegistry:
+    """Know the periodic tasks of an app or blueprint; iterate to get them."""
+
+    def __init__(self) -> None:
+        self._tasks: list[PeriodicTask] = []
+
+    def __iter__(self) -> Iterator[PeriodicTask]:
+        return iter(list(self._tasks))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def register_task(
+        self,
+        task: AnyTask,
+        *,
+        cron: str,
+        periodic_id: str = "",
+        configure_kwargs: PeriodicOptions | None = None,
+    ) -> PeriodicTask:
+        """Register a periodic task; raises `InvalidArgument`, `TaskAlreadyRegistered`, `MissingExtra`."""
+        if not isinstance(periodic_id, str) or len(periodic_id) > 255 or "\0" in periodic_id:
+            raise InvalidArgument("periodic_id must be text of at most 255 characters, without NUL")
+        options = configure_kwargs or {}
+        unknown = set(options) - set(PeriodicOptions.__annotations__)
+        if unknown:
+            raise InvalidArgument(f"a periodic task can't be configured with {', '.join(sorted(unknown))}")
+        _check_cron(cron)
+        periodic = PeriodicTask(task=task, cron=cron, periodic_id=periodic_id, configure_kwargs=options)
+        self._add(periodic)
+        return periodic
+
+    def update(self, other: PeriodicRegistry) -> None:
+        """Add all of another registry's periodic tasks."""
+        for periodic in other:
+            self._add(periodic)
+
+    def _add(self, new: PeriodicTask) -> None:
+        for known in self._tasks:
+            if known.task is new.task and known.periodic_id == new.periodic_id:
+                raise TaskAlreadyRegistered(
+                    f"task {new.task.name} is periodic already, with periodic_id {new.periodic_id!r}:"
+                    " give each its own"
+                )
+        self._tasks.append(new)
+
+
+def due_ticks(
+    tasks: Iterable[PeriodicTask],
+    *,
+    now: datetime,
+    since: datetime | None = None,
+    max_delay: timedelta = MAX_DELAY,
+) -> list[Tick]:
+    """Return the ticks planned after `since`, up to and with `now`, earliest first.
+
+    None older than `max_delay`: a task that is new, or workers that were all down, don't cause old work. Without
+    `since` (a worker that just started), the latest tick of each task.
+    """
+    oldest = now - max_delay
+    start = oldest if since is None else max(since, oldest)
+    due = []
+    for periodic in tasks:
+        ticks = [Tick(periodic, at) for at in periodic.ticks(since=start, until=now)]
+        due += ticks if since is not None else ticks[-1:]
+    return sorted(due, key=lambda tick: tick.at)
+
+
+def next_tick(tasks: Iterable[PeriodicTask], *, after: datetime) -> datetime | None:
+    """Return the next planned time of any of these tasks; None where there is none."""
+    return min((periodic.next_tick(after) for periodic in tasks), default=None)
+
+
+class _Croniter(Protocol):
+    def get_next(self, ret_type: type[float]) -> float: ...
+
+
+def _croniter(cron: str, start: float) -> _Croniter:
+    try:
+        module = importlib.import_module("croniter")
+    except ImportError:
+        raise MissingExtra("periodic tasks need croniter: pip install 'pljobs[periodic]'") from None
+    made: _Croniter = module.croniter(cron, start)
+    return made
+
+
+def _check_cron(cron: str) -> None:
+    if not isinstance(cron, str):
+        raise InvalidArgument(f"cron must be text, not {type(cron).__name__}")
+    if len(cron.split()) > 6:
+        raise InvalidArgument(f"cron {cron!r} has more than six fields")
+    try:
+        # get_next finds out that a date never comes.
+        _croniter(cron, datetime.now(UTC).timestamp()).get_next(float)
+    except MissingExtra:
+        raise
+    except Exception as exc:
+        raise InvalidArgument(f"cron {cron!r} can't be: {exc}") from exc
+
+
+def _from_timestamp(timestamp: float) -> datetime:
+    return datetime.fromtimestamp(timestamp, tz=UTC)

@@ -1,0 +1,246 @@
+"""Tasks, and how a call of one becomes a job."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypedDict, TypeVar
+
+from pljobs import calls, checks
+from pljobs.exceptions import FunctionPathError, InvalidJob
+from pljobs.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
+from pljobs.retry import BaseRetryStrategy, RetryDecision, RetryValue, get_retry_strategy
+
+if TYPE_CHECKING:
+    from pljobs.blueprints import Blueprint
+    from pljobs.connector import PsycopgConnector
+
+P = ParamSpec("P")
+Args = ParamSpec("Args")
+R_co = TypeVar("R_co", covariant=True)
+
+logger = logging.getLogger(__name__)
+
+BATCH_JOBS = 1_000
+BATCH_CHARACTERS = 4 * 1024 * 1024
+
+
+class DeferOptions(TypedDict, total=False):
+    """Say how a job is to be run: the keywords of `configure`, each of which may be left out or None.
+
+    `lock`: no two jobs of one lock run at once. `queueing_lock`: no two jobs of one queueing lock wait at once.
+    `task_kwargs`: arguments, to which those given to `defer` are added. `schedule_at`: not before this time, which
+    must be timezone-aware. `schedule_in`: not before this long from now: a mapping such as {"minutes": 5}, a timedelta,
+    or a number of seconds. `priority`: higher first. `connection`: defer in the transaction of this connection.
+    """
+
+    lock: str | None
+    queueing_lock: str | None
+    task_kwargs: Mapping[str, object] | None
+    schedule_at: datetime | None
+    schedule_in: checks.Interval | None
+    queue: str | None
+    priority: int | None
+    connection: object
+
+
+class JobDeferrer:
+    """Defer jobs that are configured already; what `Task.configure` and `App.configure_task` return."""
+
+    def __init__(self, *, job: Job, connector: PsycopgConnector, connection: object = None) -> None:
+        self.job = job
+        self._connector = connector
+        self._connection = connection
+        calls.encode_job(job.evolve(task_kwargs={}))
+
+    def defer(self, /, *args: object, **task_kwargs: object) -> int:
+        """Defer a job with these arguments; return its id. Raises as `Task.defer` does."""
+        return self.batch_defer(_by_name(args, task_kwargs))[0]
+
+    async def defer_async(self, /, *args: object, **task_kwargs: object) -> int:
+        """Defer a job with these arguments; return its id. Raises as `Task.defer` does."""
+        return (await self.batch_defer_async(_by_name(args, task_kwargs)))[0]
+
+    def batch_defer(self, *task_kwargs: Mapping[str, object]) -> list[int]:
+        """Defer one job for each mapping of arguments, all or none; return their ids in that order."""
+        batches = self._batches(task_kwargs)
+        answers = self._connector.execute_all(batches, connection=self._connection) if batches else []
+        return self._deferred(answers)
+
+    async def batch_defer_async(self, *task_kwargs: Mapping[str, object]) -> list[int]:
+        """Defer one job for each mapping of arguments, all or none; return their ids in that order."""
+        batches = self._batches(task_kwargs)
+        answers = (
+            await self._connector.execute_all_async(batches, connection=self._connection) if batches else []
+        )
+        return self._deferred(answers)
+
+    def _batches(self, batch: Iterable[Mapping[str, object]]) -> list[calls.Call[list[int]]]:
+        batches: list[calls.Call[list[int]]] = []
+        encoded: list[str] = []
+        size = 0
+        for task_kwargs in batch:
+            job = self.job.evolve(task_kwargs={**self.job.task_kwargs, **task_kwargs})
+            encoded.append(calls.encode_job(job, self._connector.json_dumps))
+            size += len(encoded[-1])
+            if len(encoded) == BATCH_JOBS or size >= BATCH_CHARACTERS:
+                batches.append(calls.defer_encoded(encoded))
+                encoded, size = [], 0
+        if encoded:
+            batches.append(calls.defer_encoded(encoded))
+        return batches
+
+    def _deferred(self, answers: Sequence[Sequence[int]]) -> list[int]:
+        ids = [job_id for answer in answers for job_id in answer]
+        for job_id in ids if logger.isEnabledFor(logging.DEBUG) else ():
+            job = self.job.evolve(id=job_id)
+            logger.debug(
+                "Deferred job %s", job.call_string, extra={"action": "job_defer", "job": job.log_context()}
+            )
+        return ids
+
+
+class Task(Generic[P, R_co, Args]):
+    """Be a function that can be run later, by a worker; made by `App.task` and `Blueprint.task`.
+
+    Calling it calls the function, here and now. `name` is the name that jobs carry; `aliases` are further names under
+    which workers know it. Follows procrastinate's class of the same name.
+    """
+
+    def __init__(
+        self,
+        func: Callable[P, R_co],
+        *,
+        blueprint: Blueprint,
+        name: str | None = None,
+        aliases: Iterable[str] | None = None,
+        retry: RetryValue = False,
+        pass_context: bool = False,
+        queue: str = DEFAULT_QUEUE,
+        priority: int = DEFAULT_PRIORITY,
+        lock: str | None = None,
+        queueing_lock: str | None = None,
+    ) -> None:
+        functools.update_wrapper(self, func, updated=())
+        self.func = func
+        self.blueprint = blueprint
+        self.name = checks.name("the name of the task", name if name is not None else full_path(func))
+        self.aliases = [checks.name("an alias of the task", alias) for alias in aliases or ()]
+        self.retry_strategy: BaseRetryStrategy | None = get_retry_strategy(retry)
+        self.pass_context = checks.flag("pass_context", pass_context)
+        self.queue = checks.name("queue", queue)
+        self.priority = checks.priority(priority)
+        self.lock = checks.optional_name("lock", lock)
+        self.queueing_lock = checks.optional_name("queueing_lock", queueing_lock)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        return self.func(*args, **kwargs)
+
+    def defer(self, /, *args: Args.args, **task_kwargs: Args.kwargs) -> int:
+        """Defer a job with these arguments, given by name; return its id.
+
+        Raises `AlreadyEnqueued` if a waiting job holds the queueing lock; `InvalidJob` if the arguments are not JSON
+        that PostgreSQL can hold, of at most 1 MiB; `AppNotOpen`, `UnboundTaskError`, `ConnectorException`.
+        """
+        return self.configure().defer(*args, **task_kwargs)
+
+    async def defer_async(self, /, *args: Args.args, **task_kwargs: Args.kwargs) -> int:
+        """Defer a job with these arguments, given by name; return its id. Raises as `defer` does."""
+        return await self.configure().defer_async(*args, **task_kwargs)
+
+    def batch_defer(self, *task_kwargs: Mapping[str, object]) -> list[int]:
+        """Defer one job for each mapping of arguments, all or none; return their ids in that order."""
+        return self.configure().batch_defer(*task_kwargs)
+
+    async def batch_defer_async(self, *task_kwargs: Mapping[str, object]) -> list[int]:
+        """Defer one job for each mapping of arguments, all or none; return their ids in that order."""
+        return await self.configure().batch_defer_async(*task_kwargs)
+
+    def configure(
+        self,
+        *,
+        lock: str | None = None,
+        queueing_lock: str | None = None,
+        task_kwargs: Mapping[str, object] | None = None,
+        schedule_at: datetime | None = None,
+        schedule_in: checks.Interval | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        connection: object = None,
+    ) -> JobDeferrer:
+        """Return something with a `defer` like the task's own, set up as `DeferOptions` says.
+
+        Raises `InvalidJob` for what can't be: both schedules, a naive time, a name of more than 255 characters.
+        """
+        return configure(
+            self.name,
+            connector=self.blueprint.bound_to().connector,
+            lock=lock if lock is not None else self.lock,
+            queueing_lock=queueing_lock if queueing_lock is not None else self.queueing_lock,
+            task_kwargs=task_kwargs,
+            schedule_at=schedule_at,
+            schedule_in=schedule_in,
+            queue=queue if queue is not None else self.queue,
+            priority=priority if priority is not None else self.priority,
+            connection=connection,
+        )
+
+    def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:
+        """Ask the retry strategy what to do about this failure; None: nothing. Raises what the strategy raises."""
+        if self.retry_strategy is None:
+            return None
+        return self.retry_strategy.get_retry_decision(exception=exception, job=job)
+
+
+AnyTask = Task[..., object, ...]
+
+
+def configure(
+    task: str,
+    *,
+    connector: PsycopgConnector,
+    lock: str | None = None,
+    queueing_lock: str | None = None,
+    task_kwargs: Mapping[str, object] | None = None,
+    schedule_at: datetime | None = None,
+    schedule_in: checks.Interval | None = None,
+    queue: str | None = None,
+    priority: int | None = None,
+    connection: object = None,
+) -> JobDeferrer:
+    """Return a deferrer for a task by its name, set up as `DeferOptions` says."""
+    if schedule_at is not None and schedule_in is not None:
+        raise InvalidJob("give schedule_at or schedule_in, not both")
+    if schedule_at is not None:
+        schedule_at = checks.aware("schedule_at", schedule_at, error=InvalidJob)
+    if schedule_in is not None:
+        schedule_at = checks.from_now("schedule_in", schedule_in, error=InvalidJob)
+    job = Job(
+        task_name=task,
+        queue=queue if queue is not None else DEFAULT_QUEUE,
+        priority=priority if priority is not None else DEFAULT_PRIORITY,
+        lock=lock,
+        queueing_lock=queueing_lock,
+        task_kwargs=dict(task_kwargs or {}),
+        scheduled_at=schedule_at,
+    )
+    return JobDeferrer(job=job, connector=connector, connection=connection)
+
+
+def full_path(func: Callable[..., object]) -> str:
+    """Return the dotted path to a function; raises `FunctionPathError` where it has no name, as a partial has none."""
+    module, name = getattr(func, "__module__", None), getattr(func, "__qualname__", None)
+    if not module or not name:
+        raise FunctionPathError(f"can't name a task after {type(func).__name__!r}: give it a name=")
+    return f"{module}.{name}"
+
+
+def _by_name(args: tuple[object, ...], task_kwargs: dict[str, object]) -> dict[str, object]:
+    if args:
+        raise TypeError(f"arguments of a job are given by name: {len(args)} without one")
+    return task_kwargs
