@@ -1,0 +1,264 @@
+"""The worker's line to the database that no task can block: lease, abort requests, notifications, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from pljobs import calls, db
+from pljobs.answers import Call, Verdict
+from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered
+from pljobs.jobs import AbortReason
+from pljobs.link import KEEPALIVES, SESSION, cut
+
+if TYPE_CHECKING:
+    from pljobs.connector import PsycopgConnector
+    from pljobs.execution import Run
+
+logger = logging.getLogger(__name__)
+
+TODO_CHANNEL = "pljobs_todo"
+PROBE_PATIENCE = 5.0
+FROZEN_AFTER = 10.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+LAG_WORTH_A_WARNING = 1.0
+
+
+class Control:
+    """Keep a worker's lease, hear of abort requests, and wake the worker for new jobs.
+
+    A thread with a connection of its own: an async task that blocks the event loop must not get its worker's jobs
+    rescued and run twice, and sync tasks hear of an abort even then. Notifications and heartbeats share the connection,
+    so that a dead one is noticed by the next heartbeat. Whatever arrives only means "look": the answer to a heartbeat
+    tells what is so.
+    """
+
+    def __init__(
+        self,
+        connector: PsycopgConnector,
+        *,
+        worker_id: int,
+        register_again: Call[int],
+        queues: Sequence[str] | None,
+        runs: Mapping[int, Run | None],
+        on_todo: Callable[[], None],
+        listen: bool,
+        heartbeat_interval: float,
+        abort_interval: float,
+    ) -> None:
+        self._connector = connector
+        self._worker_id = worker_id
+        self._channel = f"pljobs_worker_{worker_id}"
+        self._register_again = register_again
+        self._queues = None if queues is None else {queue_hash(queue) for queue in queues}
+        self._runs = runs
+        self._on_todo = on_todo
+        self._listen = listen
+        self._heartbeat_interval = heartbeat_interval
+        self._abort_interval = abort_interval
+        self._loop = asyncio.get_running_loop()
+        self._conn: psycopg.Connection[Any] | None = None
+        self._busy_since: float | None = None
+        self._beat_at = 0.0
+        self._early: dict[int, Verdict] = {}
+        self._stopping = threading.Event()
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken.setblocking(False)
+        self._pinged_at: float | None = None
+        self._lag = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"pljobs-control-{worker_id}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def runs_changed(self) -> None:
+        """Tell the thread that there is something to poll for now."""
+        with contextlib.suppress(BlockingIOError, OSError):  # full: it is awake anyway; closed: it has ended
+            self._waker.send(b"\0")
+
+    def early_verdict(self, run_id: int) -> Verdict | None:
+        """Return what was heard of a run before the worker knew of it: an abort may overtake the reply of its fetch."""
+        return self._early.pop(run_id, None)
+
+    async def stop(self) -> None:
+        """Unregister the worker and end the thread."""
+        self._stopping.set()
+        self.runs_changed()
+        while self._thread.is_alive():
+            self.cut_if_frozen()
+            await asyncio.to_thread(self._thread.join, 1.0)
+        self._waker.close()
+        self._woken.close()
+
+    def cut_if_frozen(self) -> None:
+        """Cut the connection if a call on it has been waiting for too long; call it every second or so."""
+        busy_since, conn = self._busy_since, self._conn
+        if busy_since is not None and conn is not None and time.monotonic() - busy_since > FROZEN_AFTER:
+            logger.warning(
+                "The database has not answered worker %s for %s s: reconnecting",
+                self._worker_id,
+                FROZEN_AFTER,
+            )
+            cut(conn)
+
+    # In the thread, from here on
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            try:
+                self._serve()
+                return
+            except PljobsException as error:
+                logger.warning(
+                    "Worker %s has lost its line to the database, reconnecting: %s", self._worker_id, error
+                )
+            except Exception:
+                logger.exception("The control loop of worker %s failed, and starts again", self._worker_id)
+            if time.monotonic() - began > LONGEST_PAUSE:
+                pause = FIRST_PAUSE
+            if self._stopping.wait(pause):
+                return  # unregistering is a courtesy: the lease runs out
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _serve(self) -> None:
+        with db.translated(), self._connector.connect(**KEEPALIVES) as conn:
+            self._conn = conn
+            try:
+                for statement in SESSION:
+                    conn.execute(statement)
+                if self._listen:
+                    self._start_listening(conn)
+                self._beat(conn)
+                # Whatever was said while nobody listened: look.
+                self._in_loop(self._on_todo)
+                while not self._stopping.is_set():
+                    self._wait_and_look(conn)
+                self._timed(conn, calls.unregister_worker(self._worker_id))
+            finally:
+                self._conn = None
+
+    def _wait_and_look(self, conn: psycopg.Connection[Any]) -> None:
+        interval = self._heartbeat_interval
+        if self._runs:
+            interval = min(interval, self._abort_interval)
+        due = self._beat_at + interval
+        if not self._heard(conn):
+            ready, _, _ = select.select([conn, self._woken], [], [], max(0.0, due - time.monotonic()))
+            if self._woken in ready:
+                with contextlib.suppress(BlockingIOError):
+                    while self._woken.recv(4096):
+                        pass
+                return  # there are runs now, or it is time to stop
+            if not (conn in ready and self._heard(conn)) and time.monotonic() < due:
+                return
+        self._beat(conn)
+
+    def _heard(self, conn: psycopg.Connection[Any]) -> bool:
+        """Take the notifications that have arrived; say whether one is about this worker's runs."""
+        ours = todo = False
+        for note in conn.notifies(timeout=0):
+            ours = ours or note.channel == self._channel
+            todo = todo or (
+                note.channel == TODO_CHANNEL and (self._queues is None or note.payload in self._queues)
+            )
+        if todo:
+            self._in_loop(self._on_todo)
+        return ours
+
+    def _start_listening(self, conn: psycopg.Connection[Any]) -> None:
+        for channel in (self._channel, TODO_CHANNEL):
+            conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+        # Behind a transaction pooler LISTEN is accepted, and nothing ever arrives.
+        conn.execute("SELECT pg_catalog.pg_notify(%s, 'probe')", [self._channel])
+        deadline = time.monotonic() + PROBE_PATIENCE
+        for note in conn.notifies(timeout=PROBE_PATIENCE, stop_after=1):
+            if note.channel == self._channel:
+                return
+            if time.monotonic() > deadline:
+                break
+        logger.warning(
+            "Notifications don't arrive on this connection (a transaction pooler?): worker %s polls every %s s instead."
+            " Connect directly, or set listen_notify=False.",
+            self._worker_id, self._abort_interval,
+        )  # fmt: skip
+
+    def _beat(self, conn: psycopg.Connection[Any]) -> None:
+        self._beat_at = time.monotonic()
+        runs = dict(self._runs)
+        beat = calls.heartbeat(
+            self._worker_id,
+            run_ids=list(runs),
+            handling=[run_id for run_id, run in runs.items() if run is not None and run.handling],
+            swallowed=[run_id for run_id, run in runs.items() if run is not None and run.swallowed],
+            loop_lag=timedelta(seconds=self._measure_lag(runs.values())),
+        )
+        try:
+            verdicts = self._timed(conn, beat)
+        except WorkerNotRegistered:
+            logger.warning("The lease of worker %s had run out: registering again", self._worker_id)
+            self._timed(conn, self._register_again)
+            verdicts = self._timed(conn, beat)
+        self._early = {v.run_id: v for v in verdicts if v.run_id not in runs and v.verdict == "abort"}
+        for verdict in verdicts:
+            self._deliver(verdict)
+
+    def _deliver(self, verdict: Verdict) -> None:
+        run = self._runs.get(verdict.run_id)
+        if run is None or verdict.verdict == "ok":
+            return
+        reason = AbortReason.USER_REQUEST if verdict.verdict == "abort" else AbortReason.RUN_LOST
+        # Here and now, for threads; in the event loop, once it is free, for async tasks.
+        run.context.abort_flag.set(reason)
+        self._in_loop(run.abort, reason, verdict)
+
+    def _timed(self, conn: psycopg.Connection[Any], call: Call[Any]) -> Any:
+        self._busy_since = time.monotonic()
+        try:
+            return db.run(conn, call)
+        finally:
+            self._busy_since = None
+
+    def _measure_lag(self, runs: Iterable[Run | None]) -> float:
+        """Return how late the event loop answered the ping of the last beat, or how late it is by now, in seconds."""
+        now = time.monotonic()
+        if self._pinged_at is None:
+            self._pinged_at = now
+            self._in_loop(self._pong)
+            return self._lag
+        lag = now - self._pinged_at
+        if lag > LAG_WORTH_A_WARNING:
+            running = sorted({run.job.call_string for run in runs if run is not None and not run.ended})
+            logger.warning(
+                "The event loop of worker %s has been blocked for %.1f s: an async task does not let go of it (running: %s)",
+                self._worker_id, lag, ", ".join(running),
+            )  # fmt: skip
+        return lag
+
+    def _pong(self) -> None:  # in the event loop
+        if self._pinged_at is not None:
+            self._lag, self._pinged_at = time.monotonic() - self._pinged_at, None
+
+    def _in_loop(self, function: Callable[..., object], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody is left to tell
+            self._loop.call_soon_threadsafe(function, *args)
+
+
+def queue_hash(queue: str) -> str:
+    """Return what a notification calls this queue: the md5 of its name, as PostgreSQL writes it."""
+    return hashlib.md5(queue.encode(), usedforsecurity=False).hexdigest()

@@ -1,0 +1,233 @@
+"""One run of one job: starts the task, delivers its abort, and tells how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import inspect
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from pljobs.answers import Outcome, RunEnd, Verdict
+from pljobs.exceptions import JobAborted
+from pljobs.jobs import AbortReason, DeleteJobCondition, Job
+from pljobs.observed import Observed
+
+if TYPE_CHECKING:
+    from pljobs.job_context import JobContext
+    from pljobs.tasks import Task
+    from pljobs.threads import Threads
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ended:
+    """What the body did: returned a value, or raised."""
+
+    value: object = None
+    exception: BaseException | None = None
+
+
+class Run:
+    """Run a task's function for a job, and report its end, once, to `on_end`.
+
+    The end is told by callbacks, not by a coroutine around the body: there is nothing that a stray cancel could hit
+    between the end of the body and its report.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        task: Task[..., object, ...],
+        context: JobContext,
+        *,
+        threads: Threads,
+        on_end: Callable[[Run, Ended], None],
+    ) -> None:
+        self.job = job
+        self.task = task
+        self.context = context
+        self.request: Verdict | None = None
+        self.swallowed = False
+        self.ended = False
+        self._threads = threads
+        self._on_end = on_end
+        self._observed: Observed[Ended] | None = None
+        self._body: asyncio.Task[Ended] | None = None
+        self._in_body = False
+        self._cancelled = False
+
+    def start(self) -> None:
+        """Start the task: a coroutine function in the event loop, anything else in a thread."""
+        args = (self.context,) if self.task.pass_context else ()
+        call = functools.partial(self.task.func, *args, **self.job.task_kwargs)
+        if is_async(self.task.func):
+            self._await(call)
+        else:
+            future = self._threads.submit(functools.partial(_call, call))
+            future.add_done_callback(lambda done: self._returned(done.result()))
+
+    def abort(self, reason: AbortReason, request: Verdict | None = None) -> None:
+        """Ask the task to stop: `should_abort()` turns true, and an async task is cancelled, once.
+
+        In the event loop's thread. Asking again, for whatever reason, never cancels a second time: that would break a
+        task that is shielding its last words.
+        """
+        if self.ended:
+            return
+        self.context.abort_flag.set(reason)
+        self.request = self.request or request
+        self._cancel()
+
+    @property
+    def handling(self) -> bool:
+        """Say whether an async task is handling its abort right now."""
+        return self._observed is not None and self._observed.handling
+
+    def _cancel(self) -> None:
+        # A task that is cancelled before its first step runs no line, not even a `finally`: wait until it is in its body.
+        if self._in_body and not self._cancelled and self._body is not None and self._observed is not None:
+            self._cancelled = True
+            self._observed.expect_abort()
+            self._body.cancel()
+
+    def _await(self, call: Callable[[], object]) -> None:
+        self._observed = Observed(self._guarded(call), self._swallowed)
+        self._body = asyncio.get_running_loop().create_task(
+            self._observed, name=f"pljobs {self.job.call_string}"
+        )
+        self._body.add_done_callback(self._body_done)
+
+    async def _guarded(self, call: Callable[[], object]) -> Ended:
+        # Catches what asyncio would let through to the event loop: SystemExit and KeyboardInterrupt in a task.
+        self._in_body = True
+        if self.context.should_abort():
+            asyncio.get_running_loop().call_soon(self._cancel)
+        try:
+            value = call()
+            return Ended(await value if inspect.isawaitable(value) else value)
+        except BaseException as error:
+            return Ended(exception=error)
+        finally:
+            self._in_body = False
+
+    def _returned(self, ended: Ended) -> None:
+        # A partial, a method or a callable object may return an awaitable: what came back tells, not what was called.
+        if inspect.isawaitable(ended.value):
+            value: Awaitable[object] = ended.value
+            self._await(lambda: value)
+        else:
+            self._finish(ended)
+
+    def _body_done(self, body: asyncio.Task[Ended]) -> None:
+        # Cancelled before its first step, by somebody who cancels every task there is.
+        self._finish(Ended(exception=asyncio.CancelledError()) if body.cancelled() else body.result())
+
+    def _swallowed(self) -> None:
+        # Called when the abort dies, be it swallowed or because the body ended with it.
+        if self._in_body and self._body is not None:
+            self.swallowed = True
+            # The task goes on as if never cancelled: else its own timeouts and task groups would mistake this for theirs.
+            self._body.uncancel()
+            logger.warning(
+                "Job %s swallowed its abort and goes on", self.job.call_string, extra=self.job.log_context()
+            )
+
+    def _finish(self, ended: Ended) -> None:
+        self.ended = True
+        self._on_end(self, ended)
+
+
+def is_async(function: Callable[..., object]) -> bool:
+    """Say whether calling this only makes a coroutine, so that it may be called in the event loop."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)
+    )  # noqa: B004
+
+
+def run_end(run: Run, ended: Ended, *, delete_jobs: DeleteJobCondition) -> RunEnd:
+    """Say what to report: facts only (what was delivered, what the body raised). What is written, SQL decides."""
+    error, job = ended.exception, run.job
+    if job.id is None or job.run_id is None:
+        raise ValueError(f"{job.call_string} is not a run: it has no id")
+    end = RunEnd(job_id=job.id, run_id=job.run_id, outcome=outcome(run, error))
+    if error is None:
+        delete = delete_jobs != DeleteJobCondition.NEVER
+        return dataclasses.replace(end, result=ended.value, delete_job=delete)
+    end = dataclasses.replace(
+        end,
+        message=message(error),
+        error=None if end.outcome in {"aborted", "interrupted"} else trace(error),
+        delete_job=delete_jobs == DeleteJobCondition.ALWAYS,
+    )
+    return end if end.outcome == "interrupted" else _with_retry(end, run, error)
+
+
+def outcome(run: Run, error: BaseException | None) -> Outcome:
+    """Classify the end of a body."""
+    if error is None:
+        return "succeeded"
+    if isinstance(error, JobAborted | asyncio.CancelledError):
+        stopped_by_shutdown = run.context.abort_reason() is AbortReason.SHUTDOWN
+        return "interrupted" if stopped_by_shutdown else "aborted"
+    return "failed"
+
+
+def message(error: BaseException) -> str | None:
+    """Return one line about how the body ended: an abort's own message, else the exception's type and text."""
+    if isinstance(error, JobAborted | asyncio.CancelledError):
+        return str(error) or None
+    try:
+        text = str(error)
+    except Exception:  # an exception class with a broken __str__
+        text = "(its text can't be had)"
+    if not isinstance(error, Exception):
+        text = f"{text} (a task can't end its worker)"
+    return f"{type(error).__name__}: {text}".split("\n", 1)[0]
+
+
+def trace(error: BaseException) -> str:
+    """Return the traceback as text, without this module's own frames."""
+    own = {__file__}
+    try:
+        tb = error.__traceback__
+        while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename in own:
+            tb = tb.tb_next
+        return "".join(traceback.format_exception(type(error), error, tb))
+    except Exception:  # an exception class with a broken __str__ or __cause__
+        return f"{type(error).__name__} (its traceback can't be shown)"
+
+
+def _with_retry(end: RunEnd, run: Run, error: BaseException) -> RunEnd:
+    try:
+        decision = run.task.get_retry_decision(exception=error, job=run.job)
+        if decision is None:
+            return end
+        return dataclasses.replace(
+            end,
+            retry_at=decision.retry_at,
+            retry_queue=decision.queue,
+            retry_priority=decision.priority,
+            retry_lock=decision.lock,
+        )
+    except Exception:
+        logger.exception(
+            "The retry strategy of task %s raised: job %s is not retried",
+            run.task.name,
+            run.job.id,
+            extra=run.job.log_context(),
+        )
+        return end
+
+
+def _call(call: Callable[[], object]) -> Ended:
+    try:
+        return Ended(call())
+    except BaseException as error:
+        return Ended(exception=error)

@@ -1,0 +1,130 @@
+"""Reports how runs ended: in batches, without waiting for a batch to fill, and until the database has answered."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from pljobs import calls
+from pljobs.answers import RunEnd
+from pljobs.arguments import JsonDumps
+from pljobs.exceptions import ConnectorException, DatabaseUnavailable, InvalidArgument, PljobsException
+from pljobs.link import Link
+
+logger = logging.getLogger(__name__)
+
+BATCH = 100
+LOCK_NOT_AVAILABLE = "55P03"
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+
+# Called with the status that was written, or None where it could not be told before the worker had to give up.
+OnAnswer = Callable[[str | None], None]
+
+
+@dataclasses.dataclass(slots=True)
+class _Pending:
+    end: RunEnd
+    on_answer: OnAnswer
+    pause: float = FIRST_PAUSE
+
+
+class Finisher:
+    """Send each end of a run to the database, again until it is answered.
+
+    The first goes out at once; those that end while it is under way go together in the next call. A replayed end is
+    answered what it had written, so trying again is safe. One that waits behind somebody's open transaction steps
+    aside for the others.
+    """
+
+    def __init__(self, link: Link, *, dumps: JsonDumps | None = None) -> None:
+        self._link = link
+        self._dumps = dumps
+        self._queue: deque[_Pending] = deque()
+        self._unanswered = 0
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._give_up_at: float | None = None
+
+    def report(self, end: RunEnd, on_answer: OnAnswer) -> None:
+        """Queue the end of a run; `on_answer` is called with the status written."""
+        self._unanswered += 1
+        self._put(_Pending(end, on_answer))
+
+    def close(self, *, patience: float) -> None:
+        """Let `run` end once all is answered, or after `patience` seconds."""
+        self._closing = True
+        self._give_up_at = asyncio.get_running_loop().time() + patience
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until `close`."""
+        while not (self._closing and self._unanswered == 0):
+            if self._queue:
+                await self._send([self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))])
+                continue
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _put(self, pending: _Pending) -> None:
+        self._queue.append(pending)
+        self._wake.set()
+
+    async def _send(self, batch: Sequence[_Pending]) -> None:
+        try:
+            answers = await self._link.execute(calls.finish_jobs([p.end for p in batch], dumps=self._dumps))
+        except DatabaseUnavailable as error:
+            logger.warning("Can't report %s ended jobs, trying again: %s", len(batch), error)
+            self._again(batch)
+        except (PljobsException, ValueError, TypeError) as error:
+            if len(batch) > 1:  # find the one that it is about; the others must not suffer
+                for pending in batch:
+                    await self._send([pending])
+            else:
+                self._refused(batch[0], error)
+        else:
+            status = {(answer.job_id, answer.run_id): answer.status for answer in answers}
+            for pending in batch:
+                self._answer(pending, status.get((pending.end.job_id, pending.end.run_id)))
+
+    def _refused(self, pending: _Pending, error: Exception) -> None:
+        end = pending.end
+        ids = {"job_id": end.job_id, "run_id": end.run_id}
+        if isinstance(error, ConnectorException) and error.sqlstate == LOCK_NOT_AVAILABLE:
+            logger.info(
+                "Job %s has ended, but somebody's open transaction holds it; trying again",
+                end.job_id,
+                extra=ids,
+            )
+        elif isinstance(error, InvalidArgument | ValueError | TypeError) and (
+            end.result is not None or end.error
+        ):
+            # What the task produced must never keep its job from ending.
+            logger.error("The result or error of job %s can't be stored: %s", end.job_id, error, extra=ids)
+            pending.end = dataclasses.replace(
+                end, result=None, error=None, message="result or error could not be stored"
+            )
+        else:
+            logger.error("Can't report the end of job %s, trying again: %s", end.job_id, error, extra=ids)
+        self._again([pending])
+
+    def _again(self, batch: Sequence[_Pending]) -> None:
+        loop = asyncio.get_running_loop()
+        for pending in batch:
+            if self._give_up_at is not None and loop.time() >= self._give_up_at:
+                end = pending.end
+                logger.error(
+                    "Gave up reporting that job %s %s: it will be rescued when this worker's lease runs out",
+                    end.job_id, end.outcome, extra={"job_id": end.job_id, "run_id": end.run_id},
+                )  # fmt: skip
+                self._answer(pending, None)
+                continue
+            loop.call_later(pending.pause, self._put, pending)
+            pending.pause = min(pending.pause * 2, LONGEST_PAUSE)
+
+    def _answer(self, pending: _Pending, status: str | None) -> None:
+        self._unanswered -= 1
+        self._wake.set()
+        pending.on_answer(status)

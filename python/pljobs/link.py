@@ -1,0 +1,113 @@
+"""The worker's own connection for fetch, finish and maintenance: one, reopened when it breaks, never hanging."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+
+from pljobs import db
+from pljobs.answers import Call
+from pljobs.exceptions import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from pljobs.connector import PsycopgConnector
+
+T = TypeVar("T")
+
+# A peer that vanished is noticed in about four seconds, where PostgreSQL's defaults never notice it.
+KEEPALIVES: dict[str, object] = {
+    "keepalives": 1,
+    "keepalives_idle": 3,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 4000,
+    "connect_timeout": 10,
+}
+# A call waits this long for a row that somebody's open transaction holds; then others get their turn.
+LOCK_TIMEOUT = "500ms"
+# A call that takes longer means a peer that is frozen, which keepalives don't notice.
+DEADLINE = 15.0
+
+
+def cut(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Shut a connection's socket down, so that whoever waits on it gets an error at once; from any thread.
+
+    Cancelling the waiting task instead would ask the server to cancel, and wait for its answer.
+    """
+    try:
+        with socket.socket(fileno=os.dup(conn.fileno())) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
+    except (OSError, psycopg.Error):
+        return  # closed meanwhile: what was wanted
+
+
+class Link:
+    """Execute calls one at a time, each in a short transaction of its own; reconnect when it must."""
+
+    def __init__(self, connector: PsycopgConnector) -> None:
+        self._connector = connector
+        self._conn: psycopg.AsyncConnection[Any] | None = None
+        self._lock = asyncio.Lock()
+
+    async def execute(self, call: Call[T]) -> T:
+        """Execute a call; raises DatabaseUnavailable if the connection is lost, or stalls for 15 seconds.
+
+        Never cancel it: the answer would be lost, of a call that may have been committed.
+        """
+        async with self._lock:
+            conn = await self._connected()
+            try:
+                with _deadline(conn):
+                    return await db.run_async(conn, call)
+            except DatabaseUnavailable:
+                await self._drop()
+                raise
+
+    async def close(self) -> None:
+        """Close the connection."""
+        async with self._lock:
+            await self._drop()
+
+    async def _connected(self) -> psycopg.AsyncConnection[Any]:
+        if self._conn is None or self._conn.closed:
+            self._conn = conn = await self._connector.connect_async(**KEEPALIVES)
+            try:
+                with db.translated(), _deadline(conn):
+                    for statement in SESSION:
+                        await conn.execute(statement)
+            except BaseException:
+                await self._drop()
+                raise
+        return self._conn
+
+    async def _drop(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            await conn.close()
+
+
+# A role's or database's defaults must not change what a worker does.
+SESSION = (
+    "SET default_transaction_isolation = 'read committed'",
+    "SET default_transaction_read_only = off",
+    "SET statement_timeout = 0",
+    "SET idle_in_transaction_session_timeout = 0",
+    f"SET lock_timeout = '{LOCK_TIMEOUT}'",
+    "SET datestyle = 'ISO'",
+    "SET intervalstyle = 'postgres'",
+)
+
+
+@contextmanager
+def _deadline(conn: psycopg.AsyncConnection[Any]) -> Iterator[None]:
+    timer = asyncio.get_running_loop().call_later(DEADLINE, cut, conn)
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,168 @@
+"""What keeps the queue in order: rescue, sleeping lanes, periodic tasks, pruning. Inside every worker, or on its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from pljobs import calls, calls_read
+from pljobs.answers import Call
+from pljobs.exceptions import InvalidArgument, PljobsException
+from pljobs.link import Link
+from pljobs.periodic import MAX_DELAY, due_ticks, next_tick
+from pljobs.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from pljobs.app import App
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PRUNE_EVERY = 60.0
+LONGEST_PAUSE = 5.0
+
+
+class Execute(Protocol):
+    """How to make a call."""
+
+    def __call__(self, call: Call[T]) -> Awaitable[T]: ...
+
+
+class Maintenance:
+    """Do what is due, until stopped. Safe in any number at once: the database lets one work at a time, and once a tick.
+
+    Every `interval` seconds: rescue the jobs of lost workers, wake sleeping lanes; with `retention`, every minute: prune
+    what finished longer ago. Defers the app's periodic tasks when they are due, by the database's clock.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        execute: Execute,
+        *,
+        interval: float,
+        retention: timedelta | None = None,
+        max_crashes: int = 3,
+    ) -> None:
+        self._app = app
+        self._execute = execute
+        self._interval = interval
+        self._retention = retention
+        self._max_crashes = max_crashes
+        self._max_delay = timedelta(seconds=app.periodic_defaults.get("max_delay", MAX_DELAY.total_seconds()))
+        self._ticked_until: datetime | None = None
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Run until `stopping` is set."""
+        duties: list[tuple[Callable[[], Awaitable[float]], float]] = [(self._rescue, 0.0)]
+        if len(self._app.periodic_registry):
+            duties.append((self._defer_periodic, 0.0))
+        if self._retention is not None:
+            duties.append((self._prune, 0.0))
+        while not stopping.is_set():
+            now = time.monotonic()
+            for place, (duty, due) in enumerate(duties):
+                if due <= now and not stopping.is_set():
+                    duties[place] = (duty, time.monotonic() + await self._done(duty))
+            pause = min(due for _, due in duties) - time.monotonic()
+            try:
+                async with asyncio.timeout(max(0.0, pause)):
+                    await stopping.wait()
+            except TimeoutError:
+                continue
+
+    async def _done(self, duty: Callable[[], Awaitable[float]]) -> float:
+        """Do a duty, and return after how many seconds to do it again."""
+        try:
+            return await duty()
+        except PljobsException as error:
+            logger.warning("Maintenance failed, trying again: %s", error)
+        except Exception:
+            logger.exception("Maintenance failed, trying again")
+        return LONGEST_PAUSE
+
+    async def _rescue(self) -> float:
+        for answer in await self._execute(calls.rescue_jobs(max_crashes=self._max_crashes)):
+            logger.warning(
+                "Job %s was rescued from a lost worker: it is now %s",
+                answer.job_id,
+                answer.outcome,
+                extra={"job_id": answer.job_id},
+            )
+        woken = await self._execute(calls.wake_lanes())
+        if woken:
+            logger.info("Woke %s lanes that had been left asleep", woken)
+        # Not all workers at the same moment.
+        return self._interval * random.uniform(0.8, 1.2)  # noqa: S311
+
+    async def _prune(self) -> float:
+        if self._retention is None:
+            return PRUNE_EVERY
+        pruned = await self._execute(calls.prune_jobs(self._retention))
+        pruned += await self._execute(calls.prune_history(self._retention))
+        # A full batch: there is more, and others get their turn in between.
+        return 0.1 if pruned >= 10_000 else PRUNE_EVERY
+
+    async def _defer_periodic(self) -> float:
+        # The database's time: many machines' clocks are wrong, and all workers must agree on what is due.
+        now = await self._execute(calls_read.server_time())
+        registry = self._app.periodic_registry
+        for tick in due_ticks(registry, now=now, since=self._ticked_until, max_delay=self._max_delay):
+            task, answer = tick.periodic.task.name, await self._execute(tick.call())
+            if answer.outcome != "already_deferred":
+                logger.info(
+                    "Periodic task %s, planned for %s: %s", task, tick.at.isoformat(), answer.outcome,
+                    extra={"task": task, "tick": tick.at.isoformat(), "job_id": answer.job_id},
+                )  # fmt: skip
+        self._ticked_until = now
+        upcoming = next_tick(registry, after=now)
+        if upcoming is None:
+            return self._interval
+        return min(self._interval, (upcoming - now).total_seconds() + 0.01)
+
+
+class Manager:
+    """Do the maintenance in a process of its own: `await manager.run()`, until `stop()` or a signal."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        interval: float = 10.0,
+        retention: timedelta | None = None,
+        max_crashes: int = 3,
+        install_signal_handlers: bool = True,
+    ) -> None:
+        if interval <= 0:
+            raise InvalidArgument(f"interval must be more than 0 s, not {interval}")
+        self._app = app
+        self._interval = interval
+        self._retention = retention
+        self._max_crashes = max_crashes
+        self._install_signal_handlers = install_signal_handlers
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End `run()` after what is under way."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Run until stopped; a database that goes away is waited for."""
+        link = Link(self._app.connector)
+        maintenance = Maintenance(
+            self._app,
+            link.execute,
+            interval=self._interval,
+            retention=self._retention,
+            max_crashes=self._max_crashes,
+        )
+        try:
+            with stop_on_signals(self.stop, install=self._install_signal_handlers):
+                await maintenance.run(self._stopping)
+        finally:
+            await link.close()

@@ -1,0 +1,70 @@
+"""Threads for sync tasks: daemons, so that one that never returns does not keep the process from ending."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Threads:
+    """Run functions in threads; as many threads as run at once, kept for the next.
+
+    Not a ThreadPoolExecutor: the interpreter joins its threads at exit, and a task that ignores its abort would hold
+    the process for ever.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle = 0
+        self._started = 0
+        self._lock = threading.Lock()
+
+    def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Run `function` in a thread, in a copy of the present context; it must not raise.
+
+        The future is resolved in the running event loop. It is not for cancelling: nothing stops a thread.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def work() -> None:
+            value = context.run(function)
+            try:
+                loop.call_soon_threadsafe(_resolve, future, value)
+            except RuntimeError:
+                # The loop was closed while the thread ran on: nobody is left to tell.
+                return
+
+        with self._lock:
+            if self._idle:
+                self._idle -= 1
+            else:
+                self._started += 1
+                threading.Thread(target=self._run, name=f"{self._name}-{self._started}", daemon=True).start()
+        self._work.put(work)
+        return future
+
+    def close(self) -> None:
+        """Let the idle threads end; those at work end after it."""
+        with self._lock:
+            for _ in range(self._started):
+                self._work.put(None)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            with self._lock:
+                self._idle += 1
+
+
+def _resolve(future: asyncio.Future[T], value: T) -> None:
+    if not future.done():
+        future.set_result(value)

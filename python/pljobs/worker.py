@@ -1,0 +1,372 @@
+"""The worker: fetches jobs, runs them, passes their aborts on, reports how they ended, and stops without losing any."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from pljobs import calls
+from pljobs.answers import RunEnd, Verdict
+from pljobs.control import Control
+from pljobs.exceptions import InvalidArgument, PljobsException, WorkerNotRegistered
+from pljobs.execution import Ended, Run, run_end
+from pljobs.finisher import Finisher
+from pljobs.job_context import JobContext
+from pljobs.jobs import AbortReason, DeleteJobCondition, Job
+from pljobs.link import Link
+from pljobs.maintenance import Maintenance
+from pljobs.signals import stop_on_signals
+from pljobs.threads import Threads
+
+if TYPE_CHECKING:
+    from pljobs.app import App
+
+logger = logging.getLogger(__name__)
+
+FETCH_AT_MOST = 1000
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+WATCH_EVERY = 1.0
+REMIND_EVERY = 10.0
+LEVELS = {
+    "succeeded": logging.INFO,
+    "todo": logging.WARNING,
+    "aborted": logging.WARNING,
+    "deleted": logging.INFO,
+}
+
+
+class Worker:
+    """Run an app's jobs until stopped.
+
+    `queues`: which (None: all); `concurrency`: how many jobs at once, each async task a task of this event loop, each
+    sync task a thread; `wait`: False to stop when no job is left. `fetch_job_polling_interval`: seconds at most until a
+    new job is seen; `abort_job_polling_interval`: seconds at most until an abort request is, while jobs run (default: the
+    former); with `listen_notify` both take milliseconds. `shutdown_graceful_timeout`: seconds that running jobs have to
+    end after a stop, before they are asked to abort (None: as long as they take). `update_heartbeat_interval` and
+    `stalled_worker_timeout`: seconds between signs of life, and without one until other workers take its jobs.
+    `delete_jobs`: which ended jobs to delete. `unknown_tasks`: whether a job whose task is not registered here fails, or
+    is left for other workers. `retention`: how long finished jobs and the audit trail are kept (None: for ever).
+    Names and defaults follow procrastinate's worker.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        queues: Iterable[str] | None = None,
+        name: str | None = None,
+        concurrency: int = 1,
+        wait: bool = True,
+        fetch_job_polling_interval: float = 5.0,
+        abort_job_polling_interval: float | None = None,
+        shutdown_graceful_timeout: float | None = None,
+        listen_notify: bool = True,
+        delete_jobs: str | DeleteJobCondition = DeleteJobCondition.NEVER,
+        install_signal_handlers: bool = True,
+        additional_context: Mapping[str, object] | None = None,
+        update_heartbeat_interval: float = 10.0,
+        stalled_worker_timeout: float = 30.0,
+        unknown_tasks: Literal["fail", "leave"] = "fail",
+        retention: timedelta | None = None,
+    ) -> None:
+        if abort_job_polling_interval is None:
+            abort_job_polling_interval = fetch_job_polling_interval
+        _positive(
+            concurrency=concurrency,
+            fetch_job_polling_interval=fetch_job_polling_interval,
+            abort_job_polling_interval=abort_job_polling_interval,
+            update_heartbeat_interval=update_heartbeat_interval,
+        )
+        if stalled_worker_timeout < max(1.0, 2 * update_heartbeat_interval):
+            raise InvalidArgument(
+                f"stalled_worker_timeout ({stalled_worker_timeout} s) must be at least twice update_heartbeat_interval"
+                f" ({update_heartbeat_interval} s), and 1 s: else one late heartbeat loses the worker's jobs"
+            )
+        self.app = app
+        self.queues = None if queues is None else list(queues)
+        self.name = name or "worker"
+        self.concurrency = concurrency
+        self.wait = wait
+        self.polling_interval = fetch_job_polling_interval
+        self.abort_interval = abort_job_polling_interval
+        self.graceful_timeout = shutdown_graceful_timeout
+        self.listen_notify = listen_notify
+        self.delete_jobs = DeleteJobCondition(delete_jobs)
+        self.install_signal_handlers = install_signal_handlers
+        self.additional_context = dict(additional_context or {})
+        self.heartbeat_interval = update_heartbeat_interval
+        self.stalled_timeout = stalled_worker_timeout
+        self.unknown_tasks = unknown_tasks
+        self.retention = retention
+        self.worker_id: int | None = None
+        # What this worker holds, by run_id; None for a job that can't be started. The control thread reads it.
+        self._runs: dict[int, Run | None] = {}
+        self._stopping = asyncio.Event()
+        self._aborting = False
+        self._look = asyncio.Event()
+        self._drained = asyncio.Event()
+
+    async def run(self) -> None:
+        """Run until `stop()`, a signal, or (with wait=False) until no job is left.
+
+        Cancelled, it stops at once: running jobs are asked to abort and will run again; it ends when they have.
+        Raises what the connector does if the database can't be reached, or has no schema, at the start.
+        """
+        main = asyncio.create_task(self._main(), name="pljobs worker")
+        cancelled = False
+        while not main.done():
+            try:
+                # Nothing cancels what is inside: a fetch or a report that is cut off would lose its answer.
+                await asyncio.shield(main)
+            except asyncio.CancelledError:
+                if not main.done():
+                    cancelled = True
+                    self.abort()
+            except Exception:  # raised below, from the task itself
+                break
+        await main
+        if cancelled:
+            raise asyncio.CancelledError
+
+    def stop(self) -> None:
+        """Fetch no more, let running jobs end (see `shutdown_graceful_timeout`), then stop. Called again: `abort()`."""
+        if self._stopping.is_set():
+            self.abort()
+            return
+        logger.info(
+            "Worker %s stops: %s jobs are running", self.worker_id, len(self._runs), extra=self._ids()
+        )
+        self._stopping.set()
+        self._look.set()
+
+    def abort(self) -> None:
+        """Stop, and ask the running jobs to abort; they will run again."""
+        self._stopping.set()
+        self._look.set()
+        if not self._aborting:
+            self._aborting = True
+            for run in list(self._runs.values()):
+                if run is not None:
+                    run.abort(AbortReason.SHUTDOWN)
+
+    async def _main(self) -> None:
+        self._link = Link(self.app.connector)
+        self._threads = Threads("pljobs-job")
+        self._finisher = Finisher(self._link, dumps=self.app.connector.json_dumps)
+        try:
+            self.worker_id = await self._link.execute(self._registration(None))
+            logger.info("Worker %s (%s) started", self.worker_id, self.name, extra=self._ids())
+            self._control = Control(
+                self.app.connector,
+                worker_id=self.worker_id,
+                register_again=self._registration(self.worker_id),
+                queues=self.queues,
+                runs=self._runs,
+                on_todo=self._look.set,
+                listen=self.listen_notify,
+                heartbeat_interval=self.heartbeat_interval,
+                abort_interval=self.abort_interval,
+            )
+            with stop_on_signals(self.stop, install=self.install_signal_handlers):
+                await self._work(self.worker_id)
+        finally:
+            self._threads.close()
+            await self._link.close()
+
+    async def _work(self, worker_id: int) -> None:
+        self._control.start()
+        maintenance = Maintenance(
+            self.app, self._link.execute, interval=self.stalled_timeout / 3, retention=self.retention
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch(), name="pljobs watch")
+            group.create_task(maintenance.run(self._stopping), name="pljobs maintenance")
+            group.create_task(self._finisher.run(), name="pljobs finisher")
+            group.create_task(self._fetch_then_drain(worker_id), name="pljobs fetch")
+        await self._control.stop()
+        logger.info("Worker %s stopped", self.worker_id, extra=self._ids())
+
+    async def _fetch_then_drain(self, worker_id: int) -> None:
+        pause = FIRST_PAUSE
+        while not self._stopping.is_set():
+            try:
+                await self._fetch(worker_id)
+                pause = FIRST_PAUSE
+            except PljobsException as error:
+                # The control thread registers again, or says that the database is away: one line a pause is enough.
+                logger.warning(
+                    "Worker %s can't fetch jobs, trying again: %s", self.worker_id, error, extra=self._ids()
+                )
+                await self._sleep(pause)
+                pause = (
+                    min(pause * 2, LONGEST_PAUSE)
+                    if not isinstance(error, WorkerNotRegistered)
+                    else FIRST_PAUSE
+                )
+        await self._drain()
+        self._finisher.close(patience=self.stalled_timeout)
+        self._drained.set()
+
+    async def _fetch(self, worker_id: int) -> None:
+        self._look.clear()
+        free = min(self.concurrency - len(self._runs), FETCH_AT_MOST)
+        jobs: list[Job] = []
+        if free > 0:
+            jobs = await self._link.execute(
+                calls.fetch_jobs(
+                    worker_id,
+                    max_jobs=free,
+                    queues=self.queues,
+                    tasks=list(self.app.tasks) if self.unknown_tasks == "leave" else None,
+                    loads=self.app.connector.json_loads,
+                )
+            )
+            for job in jobs:
+                self._start(job)
+            if jobs:
+                self._control.runs_changed()
+            elif not self.wait and not self._runs:
+                self.stop()
+        if not jobs or len(jobs) < free or free <= 0:
+            await self._sleep(self.polling_interval)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait for something to look at (a new job, a free slot, the stop), at most `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._look.wait()
+        except TimeoutError:
+            return
+
+    def _start(self, job: Job) -> None:
+        if job.run_id is None:
+            raise ValueError(f"{job.call_string} is not a run")
+        task = self.app.tasks.get(job.task_name)
+        if task is None:
+            self._refuse(
+                job,
+                job.run_id,
+                f"task {job.task_name!r} is not registered in this worker: import the module that defines it"
+                " (App(import_paths=...)), or let the worker leave such jobs to others (unknown_tasks='leave')",
+            )
+            return
+        if job.args_error is not None:
+            self._refuse(job, job.run_id, f"the arguments can't be read: {job.args_error}")
+            return
+        context = JobContext(
+            app=self.app,
+            job=job,
+            task=task,
+            worker_name=self.name,
+            worker_id=self.worker_id,
+            worker_queues=self.queues,
+            additional_context=self.additional_context,
+        )
+        run = Run(job, task, context, threads=self._threads, on_end=self._ended)
+        self._runs[job.run_id] = run
+        logger.info("Starting job %s", job.call_string, extra=job.log_context())
+        run.start()
+        request: Verdict | None = self._control.early_verdict(job.run_id)
+        if request is not None:
+            run.abort(AbortReason.USER_REQUEST, request)
+        if self._aborting:
+            run.abort(AbortReason.SHUTDOWN)
+
+    def _refuse(self, job: Job, run_id: int, message: str) -> None:
+        logger.error("Job %s can't be run: %s", job.call_string, message, extra=job.log_context())
+        self._runs[run_id] = None
+        end = RunEnd(job_id=job.id or 0, run_id=run_id, outcome="failed", message=message)
+        self._finisher.report(end, partial(self._reported, job, end))
+
+    def _ended(self, run: Run, ended: Ended) -> None:
+        end = run_end(run, ended, delete_jobs=self.delete_jobs)
+        if end.outcome == "failed":
+            logger.error(
+                "Job %s failed: %s",
+                run.job.call_string,
+                end.message,
+                exc_info=ended.exception,
+                extra=run.job.log_context(),
+            )
+        elif run.request is not None or end.outcome != "succeeded":
+            request = run.request
+            logger.info(
+                "Job %s ended after it was asked to abort (%s): %s%s",
+                run.job.call_string, run.context.abort_reason() or "by nobody", end.outcome, f": {end.message}" if end.message else "",
+                extra={**run.job.log_context(), "request_id": request.request_id if request else None},
+            )  # fmt: skip
+        self._finisher.report(end, partial(self._reported, run.job, end))
+
+    def _reported(self, job: Job, end: RunEnd, status: str | None) -> None:
+        self._runs.pop(end.run_id, None)
+        self._look.set()
+        extra = {**job.log_context(), "status": status}
+        if status in {"stale", "not_found"}:
+            logger.warning(
+                "Job %s %s, but this run was no longer the job's (%s): nothing was recorded",
+                job.call_string,
+                end.outcome,
+                status,
+                extra=extra,
+            )
+        elif status is not None:
+            logger.log(
+                LEVELS.get(status, logging.ERROR), "Job %s is now %s", job.call_string, status, extra=extra
+            )
+
+    async def _drain(self) -> None:
+        """Wait for the running jobs; everything else stays alive meanwhile: lease, notifications, aborts."""
+        loop = asyncio.get_running_loop()
+        abort_at = None if self.graceful_timeout is None else loop.time() + self.graceful_timeout
+        remind_at = loop.time() + REMIND_EVERY
+        while self._runs:
+            if abort_at is not None and loop.time() >= abort_at and not self._aborting:
+                logger.warning(
+                    "The running jobs did not end within %s s: asking them to abort", self.graceful_timeout
+                )
+                self.abort()
+            if loop.time() >= remind_at:
+                running = sorted(run.job.call_string for run in self._runs.values() if run is not None)
+                logger.warning(
+                    "Worker %s still waits for: %s", self.worker_id, ", ".join(running), extra=self._ids()
+                )
+                remind_at = loop.time() + REMIND_EVERY
+            wake_at = remind_at if abort_at is None or self._aborting else min(abort_at, remind_at)
+            self._look.clear()
+            if self._runs:
+                await self._sleep(max(0.0, wake_at - loop.time()))
+
+    async def _watch(self) -> None:
+        while not self._drained.is_set():
+            self._control.cut_if_frozen()
+            try:
+                async with asyncio.timeout(WATCH_EVERY):
+                    await self._drained.wait()
+            except TimeoutError:
+                continue
+
+    def _registration(self, worker_id: int | None) -> calls.Call[int]:
+        return calls.register_worker(
+            self.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            queues=self.queues,
+            concurrency=self.concurrency,
+            lease=timedelta(seconds=self.stalled_timeout),
+            worker_id=worker_id,
+        )
+
+    def _ids(self) -> dict[str, object]:
+        return {"worker_id": self.worker_id, "worker_name": self.name}
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise InvalidArgument(f"{name} must be more than 0, not {value}")
