@@ -1,0 +1,95 @@
+"""Check the SQL without running it: plpgsql_check and pgspot silent, install.sql complete, plain ASCII."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pljobs.install import install_files
+from servers import REPO, SQL, TEMPLATE, debian_version, throw_away
+
+# PS010 wants CREATE SCHEMA to fail where the schema exists; ledger.sql looks at whose it is first.
+_PGSPOT_IGNORES = "PS010"
+# Running the text that it is given is what _migrate is for; only the installer may call it.
+_CHECK = """
+SELECT p.oid::regprocedure || ' line ' || coalesce(c.lineno::text, '?') || ': ' || c.level || ': '
+       || c.message || coalesce(' (' || c.detail || ')', '')
+  FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang,
+       LATERAL plpgsql_check_function_tb(p.oid, fatal_errors := false, extra_warnings := true,
+                                         performance_warnings := true, security_warnings := true) AS c
+ WHERE p.pronamespace = 'pljobs'::regnamespace AND l.lanname = 'plpgsql'
+   AND (p.proname, c.level, c.statement) IS DISTINCT FROM ('_migrate', 'security', 'EXECUTE')
+ ORDER BY 1
+"""
+
+
+def main() -> int:
+    """Print what is wrong; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pgspot", type=Path, default=REPO / ".venv-pgspot" / "bin" / "pgspot")
+    options = parser.parse_args()
+    found = [*_listing(), *_texts(), *_plpgsql_check(), *_pgspot(options.pgspot)]
+    print("\n".join(found) if found else "SQL checks: nothing to say")
+    return 1 if found else 0
+
+
+def _listing() -> Iterator[str]:
+    """Each file is listed once, and the newest migration is the one that latest.sql names."""
+    listed = [name for name, _ in install_files()]
+    yield from (f"sql/install.sql lists {name} twice" for name in set(listed) if listed.count(name) > 1)
+    for folder in ("functions", "migrations"):
+        for path in sorted((SQL / folder).glob("*.sql")):
+            if path.relative_to(SQL).as_posix() not in listed:
+                yield f"sql/install.sql doesn't list {path.relative_to(SQL)}"
+    migrations = sorted(path.stem for path in (SQL / "migrations").glob("[0-9]*.sql"))
+    if f"'{migrations[-1]}'" not in (SQL / "migrations" / "latest.sql").read_text():
+        yield f"sql/migrations/latest.sql doesn't name {migrations[-1]}"
+    for name, text in install_files():
+        if re.match(r"migrations/\d", name) and f"_migrate('{Path(name).stem}'," not in text:
+            yield f"sql/{name} doesn't call _migrate with its own name"
+
+
+def _texts() -> Iterator[str]:
+    for name, text in install_files():
+        for number, line in enumerate(text.splitlines(), 1):
+            # Whatever the client's encoding, psql and Python then send the same bytes.
+            if not line.isascii():
+                yield f"sql/{name}:{number}: not ASCII"
+            if re.match(r"\s*\\", line):
+                yield f"sql/{name}:{number}: a psql command, which `pljobs migrate` doesn't know"
+
+
+def _plpgsql_check() -> Iterator[str]:
+    with throw_away(debian_version()) as server:
+        yield from filter(None, server.run_sql(_CHECK, TEMPLATE).split("\n"))
+
+
+def _pgspot(program: Path) -> Iterator[str]:
+    """Show pgspot all files as the one session that they are, so that it sees the search_path in force."""
+    origins = []
+    lines = []
+    for name, text in install_files():
+        # pgspot doesn't look into strings: of a migration, show it the inside.
+        inside = re.sub(r"^.*\$migration\$.*$", "", text, flags=re.MULTILINE)
+        for number, line in enumerate(inside.split("\n"), 1):
+            origins.append(f"sql/{name}:{number}")
+            lines.append(line)
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
+        file.write("\n".join(lines))
+        file.flush()
+        command = [str(program), "--ignore", _PGSPOT_IGNORES, file.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for line in (done.stdout + done.stderr).split("\n"):
+        if at := re.search(r" at line (\d+)$", line):
+            yield f"pgspot: {origins[int(at[1]) - 1]}: {line[: at.start()]}"
+        elif line.strip() and line.strip() != "Errors: 0 Warnings: 0 Unknown: 0":
+            yield f"pgspot: {line.strip()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""The servers that the tools run: 18 from the wheel, 15 from Debian, each with the schema in a template."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pljobs.embedded import THROW_AWAY, Server
+
+REPO = Path(__file__).resolve().parent.parent
+SQL = REPO / "sql"
+TEMPLATE = "pljobs_template"
+WHEEL = "18"
+_PROFILER = "plpgsql,plpgsql_check"
+
+
+def debian_version() -> str:
+    """The major version that tools/bootstrap made sure of: 15 on Debian 12."""
+    for version in ("15", "16", "17", "18"):
+        extensions = Path(f"/usr/share/postgresql/{version}/extension")
+        if all((extensions / name).exists() for name in ("pgtap.sql", "plpgsql_check.control")):
+            return version
+    sys.exit("no PostgreSQL of Debian's with pgtap and plpgsql_check: run tools/bootstrap")
+
+
+def debian_bin_dir() -> Path:
+    """Where Debian keeps the server's binaries."""
+    return Path(f"/usr/lib/postgresql/{debian_version()}/bin")
+
+
+def isolationtester() -> Path:
+    """Debian's isolationtester; it serves both servers, so that one expected output does."""
+    return Path(f"/usr/lib/postgresql/{debian_version()}/lib/pgxs/src/test/isolation/isolationtester")
+
+
+@contextmanager
+def throw_away(version: str, *, profiled: bool = False) -> Iterator[Server]:
+    """Start a server with the schema in the database TEMPLATE; `profiled` counts what PL/pgSQL executes."""
+    bin_dir = None if version == WHEEL else debian_bin_dir()
+    settings = dict(THROW_AWAY)
+    if bin_dir is not None:
+        settings["shared_preload_libraries"] = _PROFILER
+        # Each function in each database takes chunks of shared memory; each spec has a database of its own.
+        settings["plpgsql_check.profiler_max_shared_chunks"] = "60000"
+        settings["plpgsql_check.profiler"] = "on" if profiled else "off"
+    with Server.start(bin_dir, settings=settings) as server:
+        server.create_database(TEMPLATE)
+        if bin_dir is not None:
+            server.run_sql("CREATE EXTENSION plpgsql_check", TEMPLATE)
+        install(server, TEMPLATE)
+        yield server
+
+
+def install(server: Server, dbname: str) -> None:
+    """Install the schema as its users do, with psql."""
+    server.run_sql(f"BEGIN;\n\\i '{SQL / 'install.sql'}'\nCOMMIT;", dbname)
+
+
+def install_pgtap(server: Server, dbname: str) -> None:
+    """Load pgTAP's SQL: so it needs no files beside the server, which may be the wheel's."""
+    script = Path(f"/usr/share/postgresql/{debian_version()}/extension/pgtap.sql")
+    server.run_sql(f"SET client_min_messages = error;\n\\i '{script}'", dbname)
