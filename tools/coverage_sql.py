@@ -50,7 +50,7 @@ class Coverage:
             covered += len(statements) - len(missed)
             if not statements or missed:
                 print(f"  {function}: {len(statements) - len(missed)} of {len(statements)} statements ran")
-            for line in dict.fromkeys(missed):
+            for line in dict.fromkeys(missed if any(statements.values()) else []):
                 print(f"    {line:4d}  {source.splitlines()[line - 1].strip()}")
         share = 100 * covered / total if total else 0.0
         functions = len(self.sources)

@@ -62,3 +62,7 @@ def install_pgtap(server: Server, dbname: str) -> None:
     """Load pgTAP's SQL: so it needs no files beside the server, which may be the wheel's."""
     script = Path(f"/usr/share/postgresql/{debian_version()}/extension/pgtap.sql")
     server.run_sql(f"SET client_min_messages = error;\n\\i '{script}'", dbname)
+
+
+if __name__ == "__main__":
+    print(debian_version())

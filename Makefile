@@ -1,0 +1,73 @@
+# The commands of this repository. Everything is installed below this folder (.venv*), but for Debian's packages, which
+# `make test` and `make check` ask apt for where they are missing.
+
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+export FOLDER ?=
+ARGS ?=
+
+.PHONY: help demo test test-sql test-python test-pythons check bench chaos snapshot bootstrap dev clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/.demo ## Run the main job on an embedded PostgreSQL (FOLDER=/some/texts ARGS='--option')
+	$(BIN)/pljobs demo $(if $(FOLDER),"$$FOLDER") $(ARGS)
+
+test: test-sql test-python test-pythons ## Run everything that a change must pass, installing what is missing
+
+test-sql: .venv/.dev bootstrap ## Run pgTAP, isolation specs and PL/pgSQL coverage on PostgreSQL 18 and 15 (ARGS=FILES)
+	$(BIN)/python tools/run_tests.py $(ARGS)
+
+test-python: .venv/.dev bootstrap ## Run pytest on PostgreSQL 18, then on 15 (ARGS='-k something')
+	PLJOBS_TEST_PG=18 $(BIN)/python -m pytest -q $(ARGS)
+	PLJOBS_TEST_PG=$$($(BIN)/python tools/servers.py) $(BIN)/python -m pytest -q $(ARGS)
+
+test-pythons: ## Run the driver's cancel tests on each newer Python that this machine has
+	tools/newer_pythons
+
+check: .venv/.dev .venv-pgspot/.done bootstrap ## Run ruff, mypy, plpgsql_check, pgspot; see that sql/schema.sql is current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/check_sql.py
+	$(BIN)/python tools/snapshot.py --check
+
+snapshot: .venv/.dev bootstrap ## Write sql/schema.sql: the tables as the migrations leave them
+	$(BIN)/python tools/snapshot.py
+
+bench: .venv/.dev ## Measure throughput and the time from cancel_job to CancelledError
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+chaos: .venv/.dev ## Kill workers, servers and connections for minutes, and look for lost or doubled jobs
+	$(BIN)/python -m pytest -m chaos tests_py/chaos $(ARGS)
+
+dev: .venv/.dev ## Make .venv with everything for working on pljobs
+
+bootstrap:
+	@tools/bootstrap
+
+clean: ## Remove what make made (not Debian's packages)
+	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pljobs needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+# Stamps inside the environments that they speak of: without the one, the other is gone too.
+.venv/.demo: pyproject.toml | .venv/bin/python
+	$(PIP) install -e '.[cli,embedded,periodic]'
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	$(PIP) install -e '.[all,dev]'
+	@touch $@ .venv/.demo
+
+# pgspot pins a pglast that nothing else here wants: an environment of its own.
+.venv-pgspot/.done:
+	$(PYTHON) -m venv .venv-pgspot
+	.venv-pgspot/bin/python -m pip --disable-pip-version-check --quiet install 'pgspot==0.9.4'
+	@touch $@
