@@ -1,4 +1,4 @@
-"""The worker's line to the database that no task can block: lease, abort requests, notifications, in a thread of its own."""
+"""The worker's line to the database that no task can block: lease, abort requests, notifications."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import sql
 
 from pljobs import calls, db
 from pljobs.answers import Call, Verdict
-from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered
+from pljobs.exceptions import PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
 from pljobs.link import KEEPALIVES, SESSION, cut
 
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 TODO_CHANNEL = "pljobs_todo"
 PROBE_PATIENCE = 5.0
 FROZEN_AFTER = 10.0
+T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 LAG_WORTH_A_WARNING = 1.0
 
@@ -39,10 +40,10 @@ LAG_WORTH_A_WARNING = 1.0
 class Control:
     """Keep a worker's lease, hear of abort requests, and wake the worker for new jobs.
 
-    A thread with a connection of its own: an async task that blocks the event loop must not get its worker's jobs
-    rescued and run twice, and sync tasks hear of an abort even then. Notifications and heartbeats share the connection,
-    so that a dead one is noticed by the next heartbeat. Whatever arrives only means "look": the answer to a heartbeat
-    tells what is so.
+    A thread with a connection of its own: an async task that blocks the event loop must not get its worker's
+    jobs rescued and run twice, and sync tasks hear of an abort even then. Notifications and heartbeats share
+    the connection, so that a dead one is noticed by the next heartbeat. Whatever arrives only means "look":
+    the answer to a heartbeat tells what is so.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Control:
             self._waker.send(b"\0")
 
     def early_verdict(self, run_id: int) -> Verdict | None:
-        """Return what was heard of a run before the worker knew of it: an abort may overtake the reply of its fetch."""
+        """Return what was heard of a run before the worker knew it: aborts may overtake a fetch's reply."""
         return self._early.pop(run_id, None)
 
     async def stop(self) -> None:
@@ -159,13 +160,15 @@ class Control:
             interval = min(interval, self._abort_interval)
         due = self._beat_at + interval
         if not self._heard(conn):
-            ready, _, _ = select.select([conn, self._woken], [], [], max(0.0, due - time.monotonic()))
-            if self._woken in ready:
+            ready, _, _ = select.select(
+                [conn.fileno(), self._woken.fileno()], [], [], max(0.0, due - time.monotonic())
+            )
+            if self._woken.fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
                     while self._woken.recv(4096):
                         pass
                 return  # there are runs now, or it is time to stop
-            if not (conn in ready and self._heard(conn)) and time.monotonic() < due:
+            if not (conn.fileno() in ready and self._heard(conn)) and time.monotonic() < due:
                 return
         self._beat(conn)
 
@@ -193,8 +196,8 @@ class Control:
             if time.monotonic() > deadline:
                 break
         logger.warning(
-            "Notifications don't arrive on this connection (a transaction pooler?): worker %s polls every %s s instead."
-            " Connect directly, or set listen_notify=False.",
+            "Notifications don't arrive on this connection (a transaction pooler?): worker %s polls"
+            " every %s s instead. Connect directly, or set listen_notify=False.",
             self._worker_id, self._abort_interval,
         )  # fmt: skip
 
@@ -227,7 +230,7 @@ class Control:
         run.context.abort_flag.set(reason)
         self._in_loop(run.abort, reason, verdict)
 
-    def _timed(self, conn: psycopg.Connection[Any], call: Call[Any]) -> Any:
+    def _timed(self, conn: psycopg.Connection[Any], call: Call[T]) -> T:
         self._busy_since = time.monotonic()
         try:
             return db.run(conn, call)
@@ -235,7 +238,7 @@ class Control:
             self._busy_since = None
 
     def _measure_lag(self, runs: Iterable[Run | None]) -> float:
-        """Return how late the event loop answered the ping of the last beat, or how late it is by now, in seconds."""
+        """Return how late the event loop answered the last ping, or how late it is by now, in seconds."""
         now = time.monotonic()
         if self._pinged_at is None:
             self._pinged_at = now
@@ -245,7 +248,8 @@ class Control:
         if lag > LAG_WORTH_A_WARNING:
             running = sorted({run.job.call_string for run in runs if run is not None and not run.ended})
             logger.warning(
-                "The event loop of worker %s has been blocked for %.1f s: an async task does not let go of it (running: %s)",
+                "The event loop of worker %s has been blocked for %.1f s: an async task does not let go of it"
+                " (running: %s)",
                 self._worker_id, lag, ", ".join(running),
             )  # fmt: skip
         return lag

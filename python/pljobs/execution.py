@@ -35,8 +35,8 @@ class Ended:
 class Run:
     """Run a task's function for a job, and report its end, once, to `on_end`.
 
-    The end is told by callbacks, not by a coroutine around the body: there is nothing that a stray cancel could hit
-    between the end of the body and its report.
+    The end is told by callbacks, not by a coroutine around the body: there is nothing that a stray cancel
+    could hit between the end of the body and its report.
     """
 
     def __init__(
@@ -74,13 +74,15 @@ class Run:
     def abort(self, reason: AbortReason, request: Verdict | None = None) -> None:
         """Ask the task to stop: `should_abort()` turns true, and an async task is cancelled, once.
 
-        In the event loop's thread. Asking again, for whatever reason, never cancels a second time: that would break a
-        task that is shielding its last words.
+        In the event loop's thread. Asking again, for whatever reason, never cancels a second time: that would
+        break a task that is shielding its last words.
         """
         if self.ended:
             return
         self.context.abort_flag.set(reason)
-        self.request = self.request or request
+        if self.request is None and request is not None:
+            self.request = request
+            self._log_request(request)
         self._cancel()
 
     @property
@@ -88,8 +90,23 @@ class Run:
         """Say whether an async task is handling its abort right now."""
         return self._observed is not None and self._observed.handling
 
+    def _log_request(self, request: Verdict) -> None:
+        if request.verdict == "lost":
+            logger.warning(
+                "Job %s is no longer this worker's: stopping its task",
+                self.job.call_string,
+                extra=self.job.log_context(),
+            )
+            return
+        logger.info(
+            "Job %s is asked to abort by %s: %s",
+            self.job.call_string, " for ".join(filter(None, (request.requested_by, request.actor))), request.reason,
+            extra={**self.job.log_context(), "request_id": request.request_id, "requested_by": request.requested_by},
+        )  # fmt: skip
+
     def _cancel(self) -> None:
-        # A task that is cancelled before its first step runs no line, not even a `finally`: wait until it is in its body.
+        # A task that is cancelled before its first step runs no line, not even a `finally`: wait until it is
+        # in its body.
         if self._in_body and not self._cancelled and self._body is not None and self._observed is not None:
             self._cancelled = True
             self._observed.expect_abort()
@@ -103,20 +120,22 @@ class Run:
         self._body.add_done_callback(self._body_done)
 
     async def _guarded(self, call: Callable[[], object]) -> Ended:
-        # Catches what asyncio would let through to the event loop: SystemExit and KeyboardInterrupt in a task.
+        # Catches what asyncio would let through to the event loop: SystemExit and KeyboardInterrupt in a
+        # task.
         self._in_body = True
         if self.context.should_abort():
             asyncio.get_running_loop().call_soon(self._cancel)
         try:
             value = call()
             return Ended(await value if inspect.isawaitable(value) else value)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             return Ended(exception=error)
         finally:
             self._in_body = False
 
     def _returned(self, ended: Ended) -> None:
-        # A partial, a method or a callable object may return an awaitable: what came back tells, not what was called.
+        # A partial, a method or a callable object may return an awaitable: what came back tells, not what was
+        # called.
         if inspect.isawaitable(ended.value):
             value: Awaitable[object] = ended.value
             self._await(lambda: value)
@@ -131,7 +150,8 @@ class Run:
         # Called when the abort dies, be it swallowed or because the body ended with it.
         if self._in_body and self._body is not None:
             self.swallowed = True
-            # The task goes on as if never cancelled: else its own timeouts and task groups would mistake this for theirs.
+            # The task goes on as if never cancelled: else its own timeouts and task groups would mistake this
+            # for theirs.
             self._body.uncancel()
             logger.warning(
                 "Job %s swallowed its abort and goes on", self.job.call_string, extra=self.job.log_context()
@@ -146,13 +166,12 @@ def is_async(function: Callable[..., object]) -> bool:
     """Say whether calling this only makes a coroutine, so that it may be called in the event loop."""
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)
-    )  # noqa: B004
+    # An object's __call__ may be a coroutine function, too.
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def run_end(run: Run, ended: Ended, *, delete_jobs: DeleteJobCondition) -> RunEnd:
-    """Say what to report: facts only (what was delivered, what the body raised). What is written, SQL decides."""
+    """Say what to report: facts only, what was delivered and what the body raised; SQL decides the rest."""
     error, job = ended.exception, run.job
     if job.id is None or job.run_id is None:
         raise ValueError(f"{job.call_string} is not a run: it has no id")
@@ -180,12 +199,12 @@ def outcome(run: Run, error: BaseException | None) -> Outcome:
 
 
 def message(error: BaseException) -> str | None:
-    """Return one line about how the body ended: an abort's own message, else the exception's type and text."""
+    """Return one line on how the body ended: an abort's own message, else the exception's type and text."""
     if isinstance(error, JobAborted | asyncio.CancelledError):
         return str(error) or None
     try:
         text = str(error)
-    except Exception:  # an exception class with a broken __str__
+    except Exception:  # noqa: BLE001 - an exception class with a broken __str__
         text = "(its text can't be had)"
     if not isinstance(error, Exception):
         text = f"{text} (a task can't end its worker)"
@@ -200,7 +219,7 @@ def trace(error: BaseException) -> str:
         while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename in own:
             tb = tb.tb_next
         return "".join(traceback.format_exception(type(error), error, tb))
-    except Exception:  # an exception class with a broken __str__ or __cause__
+    except Exception:  # noqa: BLE001 - an exception class with a broken __str__ or __cause__
         return f"{type(error).__name__} (its traceback can't be shown)"
 
 
@@ -229,5 +248,5 @@ def _with_retry(end: RunEnd, run: Run, error: BaseException) -> RunEnd:
 def _call(call: Callable[[], object]) -> Ended:
     try:
         return Ended(call())
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt, too
         return Ended(exception=error)

@@ -1,4 +1,4 @@
-"""Reports how runs ended: in batches, without waiting for a batch to fill, and until the database has answered."""
+"""Reports how runs ended: in batches that nobody waits for, and until the database has answered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ BATCH = 100
 LOCK_NOT_AVAILABLE = "55P03"
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
-# Called with the status that was written, or None where it could not be told before the worker had to give up.
+# Called with the status that was written, or None where it could not be told before the worker had to give
+# up.
 OnAnswer = Callable[[str | None], None]
 
 
@@ -34,9 +35,9 @@ class _Pending:
 class Finisher:
     """Send each end of a run to the database, again until it is answered.
 
-    The first goes out at once; those that end while it is under way go together in the next call. A replayed end is
-    answered what it had written, so trying again is safe. One that waits behind somebody's open transaction steps
-    aside for the others.
+    The first goes out at once; those that end while it is under way go together in the next call. A replayed
+    end is answered what it had written, so trying again is safe. One that waits behind somebody's open
+    transaction steps aside for the others.
     """
 
     def __init__(self, link: Link, *, dumps: JsonDumps | None = None) -> None:

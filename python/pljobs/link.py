@@ -1,4 +1,4 @@
-"""The worker's own connection for fetch, finish and maintenance: one, reopened when it breaks, never hanging."""
+"""The worker's connection for fetch, finish and maintenance: reopened when it breaks, never hanging."""
 
 from __future__ import annotations
 

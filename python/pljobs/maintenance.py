@@ -1,4 +1,4 @@
-"""What keeps the queue in order: rescue, sleeping lanes, periodic tasks, pruning. Inside every worker, or on its own."""
+"""What keeps the queue in order, in every worker or on its own: rescue, lanes, periodic tasks, pruning."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ class Execute(Protocol):
 
 
 class Maintenance:
-    """Do what is due, until stopped. Safe in any number at once: the database lets one work at a time, and once a tick.
+    """Do what is due, until stopped; in any number at once: the database lets one work, and once a tick.
 
-    Every `interval` seconds: rescue the jobs of lost workers, wake sleeping lanes; with `retention`, every minute: prune
-    what finished longer ago. Defers the app's periodic tasks when they are due, by the database's clock.
+    Every `interval` seconds: rescue the jobs of lost workers, wake sleeping lanes; with `retention`, every
+    minute: prune what finished longer ago. Defers the app's periodic tasks when they are due, by the
+    database's clock.
     """
 
     def __init__(

@@ -12,13 +12,17 @@ T = TypeVar("T")
 
 
 class AbortDelivered(asyncio.CancelledError):
-    """What an aborted task sees at its await: a CancelledError of our own, for only a Python-level class can be watched."""
+    """What an aborted task sees at its await.
+
+    A CancelledError of our own, for only an instance of a Python-level class can be watched.
+    """
 
 
 class Observed(Coroutine[Any, Any, T]):
     """Run a coroutine, and watch the one CancelledError that `expect_abort()` announces.
 
-    While a frame handles it, the exception lives; once it is swallowed, it dies (CPython counts references), and
+    While a frame handles it, the exception lives; once it is swallowed, it dies (CPython counts references),
+    and
     `on_swallowed` is called. A body that keeps the exception looks as if it were handling it: the safe side.
     """
 
@@ -37,12 +41,16 @@ class Observed(Coroutine[Any, Any, T]):
         """Say whether the body is handling its abort: it was thrown in, and lives."""
         return self._thrown is not None and self._thrown() is not None
 
-    def send(self, value: Any) -> Any:
+    def send(self, value: Any) -> Any:  # noqa: ANN401 - as Coroutine declares it
         return self._coro.send(value)
 
     def throw(
-        self, typ: Any, val: BaseException | object | None = None, tb: TracebackType | None = None, /
-    ) -> Any:
+        self,
+        typ: Any,  # noqa: ANN401 - as Coroutine declares it
+        val: BaseException | object | None = None,
+        tb: TracebackType | None = None,
+        /,
+    ) -> Any:  # noqa: ANN401
         # Nothing here may keep a reference to what is thrown, or it would never seem swallowed.
         if self._expected and (isinstance(typ, asyncio.CancelledError) or typ is asyncio.CancelledError):
             self._expected = False

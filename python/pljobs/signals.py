@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def stop_on_signals(stop: Callable[[], None], *, install: bool = True) -> Iterator[None]:
-    """Call `stop` on the first two signals; then put back what was there before, so that a third ends the process.
+    """Call `stop` on the first two signals, then put back what was there before: a third ends the process.
 
     Does nothing with install=False, or outside of the main thread, where Python allows no signal handlers.
     """

@@ -15,8 +15,8 @@ T = TypeVar("T")
 class Threads:
     """Run functions in threads; as many threads as run at once, kept for the next.
 
-    Not a ThreadPoolExecutor: the interpreter joins its threads at exit, and a task that ignores its abort would hold
-    the process for ever.
+    Not a ThreadPoolExecutor: the interpreter joins its threads at exit, and a task that ignores its abort
+    would hold the process for ever.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The worker: fetches jobs, runs them, passes their aborts on, reports how they ended, and stops without losing any."""
+"""The worker: fetches jobs, runs them, passes their aborts on, reports their ends, and loses none."""
 
 from __future__ import annotations
 
@@ -44,15 +44,17 @@ LEVELS = {
 class Worker:
     """Run an app's jobs until stopped.
 
-    `queues`: which (None: all); `concurrency`: how many jobs at once, each async task a task of this event loop, each
-    sync task a thread; `wait`: False to stop when no job is left. `fetch_job_polling_interval`: seconds at most until a
-    new job is seen; `abort_job_polling_interval`: seconds at most until an abort request is, while jobs run (default: the
-    former); with `listen_notify` both take milliseconds. `shutdown_graceful_timeout`: seconds that running jobs have to
-    end after a stop, before they are asked to abort (None: as long as they take). `update_heartbeat_interval` and
-    `stalled_worker_timeout`: seconds between signs of life, and without one until other workers take its jobs.
-    `delete_jobs`: which ended jobs to delete. `unknown_tasks`: whether a job whose task is not registered here fails, or
-    is left for other workers. `retention`: how long finished jobs and the audit trail are kept (None: for ever).
-    Names and defaults follow procrastinate's worker.
+    `queues`: which (None: all); `concurrency`: how many jobs at once, each async task a task of this event
+    loop, each sync task a thread; `wait`: False to stop when no job is left. `fetch_job_polling_interval`:
+    seconds at most until a new job is seen; `abort_job_polling_interval`: seconds at most until an abort
+    request is, while jobs run (default: the former); with `listen_notify` both take milliseconds.
+    `shutdown_graceful_timeout`: seconds that running jobs have to end after a stop, before they are asked to
+    abort (None: as long as they take). `update_heartbeat_interval` and
+    `stalled_worker_timeout`: seconds between signs of life, and without one until other workers take its
+    jobs.
+    `delete_jobs`: which ended jobs to delete. `unknown_tasks`: whether a job whose task is not registered
+    here fails, or is left for other workers. `retention`: how long finished jobs and the audit trail are kept
+    (None: for ever). Names and defaults follow procrastinate's worker.
     """
 
     def __init__(
@@ -85,8 +87,8 @@ class Worker:
         )
         if stalled_worker_timeout < max(1.0, 2 * update_heartbeat_interval):
             raise InvalidArgument(
-                f"stalled_worker_timeout ({stalled_worker_timeout} s) must be at least twice update_heartbeat_interval"
-                f" ({update_heartbeat_interval} s), and 1 s: else one late heartbeat loses the worker's jobs"
+                f"stalled_worker_timeout ({stalled_worker_timeout} s) must be at least 1 s, and twice"
+                f" update_heartbeat_interval ({update_heartbeat_interval} s): else one late heartbeat loses the jobs"
             )
         self.app = app
         self.queues = None if queues is None else list(queues)
@@ -105,7 +107,8 @@ class Worker:
         self.unknown_tasks = unknown_tasks
         self.retention = retention
         self.worker_id: int | None = None
-        # What this worker holds, by run_id; None for a job that can't be started. The control thread reads it.
+        # What this worker holds, by run_id; None for a job that can't be started. The control thread reads
+        # it.
         self._runs: dict[int, Run | None] = {}
         self._stopping = asyncio.Event()
         self._aborting = False
@@ -115,8 +118,8 @@ class Worker:
     async def run(self) -> None:
         """Run until `stop()`, a signal, or (with wait=False) until no job is left.
 
-        Cancelled, it stops at once: running jobs are asked to abort and will run again; it ends when they have.
-        Raises what the connector does if the database can't be reached, or has no schema, at the start.
+        Cancelled, it stops at once: running jobs are asked to abort and will run again; it ends when they
+        have. Raises what the connector does if the database can't be reached, or has no schema, at the start.
         """
         main = asyncio.create_task(self._main(), name="pljobs worker")
         cancelled = False
@@ -128,14 +131,14 @@ class Worker:
                 if not main.done():
                     cancelled = True
                     self.abort()
-            except Exception:  # raised below, from the task itself
+            except Exception:  # noqa: BLE001 - raised below, from the task itself
                 break
         await main
         if cancelled:
             raise asyncio.CancelledError
 
     def stop(self) -> None:
-        """Fetch no more, let running jobs end (see `shutdown_graceful_timeout`), then stop. Called again: `abort()`."""
+        """Fetch no more and stop once the running jobs have ended; called again: `abort()`."""
         if self._stopping.is_set():
             self.abort()
             return
@@ -199,7 +202,8 @@ class Worker:
                 await self._fetch(worker_id)
                 pause = FIRST_PAUSE
             except PljobsException as error:
-                # The control thread registers again, or says that the database is away: one line a pause is enough.
+                # The control thread registers again, or says that the database is away: one line a pause is
+                # enough.
                 logger.warning(
                     "Worker %s can't fetch jobs, trying again: %s", self.worker_id, error, extra=self._ids()
                 )
@@ -253,7 +257,8 @@ class Worker:
                 job,
                 job.run_id,
                 f"task {job.task_name!r} is not registered in this worker: import the module that defines it"
-                " (App(import_paths=...)), or let the worker leave such jobs to others (unknown_tasks='leave')",
+                " (App(import_paths=...)), or let the worker leave such jobs to others"
+                " (unknown_tasks='leave')",
             )
             return
         if job.args_error is not None:
@@ -294,12 +299,12 @@ class Worker:
                 exc_info=ended.exception,
                 extra=run.job.log_context(),
             )
-        elif run.request is not None or end.outcome != "succeeded":
-            request = run.request
+        elif run.context.should_abort() or end.outcome != "succeeded":
             logger.info(
-                "Job %s ended after it was asked to abort (%s): %s%s",
-                run.job.call_string, run.context.abort_reason() or "by nobody", end.outcome, f": {end.message}" if end.message else "",
-                extra={**run.job.log_context(), "request_id": request.request_id if request else None},
+                "Job %s was asked to abort (%s), and ended: %s%s",
+                run.job.call_string, run.context.abort_reason() or "by nobody", end.outcome,
+                f": {end.message}" if end.message else "",
+                extra={**run.job.log_context(), "request_id": run.request.request_id if run.request else None},
             )  # fmt: skip
         self._finisher.report(end, partial(self._reported, run.job, end))
 
