@@ -1,0 +1,94 @@
+BEGIN;
+\ir ../lib/fixtures.sql
+SELECT * FROM no_plan();
+
+-- What is stored.
+SELECT a_name('queue') AS q \gset
+SELECT pljobs.defer_jobs_v1(format('[{"task": "t", "queue": %s}]', to_json(:'q'::text))::jsonb) AS ids \gset
+SELECT results_eq(
+    format('SELECT status, waiting_for, queue, task, args, priority, lock, queueing_lock, scheduled_at, attempts, crashes, deferred_by = session_user FROM pljobs.job WHERE id = ANY (%L)', :'ids'),
+    format($$VALUES ('todo', NULL::text, %L, 't', '{}'::jsonb, 0, NULL::text, NULL::text, NULL::timestamptz, 0, 0, true)$$, :'q'),
+    'only the task is required: queue and priority and arguments have defaults');
+SELECT ok(j.created_at BETWEEN now() AND clock_timestamp(), 'created_at is when the job was deferred') FROM pljobs.job AS j WHERE j.id = ANY (:'ids'::bigint[]);
+SELECT pljobs.defer_jobs_v1(jsonb_build_array(jsonb_build_object(
+    'task', 't', 'args', '{"b": [1, null]}'::jsonb, 'queue', :'q'::text, 'priority', -3, 'lock', 'l', 'queueing_lock', :'q'::text, 'scheduled_at', '2001-02-03T04:05:06+00'))) AS ids \gset
+SELECT results_eq(format('SELECT args, queue, priority, lock, queueing_lock, scheduled_at, waiting_for FROM pljobs.job WHERE id = ANY (%L)', :'ids'),
+                  format($$VALUES ('{"b": [1, null]}'::jsonb, %L, -3, 'l', %L, '2001-02-03 04:05:06+00'::timestamptz, NULL::text)$$, :'q', :'q'),
+                  'every attribute is stored as given; a time that has passed means at once');
+SELECT pljobs.defer_jobs_v1('[{"task": "t", "args": null, "queue": null, "priority": null, "lock": null, "queueing_lock": null, "scheduled_at": null, "unknown": 1}]') AS ids \gset
+SELECT results_eq(format('SELECT args, queue, priority, lock FROM pljobs.job WHERE id = ANY (%L)', :'ids'),
+                  $$VALUES ('{}'::jsonb, 'default', 0, NULL::text)$$, 'null means the default');
+SELECT pljobs.defer_jobs_v1('[{"task": "t", "scheduled_at": "9999-01-01T00:00:00Z"}]') AS ids \gset
+SELECT is(wait_of((:'ids'::bigint[])[1]), 'schedule', 'a job for later waits for its schedule');
+SELECT pljobs.defer_jobs_v1('[{"task": "t", "scheduled_at": "9999-12-30T00:00:00Z"}, {"task": "t", "scheduled_at": "0001-01-02T00:00:00Z"}]') AS ids \gset
+SELECT ok(cardinality(:'ids'::bigint[]) = 2, 'the first and the last time that Python can hold are accepted');
+
+-- The ids.
+SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 'task ' || n, 'priority', n % 7, 'lock', 'l' || n % 5)) FROM generate_series(1, 500) AS n)) AS ids \gset
+SELECT results_eq(format('SELECT j.task FROM unnest(%L::bigint[]) WITH ORDINALITY AS i(id, place) JOIN pljobs.job AS j ON j.id = i.id ORDER BY i.place', :'ids'),
+                  $$SELECT 'task ' || n FROM generate_series(1, 500) AS n$$, 'the ids are returned in the order of the jobs given');
+SELECT ok(:'ids'::bigint[] = ARRAY(SELECT i FROM unnest(:'ids'::bigint[]) AS i ORDER BY i), 'jobs of one call get ascending ids in the order given');
+SELECT is(pljobs.defer_jobs_v1('[]'), '{}', 'no jobs, no ids');
+SELECT is(cardinality(pljobs.defer_jobs_v1('[{"task": "t"}, {"task": "t"}]', notify => false)), 2, 'jobs may be deferred without a notification');
+SELECT is(cardinality(pljobs.defer_jobs_v1('[{"task": "t"}]', notify => NULL)), 1, 'notify null is the default');
+
+-- A lane deferred at once.
+SELECT a_name('lane') AS lock \gset
+SELECT pljobs.defer_jobs_v1(jsonb_build_array(
+    jsonb_build_object('task', 'a', 'lock', :'lock'::text), jsonb_build_object('task', 'b', 'lock', :'lock'::text, 'priority', 1),
+    jsonb_build_object('task', 'c', 'lock', :'lock'::text, 'priority', 1), jsonb_build_object('task', 'd'))) AS ids \gset
+SELECT results_eq(format('SELECT wait_of(i) FROM unnest(%L::bigint[]) AS i', :'ids'), $$VALUES ('lock'), ('ready'), ('lock'), ('ready')$$,
+                  'of the jobs of one lane in one call all but the first to run are parked');
+
+-- Queueing locks.
+SELECT a_name('queueing lock') AS ql \gset
+SELECT a_todo_job(NULL, :'ql') AS holder \gset
+SELECT throws_ok(format('SELECT pljobs.defer_jobs_v1(%L)', jsonb_build_array('{"task": "first of many"}'::jsonb, jsonb_build_object('task', 't', 'queueing_lock', :'ql'::text))),
+                 'PJ001', format('queueing lock ''%s'' is held by waiting job %s', :'ql', :holder), 'a queueing lock admits one waiting job');
+SELECT is_empty($$SELECT FROM pljobs.job WHERE task = 'first of many'$$, 'all jobs of a call are deferred, or none');
+SELECT throws_ok($$SELECT pljobs.defer_jobs_v1('[{"task": "t", "queueing_lock": "tests, twice"}, {"task": "t", "queueing_lock": "tests, twice"}]')$$,
+                 'PJ001', 'queueing lock ''tests, twice'' is asked for by two jobs of this call', 'two jobs of a call can''t have one queueing lock');
+SELECT start_job(:holder) \g /dev/null
+SELECT isnt(a_todo_job(NULL, :'ql'), NULL, 'a queueing lock is free again once its job runs');
+
+-- What can't be deferred. %s stands for the object of the second job of a call.
+CREATE FUNCTION refused(job jsonb, why text) RETURNS SETOF text
+LANGUAGE sql VOLATILE
+AS $$
+SELECT throws_ok(format('SELECT pljobs.defer_jobs_v1(%L)', jsonb_build_array('{"task": "good"}'::jsonb, refused.job)), 'PJ002', NULL, refused.why);
+$$;
+SELECT refused('{}', 'a job without a task is refused');
+SELECT refused('{"task": null}', 'a null task is refused');
+SELECT refused('7', 'what is not an object is refused');
+SELECT refused('null', 'null is no job');
+SELECT refused('[]', 'an array is no job');
+SELECT refused(jsonb_build_object('task', 't', k, ''), format('an empty %s is refused', k)) FROM unnest('{task,queue,lock,queueing_lock}'::text[]) AS k;
+SELECT refused(jsonb_build_object('task', 't', k, repeat(chr(128512), 256)), format('a %s of 256 characters is refused', k)) FROM unnest('{task,queue,lock,queueing_lock}'::text[]) AS k;
+SELECT isnt(pljobs.defer_jobs_v1(jsonb_build_array(jsonb_build_object('task', 't', k, repeat(chr(128512), 255)))), NULL, format('a %s of 255 characters is accepted', k))
+  FROM unnest('{task,queue,lock}'::text[]) AS k;
+SELECT isnt(pljobs.defer_jobs_v1(jsonb_build_array(jsonb_build_object('task', 't', 'queueing_lock', rpad(a_name('q'), 255, chr(128512))))), NULL, 'a queueing_lock of 255 characters is accepted');
+SELECT refused(jsonb_build_object('task', 't', 'args', a), 'arguments must be an object, not ' || a::text) FROM unnest('{1,"\"s\"","[]","true"}'::jsonb[]) AS a;
+SELECT refused(jsonb_build_object('task', 't', 'args', jsonb_build_object('a', repeat('x', 1048576 - 8))), 'arguments of 1 MiB and one byte are refused');
+SELECT isnt(pljobs.defer_jobs_v1(jsonb_build_array(jsonb_build_object('task', 't', 'args', jsonb_build_object('a', repeat('x', 1048576 - 9))))), NULL, 'arguments of exactly 1 MiB are accepted');
+SELECT refused(jsonb_build_object('task', 't', 'args', jsonb_build_object('a', repeat(chr(252), 524288))), 'bytes are counted, not characters');
+SELECT refused(jsonb_build_object('task', 't', 'args', jsonb_build_object('a', (SELECT jsonb_agg(1e131000::numeric) FROM generate_series(1, 9)))),
+               'arguments are measured as they are sent to a worker: a number of few bytes may be a long text');
+SELECT refused(jsonb_build_object('task', 't', 'scheduled_at', s), 'not scheduled at ' || s)
+  FROM unnest('{infinity,-infinity,10000-01-01T00:00:00Z,0001-01-01T00:00:00Z BC,0001-01-01T00:00:00Z,sometime}'::text[]) AS s;
+SELECT refused(jsonb_build_object('task', 't', 'priority', p), 'not with priority ' || p::text) FROM unnest('{2147483648,-2147483649,"\"high\"",-2147483648}'::jsonb[]) AS p;
+SELECT isnt(pljobs.defer_jobs_v1('[{"task": "t", "priority": 2147483647}, {"task": "t", "priority": -2147483647}]'), NULL, 'the highest and lowest priority are accepted');
+SELECT is_empty($$SELECT FROM pljobs.job WHERE task = 'good'$$, 'a call with one bad job defers none');
+SELECT throws_ok(format('SELECT pljobs.defer_jobs_v1(%s)', j), 'PJ002', NULL, 'jobs must be an array, not ' || j)
+  FROM unnest(ARRAY['NULL', '''{}''', '''7''', '''null''', '''"a task"''']) AS j;
+SELECT throws_like($$SELECT pljobs.defer_jobs_v1('[{"task": "good"}, {"task": "bad", "queue": ""}]')$$, 'job 2 of the call (task ''bad'') can''t be deferred: queue%',
+                   'the message names the place, the task and what is wrong');
+
+-- Names are only text.
+SELECT a_name(E'x''; DROP TABLE pljobs.job; -- % \\ " \U0000202E') || chr(8238) || chr(128512) AS evil \gset
+SELECT pljobs.defer_jobs_v1(jsonb_build_array(jsonb_build_object('task', :'evil'::text, 'queue', :'evil'::text, 'lock', :'evil'::text, 'queueing_lock', :'evil'::text))) AS ids \gset
+SELECT results_eq(format('SELECT task, queue, lock, queueing_lock FROM pljobs.job WHERE id = ANY (%L)', :'ids'), format('VALUES (%L, %L, %L, %L)', :'evil', :'evil', :'evil', :'evil'),
+                  'quotes, semicolons, per cent signs, U+202E and emoji are stored as they are');
+SELECT throws_ok(format('SELECT pljobs.defer_jobs_v1(%L)', jsonb_build_array(jsonb_build_object('task', :'evil'::text, 'queueing_lock', :'evil'::text))), 'PJ001', NULL, 'and held as they are');
+
+SELECT * FROM finish();
+ROLLBACK;

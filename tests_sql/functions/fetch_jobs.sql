@@ -1,0 +1,132 @@
+-- Under concurrency: races/fetch_*.spec, lane_*.spec. Plans: plans.sql.
+BEGIN;
+\ir ../lib/fixtures.sql
+SELECT * FROM no_plan();
+
+-- What a worker receives.
+SELECT a_name('queue') AS q, a_name('queueing lock') AS ql, a_name('lane') AS lock, a_worker() AS w \gset
+SELECT pljobs.defer_job('the task', '{"a": [1]}', :'q', 4, :'lock', :'ql', '2001-01-01 00:00+00') AS job_id \gset
+SELECT * FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q']) \gset f_
+SELECT ok(:f_job_id = :job_id AND :'f_queue' = :'q' AND :'f_task' = 'the task' AND :f_priority = 4 AND :'f_lock' = :'lock' AND :'f_queueing_lock' = :'ql'
+          AND :'f_args'::jsonb = '{"a": [1]}' AND :f_attempts = 1 AND :'f_scheduled_at'::timestamptz = '2001-01-01 00:00+00', 'a worker receives all that it needs to run a job');
+SELECT results_eq(format('SELECT status, worker_id, run_id, attempts, started_at, created_at, waiting_for FROM pljobs.job WHERE id = %s', :job_id),
+                  format($$VALUES ('doing', %s::bigint, %s::bigint, 1, %L::timestamptz, %L::timestamptz, NULL::text)$$, :w, :f_run_id, :'f_started_at', :'f_created_at'),
+                  'a fetched job is doing, with its run, worker, attempt and start');
+SELECT is_empty(format('SELECT FROM pljobs.fetch_jobs_v1(%s, 1, ARRAY[%L])', :w, :'q'), 'a running job is not fetched');
+SELECT is(status_of(j), s, 'a job that is ' || s || ' is not fetched') FROM (
+    SELECT a_finished_job(s) AS j, s FROM unnest('{succeeded,failed,cancelled,aborted}'::text[]) AS s) AS x,
+    LATERAL (SELECT fetch_ids((SELECT queue FROM pljobs.job WHERE id = j)) AS fetched) AS y WHERE fetched = '{}';
+SELECT is(finish_run(:job_id, :f_run_id, 'failed', '{"retry_at": "2001-01-01T00:00:00Z"}'), 'todo', 'a failed job may be retried');
+SELECT results_eq(format('SELECT job_id, attempts, run_id > %s FROM pljobs.fetch_jobs_v1(%s, 1, ARRAY[%L])', :f_run_id, :w, :'q'), format('VALUES (%s::bigint, 2, true)', :job_id),
+                  'each fetch counts an attempt and draws a run of its own');
+
+-- Order and number.
+SELECT a_name('queue') AS q \gset
+SELECT a_todo_job(queue => :'q') AS a, a_todo_job(queue => :'q', priority => 2147483647) AS b, a_todo_job(queue => :'q', priority => -2147483647) AS c,
+       a_todo_job(queue => :'q', priority => 2) AS d, a_todo_job(queue => :'q', priority => 2) AS e \gset
+SELECT is(fetch_ids(:'q', 2), ARRAY[:b, :d]::bigint[], 'at most max_jobs are fetched');
+SELECT is(fetch_ids(:'q', 10), ARRAY[:e, :a, :c]::bigint[], 'higher priority comes first, then lower id');
+SELECT is(fetch_ids(:'q', 10), '{}', 'an empty queue gives nothing');
+SELECT a_todo_job(queue => :'q') AS a \gset
+SELECT is(fetch_ids(:'q', 2147483647), ARRAY[:a]::bigint[], 'max_jobs may be as large as can be');
+
+-- Schedules.
+SELECT a_name('queue') AS q \gset
+SELECT a_todo_job(queue => :'q', scheduled_at => clock_timestamp() + interval '1 h', priority => 9) AS later, a_todo_job(queue => :'q') AS now \gset
+SELECT is(fetch_ids(:'q', 10), ARRAY[:now]::bigint[], 'a job that is not due is not fetched');
+UPDATE pljobs.job SET scheduled_at = clock_timestamp() - interval '1 s' WHERE id = :later;
+SELECT is(fetch_ids(:'q', 10), ARRAY[:later]::bigint[], 'a scheduled job is fetched once it is due');
+
+-- Queues and tasks.
+SELECT a_name('queue') AS q1, a_name('queue') AS q2, a_name('queue') AS q3, a_worker() AS w \gset
+SELECT a_todo_job(queue => :'q1') AS a, a_todo_job(queue => :'q2', priority => 1) AS b, a_todo_job(queue => :'q1', priority => 1) AS c,
+       a_todo_job(queue => :'q2', task => 'another task') AS d, a_todo_job(queue => :'q3', priority => 7) AS e \gset
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 3, ARRAY[:'q1', :'q2', :'q1', 'no such queue'])), ARRAY[:b, :c, :a]::bigint[], 'several queues are merged by priority, then id');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 3, ARRAY[:'q2', :'q1'], '{a task}')), '{}', 'jobs of other tasks are left alone, in several queues');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 3, ARRAY[:'q2'], '{a task}')), '{}', 'jobs of other tasks are left alone, in one queue');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 3, tasks => '{no such task}')), '{}', 'jobs of other tasks are left alone, in all queues');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 3, '{}')), '{}', 'no queues, no jobs');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 3, NULL, '{}')), '{}', 'no tasks, no jobs');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 3, '{NULL}')), '{}', 'a null queue is none');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 3, ARRAY[:'q2'], '{a task,another task}')), ARRAY[:d]::bigint[], 'any of the tasks will do');
+SELECT ok(:e = ANY (ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1000))), 'queues null means all');
+
+-- Paused queues.
+SELECT a_name('queue') AS q1, a_name('queue') AS q2 \gset
+SELECT a_todo_job(queue => :'q1', priority => 1) AS a, a_todo_job(queue => :'q2') AS b, pljobs.pause_queue(:'q1') \gset
+SELECT is(fetch_ids(:'q1'), '{}', 'a paused queue gives nothing to who asks for it alone');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 10, ARRAY[:'q1', :'q2'])), ARRAY[:b]::bigint[], 'a paused queue gives nothing to who asks for several');
+SELECT a_todo_job(queue => :'q2') AS b \gset
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 10)), ARRAY[:b]::bigint[], 'a paused queue gives nothing to who asks for all');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 10)), '{}', 'where only paused queues have jobs there is nothing');
+SELECT pljobs.resume_queue(:'q1') \g /dev/null
+SELECT is(fetch_ids(:'q1'), ARRAY[:a]::bigint[], 'a resumed queue gives its jobs');
+
+-- Lanes.
+SELECT ids[1] AS one, ids[2] AS two, ids[3] AS three, lock, queue FROM a_lane(3) \gset
+SELECT is(fetch_ids(:'queue', 10), ARRAY[:one]::bigint[], 'of the jobs of one lane one runs at a time, the first');
+SELECT is(fetch_ids(:'queue', 10), '{}', 'while it runs no other of its lane is fetched');
+SELECT finish_run(:one, run_id, 'succeeded') FROM pljobs.job WHERE id = :one \g /dev/null
+SELECT is(fetch_ids(:'queue', 10), ARRAY[:two]::bigint[], 'once it has finished the next of its lane is fetched');
+SELECT a_todo_job(:'lock', queue => :'queue', priority => 1) AS urgent, a_todo_job(:'lock') AS elsewhere \gset
+SELECT is(fetch_ids((SELECT queue FROM pljobs.job WHERE id = :elsewhere)), '{}', 'a lane reaches across queues');
+SELECT finish_run(:two, run_id, 'succeeded') FROM pljobs.job WHERE id = :two \g /dev/null
+SELECT is(fetch_ids(:'queue', 10), ARRAY[:urgent]::bigint[], 'a lane runs by priority, then id');
+
+SELECT ids[1] AS head, ids[2] AS second, lock, queue FROM a_lane(2) \gset
+UPDATE pljobs.job SET waiting_for = 'schedule', scheduled_at = clock_timestamp() + interval '1 h' WHERE id = :head;
+SELECT is(fetch_ids(:'queue', 10), '{}', 'a scheduled head holds its lane');
+UPDATE pljobs.job SET scheduled_at = clock_timestamp() WHERE id = :head;
+SELECT is(fetch_ids(:'queue', 10), ARRAY[:head]::bigint[], 'until it is due');
+
+SELECT ids[1] AS head, ids[2] AS second, queue FROM a_lane(2) \gset
+UPDATE pljobs.job SET waiting_for = 'lock' WHERE id = :head;
+SELECT is(fetch_ids(:'queue'), ARRAY[:head]::bigint[], 'a fetch wakes the sleeping head of the lane that it meets, and runs it');
+SELECT ids[1] AS head, ids[2] AS second, queue FROM a_lane(2) \gset
+UPDATE pljobs.job SET waiting_for = 'lock' WHERE id = :head;
+SELECT is(fetch_ids(:'queue', 10), ARRAY[:head]::bigint[], 'so does a fetch of more jobs than there are');
+
+-- A worker that meets the jobs of a busy lane looks further, and still takes the best first.
+SELECT ids[1] AS busy, lock, queue FROM a_lane(300) \gset
+SELECT fetch_ids(:'queue') \g /dev/null
+SELECT a_todo_job(queue => :'queue', priority => -2) AS last, a_todo_job(queue => :'queue', lock => a_name('lane'), priority => -1) AS best \gset
+SELECT is(fetch_ids(:'queue'), ARRAY[:best]::bigint[], 'behind 299 jobs of a busy lane the best job is found: higher priority first, with or without a lock');
+SELECT is(fetch_ids(:'queue'), ARRAY[:last]::bigint[], 'then the next');
+
+-- The hint: a slow walk is remembered for a while.
+SELECT a_name('queue') AS q \gset
+SELECT a_todo_job(queue => :'q', priority => 9) AS before, a_todo_job(queue => :'q') AS here, a_todo_job(queue => :'q') AS after, a_worker() AS w \gset
+SELECT md5(concat_ws('|', ARRAY[:'q']::text, '*')) AS key \gset
+CREATE FUNCTION hint(key text, job_id bigint, seconds double precision) RETURNS text
+LANGUAGE sql VOLATILE
+RETURN (SELECT set_config('pljobs.fetch_hint', concat_ws('|', hint.key, -j.priority, j.id, extract(epoch FROM clock_timestamp()) + hint.seconds), true)
+          FROM pljobs.job AS j WHERE j.id = hint.job_id);
+SELECT hint(:'key', :here, 60) \g /dev/null
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:here]::bigint[], 'a walk starts where the hint says');
+SELECT hint('another walk', :after, 60) \g /dev/null
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:before]::bigint[], 'a hint about another walk is not followed');
+SELECT a_todo_job(queue => :'q', priority => 9) AS before \gset
+SELECT hint(:'key', :after, -1) \g /dev/null
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:before]::bigint[], 'a hint whose time is over is not followed');
+SELECT set_config('pljobs.fetch_hint', '', true) \g /dev/null
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:after]::bigint[], 'without a hint the walk starts at the top');
+
+-- Slow for sure: thousands of the best jobs are of another task.
+SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 'another task', 'queue', :'q'::text, 'priority', 1)) FROM generate_series(1, 20000))) \g /dev/null
+SELECT a_todo_job(queue => :'q') AS one, a_todo_job(queue => :'q') AS two \gset
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), ARRAY[:one]::bigint[], 'a long walk finds its job');
+SELECT results_eq($$SELECT (string_to_array(current_setting('pljobs.fetch_hint'), '|'))[2:3]$$, format('SELECT ARRAY[''0'', ''%s'']', :one), 'a slow walk leaves a hint: where it found its first job');
+SELECT ok((string_to_array(current_setting('pljobs.fetch_hint'), '|'))[4]::double precision BETWEEN extract(epoch FROM now()) AND extract(epoch FROM clock_timestamp()) + 5,
+          'a hint is followed for at most 5 s');
+
+-- The arguments of the call.
+SELECT throws_ok('SELECT pljobs.fetch_jobs_v1(' || a || ')', c, NULL, 'refused: ' || a)
+  FROM (VALUES ('-1', 'PJ003'), ('0', 'PJ003'), ('NULL', 'PJ003'), ('9223372036854775807', 'PJ003'),
+               (:'w' || ', 0', 'PJ004'), (:'w' || ', -1', 'PJ004'), (:'w' || ', NULL', 'PJ004')) AS x(a, c);
+SELECT lose_worker(:w) \g /dev/null
+SELECT throws_ok(format('SELECT pljobs.fetch_jobs_v1(%s)', :w), 'PJ003', NULL, 'a worker whose lease ran out fetches nothing: it would be rescued at once');
+SELECT count(*) FROM pljobs.heartbeat_v1(:w) \g /dev/null
+SELECT lives_ok(format('SELECT pljobs.fetch_jobs_v1(%s)', :w), 'once renewed, it fetches');
+
+SELECT * FROM finish();
+ROLLBACK;
