@@ -23,7 +23,7 @@ FinishStatus = Literal["succeeded", "failed", "aborted", "todo", "deleted", "sta
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """State a statement, its parameters by name, and how to read its rows (mappings of column to value). No I/O."""
+    """State a statement, its parameters by name, and how to read its rows, mappings of columns. No I/O."""
 
     statement: str
     params: Mapping[str, object]
@@ -98,7 +98,7 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
-    """Report how one run ended. Whatever text or result it carries, it can be sent: what doesn't fit is cut or left out."""
+    """Report how one run ended. Whatever it carries, it can be sent: what doesn't fit is cut or left out."""
 
     job_id: int
     run_id: int

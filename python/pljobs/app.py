@@ -7,7 +7,7 @@ import contextlib
 import importlib
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, Self, TypedDict, Unpack
 
 from pljobs import calls_read
 from pljobs.blueprints import Blueprint
@@ -21,15 +21,15 @@ from pljobs.tasks import DeferOptions, JobDeferrer, configure
 class WorkerOptions(TypedDict, total=False):
     """Say how a worker works: the keywords of `run_worker`. Times are seconds.
 
-    `queues`: which queues, None for all. `name`: for logs and the view of workers. `concurrency`: how many jobs at once.
-    `wait`: False to end when there is nothing left to do. `fetch_job_polling_interval`: how often to look for jobs
-    where no notification comes; `abort_job_polling_interval`: the same for requests to abort, by default the first.
-    `shutdown_graceful_timeout`: how long to let jobs finish on a stop before they are interrupted, None for ever.
-    `listen_notify`: listen for notifications, on a connection of its own. `delete_jobs`: which jobs to delete when they
-    end. `install_signal_handlers`: stop on SIGINT and SIGTERM. `additional_context`: for `JobContext`.
-    `update_heartbeat_interval`: how often to tell the database that the worker lives; `stalled_worker_timeout`: after
-    how long without that its jobs are taken from it. `unknown_tasks`: fail jobs whose task isn't registered here, or
-    leave them for other workers.
+    `queues`: which queues, None for all. `name`: for logs and the view of workers. `concurrency`: how many
+    jobs at once. `wait`: False to end when there is nothing left to do. `fetch_job_polling_interval`: how
+    often to look for jobs where no notification comes; `abort_job_polling_interval`: the same for requests to
+    abort, by default the first. `shutdown_graceful_timeout`: how long to let jobs finish on a stop before
+    they are interrupted, None for ever. `listen_notify`: listen for notifications, on a connection of its
+    own. `delete_jobs`: which jobs to delete when they end. `install_signal_handlers`: stop on SIGINT and
+    SIGTERM. `additional_context`: for `JobContext`. `update_heartbeat_interval`: how often to tell the
+    database that the worker lives; `stalled_worker_timeout`: after how long without that its jobs are taken
+    from it. `unknown_tasks`: fail jobs whose task isn't registered here, or leave them for other workers.
     """
 
     queues: Iterable[str] | None
@@ -59,16 +59,18 @@ class App(Blueprint):
 
     ::
 
-        app = App(connector=PsycopgConnector("postgresql://..."))     # or App("postgresql://...")
+        app = App(connector=PsycopgConnector("postgresql://..."))  # or App("postgresql://...")
+
 
         @app.task
         async def double(number): ...
 
+
         async with app.open_async():
             await double.defer_async(number=21)
 
-    `import_paths` are modules to import before tasks are looked up by name. `worker_defaults` are defaults for
-    `run_worker`. `tasks` maps every name to its task. Follows procrastinate's class of the same name.
+    `import_paths` are modules to import before tasks are looked up by name. `worker_defaults` are defaults
+    for `run_worker`. `tasks` maps every name to its task. Follows procrastinate's class of the same name.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class App(Blueprint):
 
     @classmethod
     def from_path(cls, dotted_path: str) -> App:
-        """Load an app by its path, `package.module.app` or `package.module:app`; raises `LoadFromPathError`."""
+        """Load an app by its path, `package.module.app` or `...module:app`; raises `LoadFromPathError`."""
         module, _, name = dotted_path.replace(":", ".").rpartition(".")
         try:
             found = getattr(importlib.import_module(module), name)
@@ -111,8 +113,8 @@ class App(Blueprint):
     ) -> JobDeferrer:
         """Return a deferrer for a task by its name, set up as `DeferOptions` says.
 
-        A task known here keeps its own defaults; an unknown one, which is then not imported here, has none. Raises
-        `TaskNotFound` for an unknown one with `allow_unknown=False`.
+        A task known here keeps its own defaults; an unknown one, which is then not imported here, has none.
+        Raises `TaskNotFound` for an unknown one with `allow_unknown=False`.
         """
         if name not in self.tasks:
             self.perform_import_paths()
@@ -144,7 +146,7 @@ class App(Blueprint):
             periodic_defaults=self.periodic_defaults,
         )
         other.tasks, other.periodic_registry = self.tasks, self.periodic_registry
-        other._registered = self._registered  # noqa: SLF001
+        other._registered = self._registered
         return other
 
     @contextlib.contextmanager
@@ -168,7 +170,7 @@ class App(Blueprint):
         """Close what `open()` opened."""
         self.connector.close()
 
-    def __enter__(self) -> App:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -177,7 +179,7 @@ class App(Blueprint):
         self.close()
 
     def open_async(self, pool: AsyncPool | None = None) -> Opening:
-        """Open for async calls: `await app.open_async()`, ended by `close_async`, or `async with app.open_async():`.
+        """Open for async calls: `await app.open_async()`, ended by `close_async()`, or `async with`.
 
         `pool`: an async psycopg pool of yours, already open, to use. Raises `DatabaseUnavailable`.
         """
@@ -188,17 +190,17 @@ class App(Blueprint):
         await self.connector.close_async()
 
     def check_connection(self) -> bool:
-        """Say whether the schema pljobs is there; raises `ConnectorException` if the database can't be asked."""
+        """Say whether the schema pljobs is there; raises `ConnectorException` if nobody answers."""
         return self.connector.execute(calls_read.has_schema())
 
     async def check_connection_async(self) -> bool:
-        """Say whether the schema pljobs is there; raises `ConnectorException` if the database can't be asked."""
+        """Say whether the schema pljobs is there; raises `ConnectorException` if nobody answers."""
         return await self.connector.execute_async(calls_read.has_schema())
 
     # Workers
 
     def run_worker(self, **options: Unpack[WorkerOptions]) -> None:
-        """Run a worker until it is stopped, in an event loop of its own; what it needs is opened and closed."""
+        """Run a worker until it is stopped, in an event loop of its own; opens and closes what it needs."""
         asyncio.run(self.run_worker_async(**options))
 
     async def run_worker_async(self, **options: Unpack[WorkerOptions]) -> None:

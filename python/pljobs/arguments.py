@@ -19,7 +19,7 @@ JsonLoads = Callable[[str], object]
 
 
 def encode_arguments(task: str, arguments: Mapping[str, object], dumps: JsonDumps | None = None) -> str:
-    """Return a job's arguments as JSON text; raise `InvalidJob` with what is wrong and where, never with a value."""
+    """Return a job's arguments as JSON text; raise `InvalidJob` with what is wrong where, never a value."""
     if not isinstance(arguments, Mapping):
         raise _refusal(task, f"are a {type(arguments).__name__}, not a mapping of names to values")
     try:
@@ -46,8 +46,8 @@ def encode_result(result: object, dumps: JsonDumps | None = None) -> tuple[str |
 def decode_arguments(text: str, loads: JsonLoads | None = None) -> tuple[dict[str, object], str | None]:
     """Return (the arguments, None), or ({}, why they can't be read); never raises.
 
-    What came from psql may be more than Python reads (a number of 5,000 digits), and own decoders have bugs: one such
-    job must not take down those fetched with it.
+    What came from psql may be more than Python reads (a number of 5,000 digits), and own decoders have bugs:
+    one such job must not take down those fetched with it.
     """
     try:
         arguments = (loads or json.loads)(text)
@@ -133,7 +133,9 @@ def _check(value: object, path: str, depth: int) -> None:
         return
     if isinstance(value, str):
         if not checks.is_storable(value):
-            raise _Unfit(f"hold a NUL or a lone surrogate at {path or 'the top'}, which PostgreSQL can't store")
+            raise _Unfit(
+                f"hold a NUL or a lone surrogate at {path or 'the top'}, which PostgreSQL can't store"
+            )
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise _Unfit(f"hold NaN or Infinity at {path or 'the top'}, which JSON doesn't have")
@@ -160,4 +162,4 @@ def _a(value: object) -> str:
 
 
 def _refusal(task: str, what: str) -> InvalidJob:
-    return InvalidJob(f"task {ascii(task)}: the arguments {what}")
+    return InvalidJob(f"task {task!a}: the arguments {what}")

@@ -24,9 +24,10 @@ SomeTask = TypeVar("SomeTask", bound=AnyTask)
 class TaskOptions(TypedDict, total=False):
     """Say how a task is declared: the keywords of `task`.
 
-    `name`: the name that jobs carry, by default the function's dotted path. `aliases`: further names, for jobs deferred
-    under an old one. `retry`: False never, True for ever, an int so many times, or a strategy. `queue`, `priority`,
-    `lock`, `queueing_lock`: what jobs of the task have unless `configure` says otherwise.
+    `name`: the name that jobs carry, by default the function's dotted path. `aliases`: further names, for
+    jobs deferred under an old one. `retry`: False never, True for ever, an int so many times, or a strategy.
+    `queue`, `priority`, `lock`, `queueing_lock`: what jobs of the task have unless `configure` says
+    otherwise.
     """
 
     name: str | None
@@ -45,10 +46,12 @@ class Blueprint:
 
         cats = Blueprint()
 
+
         @cats.task(queue="cats")
         def feed(name): ...
 
-        app.add_tasks_from(cats, namespace="cats")    # as cats:path.to.feed
+
+        app.add_tasks_from(cats, namespace="cats")  # as cats:path.to.feed
 
     A blueprint can be added to a blueprint. Added to several apps, its tasks belong to the last. Follows
     procrastinate's class of the same name.
@@ -72,7 +75,7 @@ class Blueprint:
         self, func: None = None, /, *, pass_context: Literal[True], **options: Unpack[TaskOptions]
     ) -> Callable[[Callable[Concatenate[JobContext, P], R]], Task[Concatenate[JobContext, P], R, P]]: ...
 
-    def task(  # type: ignore[misc]
+    def task(
         self,
         func: Callable[..., object] | None = None,
         /,
@@ -115,10 +118,11 @@ class Blueprint:
     ) -> Callable[[SomeTask], SomeTask]:
         """Declare that a task runs periodically; written above `@app.task`.
 
-        `cron` has five fields (minute, hour, day, month, weekday) or a sixth for the seconds, and means UTC. The task is
-        called with `timestamp`, the planned time in seconds since 1970 as an int. One task may be declared several
-        times with different `periodic_id`. `options` are `configure`'s, without schedule and connection. Raises
-        `InvalidArgument` for a cron that can't be, `MissingExtra` without pljobs[periodic].
+        `cron` has five fields (minute, hour, day, month, weekday) or a sixth for the seconds, and means UTC.
+        The task is called with `timestamp`, the planned time in seconds since 1970 as an int. One task may be
+        declared several times with different `periodic_id`. `options` are `configure`'s, without schedule and
+        connection. Raises `InvalidArgument` for a cron that can't be, `MissingExtra` without
+        pljobs[periodic].
         """
 
         def declare(task: SomeTask) -> SomeTask:
@@ -130,14 +134,14 @@ class Blueprint:
         return declare
 
     def add_tasks_from(self, blueprint: Blueprint, *, namespace: str) -> None:
-        """Add the tasks declared so far in another blueprint, their names and aliases prefixed with `namespace:`.
+        """Add the tasks declared so far in another blueprint, names and aliases prefixed with `namespace:`.
 
         Raises `TaskAlreadyRegistered`, and adds none, if one of the names is taken.
         """
         checks.name("namespace", namespace)
         new = [
             (task, f"{namespace}:{name}", tuple(f"{namespace}:{alias}" for alias in aliases))
-            for task, name, aliases in blueprint._registered  # noqa: SLF001
+            for task, name, aliases in blueprint._registered
         ]
         names = [name for _, main, aliases in new for name in (main, *aliases)]
         self._refuse_taken(names)
@@ -151,7 +155,7 @@ class Blueprint:
         self.periodic_registry.update(blueprint.periodic_registry)
 
     def add_task_alias(self, task: AnyTask, alias: str) -> None:
-        """Add a further name for a task, with its namespaces; raises `TaskAlreadyRegistered` if it is taken."""
+        """Add a further name for a task, namespaces included; raises `TaskAlreadyRegistered`."""
         self._refuse_taken([checks.name("alias", alias)])
         self.tasks[alias] = task
         task.aliases.append(alias)

@@ -1,7 +1,7 @@
-"""The SQL functions that defer and run jobs, stated once each: statement, arguments by name, how to read the rows.
+"""The SQL functions that defer and run jobs, stated once each: statement, arguments, how to read the rows.
 
-No I/O: `db.run` and `db.run_async` execute a call. What people ask for is in `calls_people`, what is only read in
-`calls_read`.
+No I/O: `db.run` and `db.run_async` execute a call. What people ask for is in `calls_people`, what is only
+read in `calls_read`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from pljobs import arguments, checks
-from pljobs.answers import Call as Call
-from pljobs.answers import FinishAnswer as FinishAnswer
-from pljobs.answers import PeriodicResult as PeriodicResult
-from pljobs.answers import RescueAnswer as RescueAnswer
-from pljobs.answers import Row
-from pljobs.answers import RunEnd as RunEnd
-from pljobs.answers import Verdict as Verdict
+from pljobs.answers import Call as Call  # noqa: PLC0414 - part of what this module says
+from pljobs.answers import FinishAnswer, PeriodicResult, RescueAnswer, Row, RunEnd, Verdict
 from pljobs.arguments import JsonDumps, JsonLoads
 from pljobs.exceptions import InvalidArgument, InvalidJob
 from pljobs.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, Status
@@ -28,7 +23,7 @@ EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def encode_job(job: Job, dumps: JsonDumps | None = None) -> str:
-    """Return a job as the JSON object that defer_jobs_v1 takes; raise `InvalidJob` if it can't be deferred."""
+    """Return a job as the JSON object that defer_jobs_v1 takes; raise `InvalidJob` if it can't be."""
     fields: dict[str, object] = {
         "task": checks.name("the name of the task", job.task_name, error=InvalidJob),
         "queue": checks.name("queue", job.queue, error=InvalidJob),
@@ -44,7 +39,9 @@ def encode_job(job: Job, dumps: JsonDumps | None = None) -> str:
     return f'{json.dumps(fields)[:-1]}, "args": {args}}}'
 
 
-def defer_jobs(jobs: Iterable[Job], *, notify: bool = True, dumps: JsonDumps | None = None) -> Call[list[int]]:
+def defer_jobs(
+    jobs: Iterable[Job], *, notify: bool = True, dumps: JsonDumps | None = None
+) -> Call[list[int]]:
     """Defer all of these jobs or none; answers the ids in the order given."""
     return defer_encoded((encode_job(job, dumps) for job in jobs), notify=notify)
 
@@ -144,10 +141,10 @@ def fetch_jobs(
         return [_fetched(row, worker_id, loads) for row in rows]
 
     return Call(
-        "SELECT f.job_id, f.run_id, f.queue, f.task, f.priority, f.lock, f.queueing_lock, f.args::text AS args,"
-        " f.attempts, f.scheduled_at, f.created_at, f.started_at FROM pljobs.fetch_jobs_v1("
-        "worker_id => %(worker_id)s::bigint, max_jobs => %(max_jobs)s::integer, queues => %(queues)s::text[],"
-        " tasks => %(tasks)s::text[]) AS f",
+        "SELECT f.job_id, f.run_id, f.queue, f.task, f.priority, f.lock, f.queueing_lock,"
+        " f.args::text AS args, f.attempts, f.scheduled_at, f.created_at, f.started_at"
+        " FROM pljobs.fetch_jobs_v1(worker_id => %(worker_id)s::bigint, max_jobs => %(max_jobs)s::integer,"
+        " queues => %(queues)s::text[], tasks => %(tasks)s::text[]) AS f",
         {
             "worker_id": worker_id,
             "max_jobs": max_jobs,
@@ -161,7 +158,8 @@ def fetch_jobs(
 def finish_jobs(runs: Sequence[RunEnd], *, dumps: JsonDumps | None = None) -> Call[list[FinishAnswer]]:
     """Report how runs ended; answers what was written for each.
 
-    Send at most 100 at once: with a result of 1 MiB each, more would not fit into one JSON value of PostgreSQL's.
+    Send at most 100 at once: with a result of 1 MiB each, more would not fit into one JSON value of
+    PostgreSQL's.
     """
     return Call(
         "SELECT a.job_id, a.run_id, a.status FROM pljobs.finish_jobs_v1(runs => %(runs)s::jsonb) AS a",
@@ -183,7 +181,8 @@ def heartbeat(
     `handling` and `swallowed` list the runs that are busy with their abort, and those that ignored it.
     """
     return Call(
-        "SELECT v.run_id, v.job_id, v.verdict, v.request_id, v.requested_by, v.actor, v.reason, v.requested_at"
+        "SELECT v.run_id, v.job_id, v.verdict, v.request_id, v.requested_by, v.actor, v.reason,"
+        " v.requested_at"
         " FROM pljobs.heartbeat_v1(worker_id => %(worker_id)s::bigint, run_ids => %(run_ids)s::bigint[],"
         " handling => %(handling)s::bigint[], swallowed => %(swallowed)s::bigint[],"
         " loop_lag => %(loop_lag)s::interval) AS v",
@@ -222,8 +221,9 @@ def prune_jobs(
 ) -> Call[int]:
     """Delete a batch of jobs that ended longer than `older_than` ago; answers how many."""
     return Call(
-        "SELECT pljobs.prune_jobs_v1(older_than => %(older_than)s::interval, statuses => %(statuses)s::text[],"
-        " queue => %(queue)s::text, max_jobs => %(max_jobs)s::integer) AS pruned",
+        "SELECT pljobs.prune_jobs_v1(older_than => %(older_than)s::interval,"
+        " statuses => %(statuses)s::text[], queue => %(queue)s::text,"
+        " max_jobs => %(max_jobs)s::integer) AS pruned",
         {
             "older_than": older_than,
             "statuses": [str(status) for status in statuses],
@@ -283,7 +283,7 @@ def _encode_run_end(run: RunEnd, dumps: JsonDumps | None) -> str:
 
 
 def _encode_retry(run: RunEnd) -> dict[str, object]:
-    """Leave out what the database would refuse: a retry in the old queue is better than a job that never ends."""
+    """Leave out what the database would refuse: better a retry in the old queue than a job without end."""
     fields: dict[str, object] = {}
     with contextlib.suppress(InvalidArgument):
         if run.retry_at is not None:

@@ -50,7 +50,7 @@ def delete_job(job_id: int, *, reason: str | None = None, actor: str | None = No
 
 
 def retry_job(
-    job_id: int,
+    job_id: int | None,
     *,
     retry_at: datetime | None = None,
     queue: str | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import datetime
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from pljobs import arguments, checks
 from pljobs.answers import Call, Row
@@ -16,9 +16,9 @@ COUNTS = ", ".join(
     ["count(*) AS jobs_count", *(f"count(*) FILTER (WHERE j.status = '{s}') AS {s}" for s in Status)]
 )
 JOB_COLUMNS = (
-    "j.id, j.status, j.waiting_for, j.queue, j.task, j.args::text AS args, j.priority, j.lock, j.queueing_lock,"
-    " j.attempts, j.crashes, j.created_at, j.scheduled_at, j.started_at, j.finished_at, j.worker_id, j.run_id,"
-    " j.abort_requested, j.message, j.error, j.result::text AS result"
+    "j.id, j.status, j.waiting_for, j.queue, j.task, j.args::text AS args, j.priority, j.lock,"
+    " j.queueing_lock, j.attempts, j.crashes, j.created_at, j.scheduled_at, j.started_at, j.finished_at,"
+    " j.worker_id, j.run_id, j.abort_requested, j.message, j.error, j.result::text AS result"
 )
 
 
@@ -46,7 +46,7 @@ class QueueCounts(JobCounts):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """Hold one line of a job's history: what happened, when, in which attempt, on which worker, by whom, why."""
+    """Hold one line of a job's history: what happened, when, in which attempt, on which worker, by whom."""
 
     job_id: int
     at: datetime
@@ -162,7 +162,7 @@ def list_queues(chosen: JobFilter) -> Call[list[QueueCounts]]:
         f" GROUP BY j.queue) AS c ON c.queue = q.queue"
         f" WHERE {queue} AND (c.queue IS NOT NULL OR NOT {only_with_jobs}) ORDER BY q.queue",
         params,
-        lambda rows: [QueueCounts(**row) for row in rows],
+        lambda rows: [cast("QueueCounts", row) for row in rows],
     )
 
 
@@ -203,6 +203,11 @@ def get_stalled_workers() -> Call[list[StalledWorker]]:
     )
 
 
+def server_time() -> Call[datetime]:
+    """Read the database's clock."""
+    return Call("SELECT pg_catalog.clock_timestamp() AS now", {}, lambda rows: rows[0]["now"])
+
+
 def has_schema() -> Call[bool]:
     """Say whether this database has the schema and its view of jobs."""
     return Call(
@@ -234,7 +239,7 @@ def _counts(column: str, chosen: JobFilter) -> Call[list[JobCounts]]:
         f"SELECT j.{column} AS name, {COUNTS} FROM pljobs.jobs AS j"  # noqa: S608
         f" WHERE {where} AND j.{column} IS NOT NULL GROUP BY j.{column} ORDER BY j.{column}",
         params,
-        lambda rows: [JobCounts(**row) for row in rows],  # type: ignore[typeddict-item]
+        lambda rows: [cast("JobCounts", row) for row in rows],
     )
 
 

@@ -1,4 +1,4 @@
-"""The checks at the door: names, numbers and times that the database would refuse, refused with a clear word."""
+"""The checks at the door: names, numbers and times that the database would refuse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 
 Interval = timedelta | float | Mapping[str, float]
-"""A length of time: a timedelta, a number of seconds, or timedelta's own arguments as a mapping ({"hours": 2})."""
+"""A length of time: a timedelta, a number of seconds, or timedelta's keywords as a mapping ({"hours": 2})."""
 
 
 def is_storable(text: str) -> bool:
@@ -30,15 +30,15 @@ def is_storable(text: str) -> bool:
 
 
 def name(
-    what: str, value: str, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument
+    what: str, value: object, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument
 ) -> str:
-    """Return the name of a queue, task or lock, or raise `error`: text of 1 to 255 characters, without NUL."""
+    """Return the name of a queue, task or lock, or raise `error`: 1 to 255 characters without NUL."""
     if not isinstance(value, str):
         raise error(f"{what} must be text, not {type(value).__name__}")
     if not 1 <= len(value) <= MAX_NAME:
         raise error(f"{what} must have 1 to {MAX_NAME} characters, not {len(value)}")
     if not is_storable(value):
-        raise error(f"{what} holds a NUL or a lone surrogate, which PostgreSQL can't store: {ascii(value)}")
+        raise error(f"{what} holds a NUL or a lone surrogate, which PostgreSQL can't store: {value!a}")
     return value
 
 
@@ -54,16 +54,18 @@ def text(what: str, value: str | None) -> str | None:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{what} must be text, not {type(value).__name__}")
     if value is not None and not is_storable(value):
-        raise exceptions.InvalidArgument(f"{what} holds a NUL or a lone surrogate, which PostgreSQL can't store")
+        raise exceptions.InvalidArgument(
+            f"{what} holds a NUL or a lone surrogate, which PostgreSQL can't store"
+        )
     return value
 
 
-def identifier(what: str, value: int) -> int:
+def identifier(what: str, value: object) -> int:
     """Return an id as an int; raise TypeError for text, None and booleans."""
     if isinstance(value, bool):
         raise TypeError(f"{what} must be an int, not bool")
     try:
-        number = operator.index(value)
+        number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         hint = f": pass int({what})" if isinstance(value, str) else ""
         raise TypeError(f"{what} must be an int, not {type(value).__name__}{hint}") from None
@@ -72,13 +74,11 @@ def identifier(what: str, value: int) -> int:
     return number
 
 
-def flag(what: str, value: bool | None) -> bool:
+def flag(what: str, value: object) -> bool:
     """Return a flag as a bool, None meaning False; raise TypeError for anything else."""
-    if value is None:
-        return False
-    if not isinstance(value, bool):
+    if value is not None and not isinstance(value, bool):
         raise TypeError(f"{what} must be True or False, not {type(value).__name__}")
-    return value
+    return value is True
 
 
 def priority(value: int, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument) -> int:

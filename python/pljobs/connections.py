@@ -29,7 +29,9 @@ def unwrap(connection: Any) -> psycopg.Connection[Any]:  # noqa: ANN401 - this i
     if isinstance(connection, psycopg.Connection):
         return connection
     if isinstance(connection, psycopg.AsyncConnection) or _is_async_sqlalchemy(connection):
-        raise InvalidArgument(f"connection: {_kind(given)} is async: await defer_async(...) with it, not defer()")
+        raise InvalidArgument(
+            f"connection: {_kind(given)} is async: await defer_async(...) with it, not defer()"
+        )
     raise _unknown(given, connection)
 
 

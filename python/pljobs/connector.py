@@ -1,4 +1,4 @@
-"""The connector: one object that holds how to reach the database, a pool for sync calls and one for async calls."""
+"""The connector: how to reach the database, with a pool for sync calls and one for async calls."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ NOT_FOR_TWO_POOLS = {
 class PsycopgConnector:
     """Reach the database through psycopg 3, from sync and from async code.
 
-    `conninfo` is what libpq takes (a URL, or `key=value` pairs; empty: libpq's own environment variables). `min_size`
-    and `max_size` are for each of the two pools, of which each is opened when it is first needed. `json_dumps` and
-    `json_loads` write and read arguments and results, instead of the json module's. Other keywords go to the pool
-    (`timeout`, `max_lifetime`, `max_idle` ... in seconds) or, where the pool doesn't know them, to each connection.
-    Every call is a short transaction of its own. Follows procrastinate's connectors of the same names.
+    `conninfo` is what libpq takes (a URL, or `key=value` pairs; empty: libpq's own environment variables).
+    `min_size` and `max_size` are for each of the two pools, of which each is opened when it is first needed.
+    `json_dumps` and `json_loads` write and read arguments and results, instead of the json module's. Other
+    keywords go to the pool (`timeout`, `max_lifetime`, `max_idle` ... in seconds) or, where the pool doesn't
+    know them, to each connection. Every call is a short transaction of its own. Follows procrastinate's
+    connectors of the same names.
     """
 
     def __init__(
@@ -112,8 +113,8 @@ class PsycopgConnector:
     async def open_async(self, pool: AsyncPool | None = None) -> None:
         """Open for async calls in this event loop, and, where needed later, sync ones.
 
-        Raises `DatabaseUnavailable` at once where the database can't be reached. A pool of yours, already open, is used
-        as it is, and left open by `close_async()`.
+        Raises `DatabaseUnavailable` at once where the database can't be reached. A pool of yours, already
+        open, is used as it is, and left open by `close_async()`.
         """
         if self._async.pool is not None:
             return
@@ -140,7 +141,7 @@ class PsycopgConnector:
     # One call
 
     def execute(self, call: Call[T], *, connection: object = None) -> T:
-        """Execute a call; blocks, also where an event loop runs. `connection`: execute it in that transaction."""
+        """Execute a call, in the transaction of `connection` if given; blocks, in an event loop too."""
         return self.execute_all([call], connection=connection)[0]
 
     def execute_all(self, calls: Sequence[Call[T]], *, connection: object = None) -> list[T]:

@@ -41,7 +41,7 @@ async def run_async(conn: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
 
 
 def run_all(conn: psycopg.Connection[Any], calls: Sequence[Call[T]]) -> list[T]:
-    """Execute calls one after the other, all or none: in a savepoint of the caller's transaction if there is one."""
+    """Execute calls in turn, all or none: in a savepoint, where the caller has a transaction."""
     if len(calls) == 1:
         return [run(conn, calls[0])]
     if _would_commit(conn):
@@ -51,7 +51,7 @@ def run_all(conn: psycopg.Connection[Any], calls: Sequence[Call[T]]) -> list[T]:
 
 
 async def run_all_async(conn: psycopg.AsyncConnection[Any], calls: Sequence[Call[T]]) -> list[T]:
-    """Execute calls one after the other, all or none: in a savepoint of the caller's transaction if there is one."""
+    """Execute calls in turn, all or none: in a savepoint, where the caller has a transaction."""
     if len(calls) == 1:
         return [await run_async(conn, calls[0])]
     if _would_commit(conn):
@@ -78,7 +78,7 @@ def translate(error: psycopg.Error) -> exceptions.PljobsException:
     message = error.diag.message_primary or str(error) or type(error).__name__
     if error.diag.message_hint:
         message = f"{message}\n{error.diag.message_hint}"
-    known = exceptions.BY_CODE.get(code or "")
+    known = exceptions.BY_CODE.get(code)
     if known is not None and issubclass(known, exceptions.ConnectorException):
         return known(message, sqlstate=code)
     if known is not None:
@@ -96,5 +96,5 @@ def translate(error: psycopg.Error) -> exceptions.PljobsException:
 
 
 def _would_commit(conn: AnyConnection) -> bool:
-    """Say whether `conn.transaction()` would open, and then commit, the transaction that is the caller's to end."""
+    """Say whether `conn.transaction()` would begin, and then end, the transaction that is the caller's."""
     return not conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE

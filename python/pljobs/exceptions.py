@@ -45,13 +45,13 @@ class AlreadyEnqueued(PljobsException):
     code = "PJ001"
 
 
-class InvalidJob(PljobsException, ValueError):
+class InvalidJob(PljobsException, ValueError):  # noqa: N818
     """Say what is wrong with a job that can't be deferred, and where; never shows a value."""
 
     code = "PJ002"
 
 
-class InvalidArgument(PljobsException, ValueError):
+class InvalidArgument(PljobsException, ValueError):  # noqa: N818
     """Say which argument of a call makes no sense."""
 
     code = "PJ004"
@@ -81,7 +81,7 @@ class LoadFromPathError(PljobsException, ImportError):
     """Say why a dotted path could not be loaded."""
 
 
-class MissingExtra(PljobsException, ImportError):
+class MissingExtra(PljobsException, ImportError):  # noqa: N818
     """Say which extra of the package to install."""
 
 
@@ -90,7 +90,7 @@ class AppNotOpen(PljobsException):
 
 
 class ConnectorException(PljobsException):
-    """Say what the database or the connection to it answered; `sqlstate` is PostgreSQL's code, if it gave one."""
+    """Say what the database, or the connection to it, answered; `sqlstate` is PostgreSQL's code, if any."""
 
     def __init__(self, message: str = "", *, sqlstate: str | None = None) -> None:
         super().__init__(message)
@@ -123,16 +123,16 @@ class WorkerNotRegistered(ConnectorException):
     code = "PJ003"
 
 
-class JobAborted(BaseException):  # noqa: N818 - procrastinate's naming
+class JobAborted(BaseException):
     """Raise this in a task that was asked to abort, so that its job ends `aborted`.
 
     A message given to it reaches the log and the job's row. It is a BaseException on purpose: a task's broad
-    `except Exception` must not turn an abort into a failure. Raised where nobody asked for an abort, it ends the job
-    as `failed`.
+    `except Exception` must not turn an abort into a failure. Raised where nobody asked for an abort, it ends
+    the job as `failed`.
     """
 
 
-BY_CODE: dict[str, type[PljobsException]] = {
+BY_CODE: dict[str | None, type[PljobsException]] = {
     cls.code: cls
     for cls in (
         AlreadyEnqueued,
@@ -142,5 +142,4 @@ BY_CODE: dict[str, type[PljobsException]] = {
         MigrationEdited,
         SchemaTooNew,
     )
-    if cls.code is not None
 }

@@ -18,7 +18,7 @@ STRENGTH = {reason: strength for strength, reason in enumerate(reversed(AbortRea
 
 
 class AbortFlag:
-    """Carry from the worker to the task why it should stop; may be raised from any thread, is never lowered."""
+    """Carry from the worker to the task why it should stop; raised from any thread, never lowered."""
 
     def __init__(self) -> None:
         self._raised = threading.Event()
@@ -50,10 +50,10 @@ class AbortFlag:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JobContext:
-    """Know the job, its task, the app and the worker; passed as the first argument to tasks with `pass_context=True`.
+    """Know the job, its task, app and worker; the first argument of tasks with `pass_context=True`.
 
-    `start_timestamp` is the time of the start, in seconds as `time.time()` gives. `additional_context` holds what
-    `run_worker(additional_context=...)` was given. Follows procrastinate's class of the same name.
+    `start_timestamp` is the time of the start, in seconds as `time.time()` gives. `additional_context` holds
+    what `run_worker(additional_context=...)` was given. Follows procrastinate's class of the same name.
     """
 
     app: App
@@ -72,7 +72,7 @@ class JobContext:
         return self.worker_name
 
     def should_abort(self) -> bool:
-        """Say whether the task should stop, for whatever reason; once True, it stays True. Cheap, from any thread."""
+        """Say whether the task should stop, for whatever reason; once True, it stays True."""
         return self.abort_flag.is_set()
 
     def abort_reason(self) -> AbortReason | None:

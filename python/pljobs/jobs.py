@@ -37,9 +37,9 @@ class DeleteJobCondition(StrEnum):
 class AbortReason(StrEnum):
     """Say why a running job should stop, strongest first: a stronger reason replaces a weaker one.
 
-    `USER_REQUEST`: somebody asked for it. `RUN_LOST`: this run is no longer the job's (it was forced to end, or
-    rescued while its worker seemed dead), so that whatever it does will not be recorded. `SHUTDOWN`: the worker
-    stops; the job will run again.
+    `USER_REQUEST`: somebody asked for it. `RUN_LOST`: this run is no longer the job's (it was forced to end,
+    or rescued while its worker seemed dead), so that whatever it does will not be recorded. `SHUTDOWN`: the
+    worker stops; the job will run again.
     """
 
     USER_REQUEST = "user_request"
@@ -51,9 +51,9 @@ class AbortReason(StrEnum):
 class Job:
     """Hold one job as it was when it was read; a copy, which changes nothing.
 
-    `task_kwargs` and `result` never show in `repr()` nor in `log_context()`. `attempts` counts the runs that ended: 0
-    while the job runs for the first time, as in procrastinate (the view, for people, counts the starts).
-    `args_error` says why the arguments could not be read; they are then empty.
+    `task_kwargs` and `result` never show in `repr()` nor in `log_context()`. `attempts` counts the runs that
+    ended: 0 while the job runs for the first time, as in procrastinate (the view, for people, counts the
+    starts). `args_error` says why the arguments could not be read; they are then empty.
     """
 
     id: int | None = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from pljobs import calls, calls_people, calls_read, checks
 from pljobs.answers import Call, CancelResult, DeleteResult, RescueAnswer, RetryResult
@@ -46,19 +47,23 @@ def _both(
         return await self.connector.execute_async(question.call, connection=question.connection)
 
     name = ask.__name__.removeprefix("_")
-    for made, suffix in ((method, ""), (method_async, "_async")):
-        made.__name__ = f"{name}{suffix}"
-        made.__qualname__ = f"JobManager.{name}{suffix}"
+    signature = inspect.signature(ask)
+    answer = str(signature.return_annotation).removeprefix("_Question[").removesuffix("]")
+    made: list[tuple[Any, str]] = [(method, name), (method_async, f"{name}_async")]
+    for twin, twin_name in made:
+        twin.__name__ = twin_name
+        twin.__qualname__ = f"JobManager.{twin_name}"
+        twin.__signature__ = signature.replace(return_annotation=answer)
     return method, method_async
 
 
 class JobManager:
     """Look after jobs and queues; `app.job_manager`.
 
-    Every method has a twin that ends in `_async`, to be awaited. `connection=` does what is asked in the transaction of
-    that connection, as in `Task.configure`. `reason` and `actor` (on whose behalf) are kept in the audit trail. Methods
-    raise `TypeError` for an id that is no int, `InvalidArgument` for other odd arguments, `AppNotOpen`, and
-    `ConnectorException`. Follows procrastinate's class of the same name.
+    Every method has a twin that ends in `_async`, to be awaited. `connection=` does what is asked in the
+    transaction of that connection, as in `Task.configure`. `reason` and `actor` (on whose behalf) are kept in
+    the audit trail. Methods raise `TypeError` for an id that is no int, `InvalidArgument` for other odd
+    arguments, `AppNotOpen`, and `ConnectorException`. Follows procrastinate's class of the same name.
     """
 
     def __init__(self, connector: PsycopgConnector) -> None:
@@ -89,9 +94,9 @@ class JobManager:
     ) -> _Question[bool]:
         """Cancel a waiting job; say whether it was, or was asked to be, stopped.
 
-        `abort`: ask a running one to stop. `force`: end a running one now, whatever it does. `delete_job`: delete it
-        once it is cancelled or aborted; also deletes one that is so already. False: unknown id, running (without
-        abort), or finished.
+        `abort`: ask a running one to stop. `force`: end a running one now, whatever it does. `delete_job`:
+        delete it once it is cancelled or aborted; also deletes one that is so already. False: unknown id,
+        running (without abort), or finished.
         """
         asked = self._cancel_job(
             job_id, abort, delete_job, force=force, reason=reason, actor=actor, connection=connection
@@ -150,7 +155,8 @@ class JobManager:
     ) -> _Question[bool]:
         """Put a failed, cancelled or aborted job back to todo; say whether that was done.
 
-        It runs at `retry_at`, which must be timezone-aware, or at once; with a new queue, priority or lock if given.
+        It runs at `retry_at`, which must be timezone-aware, or at once; with a new queue, priority or lock if
+        given.
         """
         asked = self._retry_job(
             job_id, retry_at, priority, queue, lock, reason=reason, actor=actor, connection=connection
@@ -174,7 +180,7 @@ class JobManager:
         """Do what `retry_job_by_id` does, for a job or an id; return all that is to be told about it."""
         job_id = job.id if isinstance(job, Job) else job
         call = calls_people.retry_job(
-            job_id,  # type: ignore[arg-type] # a job without an id is refused there
+            job_id,
             retry_at=retry_at,
             queue=queue,
             priority=priority,
@@ -199,7 +205,7 @@ class JobManager:
     get_job, get_job_async = _both(_get_job)
 
     def _get_job_history(self, job_id: int) -> _Question[list[HistoryEntry]]:
-        """Return what happened to a job, in order; what was asked of it outlives it. Empty for an unknown id."""
+        """Return what happened to a job, in order, also to one that is deleted; empty for an unknown id."""
         return _Question(calls_read.get_job_history(job_id))
 
     get_job_history, get_job_history_async = _both(_get_job_history)
@@ -234,7 +240,7 @@ class JobManager:
         status: Status | str | None = None,
         lock: str | None = None,
     ) -> _Question[list[QueueCounts]]:
-        """Return for each queue a dict: `name`, `jobs_count`, a number for each status, `paused` and by whom."""
+        """Return for each queue a dict: `name`, `jobs_count`, a number for each status, `paused`, by whom."""
         chosen = JobFilter(queue=queue, task=task, status=status, lock=lock)
         return _Question(calls_read.list_queues(chosen))
 
@@ -307,7 +313,7 @@ class JobManager:
     get_stalled_workers, get_stalled_workers_async = _both(_get_stalled_workers)
 
     def _rescue_jobs(self, *, max_jobs: int = 1000, max_crashes: int = 3) -> _Question[list[RescueAnswer]]:
-        """Take jobs from workers that are gone: they run again, or fail after `max_crashes`. Workers do it anyway."""
+        """Take jobs from workers that are gone: they run again, or fail after `max_crashes`."""
         return _Question(calls.rescue_jobs(max_jobs=max_jobs, max_crashes=max_crashes))
 
     rescue_jobs, rescue_jobs_async = _both(_rescue_jobs)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
-from pljobs import calls
+from pljobs import calls, checks
+from pljobs.answers import Call, PeriodicResult
 from pljobs.exceptions import InvalidArgument, MissingExtra, TaskAlreadyRegistered
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Tick:
         """Return the planned time in seconds since 1970, as the task gets it."""
         return int(self.at.timestamp())
 
-    def call(self) -> calls.Call[calls.PeriodicResult]:
+    def call(self) -> Call[PeriodicResult]:
         """Return the call that defers this tick's job, at most once however many workers make it."""
         task = self.periodic.task
         options = self.periodic.configure_kwargs
@@ -101,8 +102,10 @@ class PeriodicRegistry:
         configure_kwargs: PeriodicOptions | None = None,
     ) -> PeriodicTask:
         """Register a periodic task; raises `InvalidArgument`, `TaskAlreadyRegistered`, `MissingExtra`."""
-        if not isinstance(periodic_id, str) or len(periodic_id) > 255 or "\0" in periodic_id:
-            raise InvalidArgument("periodic_id must be text of at most 255 characters, without NUL")
+        if len(periodic_id) > 255 or not checks.is_storable(periodic_id):
+            raise InvalidArgument(
+                "periodic_id must have at most 255 characters, without NUL and lone surrogates"
+            )
         options = configure_kwargs or {}
         unknown = set(options) - set(PeriodicOptions.__annotations__)
         if unknown:
@@ -136,8 +139,8 @@ def due_ticks(
 ) -> list[Tick]:
     """Return the ticks planned after `since`, up to and with `now`, earliest first.
 
-    None older than `max_delay`: a task that is new, or workers that were all down, don't cause old work. Without
-    `since` (a worker that just started), the latest tick of each task.
+    None older than `max_delay`: a task that is new, or workers that were all down, don't cause old work.
+    Without `since` (a worker that just started), the latest tick of each task.
     """
     oldest = now - max_delay
     start = oldest if since is None else max(since, oldest)

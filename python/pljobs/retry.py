@@ -17,9 +17,9 @@ LONGEST_WAIT = timedelta(days=3650)
 class RetryDecision:
     """Decide that a job runs again: when, and in which queue, priority and lock if they change.
 
-    Give at most one of `retry_at`, a timezone-aware time, and `retry_in`, a mapping such as `{"minutes": 5}`, a
-    timedelta, or a number of seconds; neither means at once. Raises `InvalidArgument` (a ValueError) otherwise. Follows
-    procrastinate's class of the same name.
+    Give at most one of `retry_at`, a timezone-aware time, and `retry_in`, a mapping such as `{"minutes": 5}`,
+    a timedelta, or a number of seconds; neither means at once. Raises `InvalidArgument` (a ValueError)
+    otherwise. Follows procrastinate's class of the same name.
     """
 
     retry_at: datetime
@@ -51,7 +51,8 @@ class RetryDecision:
 class BaseRetryStrategy:
     """Inherit from this to decide yourself; override `get_retry_decision`.
 
-    Where a strategy raises, the job is not retried: it ends `failed`, with what the strategy raised in the log.
+    Where a strategy raises, the job is not retried: it ends `failed`, with what the strategy raised in the
+    log.
     """
 
     def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:
@@ -65,7 +66,7 @@ class BaseRetryStrategy:
         return None if seconds is None else RetryDecision(retry_in=seconds)
 
     def get_schedule_in(self, *, exception: Exception, attempts: int) -> float | None:
-        """Return the seconds until the next run, or None: the older form, where only the time is to be decided."""
+        """Return the seconds until the next run, or None: the older form, which decides only the time."""
         raise NotImplementedError(f"{type(self).__name__} must define get_retry_decision")
 
 
@@ -73,9 +74,10 @@ class BaseRetryStrategy:
 class RetryStrategy(BaseRetryStrategy):
     """Retry up to `max_attempts` times (None: for ever), waiting longer each time, at most ten years.
 
-    The wait before the next run, in seconds, is `wait + linear_wait * attempts + exponential_wait ** (attempts + 1)`,
-    `attempts` being 0 after the first failure. With `retry_exceptions`, only these exceptions are retried, also where
-    they come inside of an exception group. Follows procrastinate's class of the same name.
+    The wait before the next run, in seconds, is `wait + linear_wait * attempts + exponential_wait **
+    (attempts + 1)`, `attempts` being 0 after the first failure. With `retry_exceptions`, only these
+    exceptions are retried, also where they come inside of an exception group. Follows procrastinate's class
+    of the same name.
     """
 
     max_attempts: int | None = None
@@ -92,7 +94,7 @@ class RetryStrategy(BaseRetryStrategy):
                 raise InvalidArgument(f"{name} must not be negative")
 
     def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:
-        """Return when to run the job again, or None where it has been tried often enough, or for the wrong exception."""
+        """Return when to run the job again; None if tried often enough, or for the wrong exception."""
         if self.max_attempts is not None and job.attempts >= self.max_attempts:
             return None
         if self.retry_exceptions is not None and not _matches(exception, tuple(self.retry_exceptions)):
@@ -112,7 +114,7 @@ RetryValue = bool | int | BaseRetryStrategy
 
 
 def get_retry_strategy(retry: RetryValue) -> BaseRetryStrategy | None:
-    """Read what a task's `retry` says: False or 0 never, True for ever, an int so many times, or a strategy."""
+    """Read what a task's `retry` says: False never, True for ever, an int so many times, or a strategy."""
     if isinstance(retry, BaseRetryStrategy):
         return retry
     if not isinstance(retry, int):

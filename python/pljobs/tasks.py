@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypedDict, TypeVar
 
 from pljobs import calls, checks
+from pljobs.answers import Call
 from pljobs.exceptions import FunctionPathError, InvalidJob
 from pljobs.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
 from pljobs.retry import BaseRetryStrategy, RetryDecision, RetryValue, get_retry_strategy
@@ -30,10 +31,11 @@ BATCH_CHARACTERS = 4 * 1024 * 1024
 class DeferOptions(TypedDict, total=False):
     """Say how a job is to be run: the keywords of `configure`, each of which may be left out or None.
 
-    `lock`: no two jobs of one lock run at once. `queueing_lock`: no two jobs of one queueing lock wait at once.
-    `task_kwargs`: arguments, to which those given to `defer` are added. `schedule_at`: not before this time, which
-    must be timezone-aware. `schedule_in`: not before this long from now: a mapping such as {"minutes": 5}, a timedelta,
-    or a number of seconds. `priority`: higher first. `connection`: defer in the transaction of this connection.
+    `lock`: no two jobs of one lock run at once. `queueing_lock`: no two jobs of one queueing lock wait at
+    once. `task_kwargs`: arguments, to which those given to `defer` are added. `schedule_at`: not before this
+    time, which must be timezone-aware. `schedule_in`: not before this long from now: a mapping such as
+    {"minutes": 5}, a timedelta, or a number of seconds. `priority`: higher first. `connection`: defer in the
+    transaction of this connection.
     """
 
     lock: str | None
@@ -77,8 +79,8 @@ class JobDeferrer:
         )
         return self._deferred(answers)
 
-    def _batches(self, batch: Iterable[Mapping[str, object]]) -> list[calls.Call[list[int]]]:
-        batches: list[calls.Call[list[int]]] = []
+    def _batches(self, batch: Iterable[Mapping[str, object]]) -> list[Call[list[int]]]:
+        batches: list[Call[list[int]]] = []
         encoded: list[str] = []
         size = 0
         for task_kwargs in batch:
@@ -105,8 +107,8 @@ class JobDeferrer:
 class Task(Generic[P, R_co, Args]):
     """Be a function that can be run later, by a worker; made by `App.task` and `Blueprint.task`.
 
-    Calling it calls the function, here and now. `name` is the name that jobs carry; `aliases` are further names under
-    which workers know it. Follows procrastinate's class of the same name.
+    Calling it calls the function, here and now. `name` is the name that jobs carry; `aliases` are further
+    names under which workers know it. Follows procrastinate's class of the same name.
     """
 
     def __init__(
@@ -144,8 +146,9 @@ class Task(Generic[P, R_co, Args]):
     def defer(self, /, *args: Args.args, **task_kwargs: Args.kwargs) -> int:
         """Defer a job with these arguments, given by name; return its id.
 
-        Raises `AlreadyEnqueued` if a waiting job holds the queueing lock; `InvalidJob` if the arguments are not JSON
-        that PostgreSQL can hold, of at most 1 MiB; `AppNotOpen`, `UnboundTaskError`, `ConnectorException`.
+        Raises `AlreadyEnqueued` if a waiting job holds the queueing lock; `InvalidJob` if the arguments are
+        not JSON that PostgreSQL can hold, of at most 1 MiB; `AppNotOpen`, `UnboundTaskError`,
+        `ConnectorException`.
         """
         return self.configure().defer(*args, **task_kwargs)
 
@@ -175,7 +178,8 @@ class Task(Generic[P, R_co, Args]):
     ) -> JobDeferrer:
         """Return something with a `defer` like the task's own, set up as `DeferOptions` says.
 
-        Raises `InvalidJob` for what can't be: both schedules, a naive time, a name of more than 255 characters.
+        Raises `InvalidJob` for what can't be: both schedules, a naive time, a name of more than 255
+        characters.
         """
         return configure(
             self.name,
@@ -191,7 +195,7 @@ class Task(Generic[P, R_co, Args]):
         )
 
     def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:
-        """Ask the retry strategy what to do about this failure; None: nothing. Raises what the strategy raises."""
+        """Ask the retry strategy about this failure; None: don't retry. Raises what the strategy raises."""
         if self.retry_strategy is None:
             return None
         return self.retry_strategy.get_retry_decision(exception=exception, job=job)
@@ -233,7 +237,7 @@ def configure(
 
 
 def full_path(func: Callable[..., object]) -> str:
-    """Return the dotted path to a function; raises `FunctionPathError` where it has no name, as a partial has none."""
+    """Return the dotted path to a function; raises `FunctionPathError` for what has no name (a partial)."""
     module, name = getattr(func, "__module__", None), getattr(func, "__qualname__", None)
     if not module or not name:
         raise FunctionPathError(f"can't name a task after {type(func).__name__!r}: give it a name=")
