@@ -106,10 +106,9 @@ class Server:
         """The postmaster's process id, or None when it isn't running."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
-            os.kill(pid, 0)
-        except (FileNotFoundError, ValueError, ProcessLookupError):
+        except (FileNotFoundError, ValueError):
             return None
-        return pid
+        return pid if _lives(pid) else None
 
     def url(self, dbname: str = "postgres") -> str:
         """The connection string of a database."""
@@ -169,7 +168,7 @@ class Server:
     def _configure(self, settings: Mapping[str, str], account: _Account | None) -> None:
         merged = {
             "listen_addresses": "",
-            # A list, in which a name with a comma or a space needs its own quotes.
+            # A list, in which a name with a space needs its own quotes.
             "unix_socket_directories": '"' + str(self.base).replace('"', '""') + '"',
             "unix_socket_permissions": "0700",
             "port": str(PORT),
@@ -244,24 +243,17 @@ def _as(account: _Account | None, command: Sequence[str], *, cwd: Path) -> None:
             raise EmbeddedServerError(f"{shlex.join(command)} failed ({code}): {said}")
 
 
-def _runs(binaries: Path, account: _Account | None) -> bool:
-    try:
-        _as(account, [str(binaries / "postgres"), "--version"], cwd=Path("/"))
-    except EmbeddedServerError:
-        return False
-    return True
-
-
 def _runnable(bin_dir: Path | None, account: _Account | None, keep_in: Path | None) -> Path:
     """Return binaries that the account can run: those found, or a copy where the account can get at them."""
     found = wheel_bin_dir() if bin_dir is None else bin_dir.absolute()
-    if _runs(found, account):
-        return found
-    if bin_dir is not None or account is None:
-        # Once more, for its message.
+    try:
         _as(account, [str(found / "postgres"), "--version"], cwd=Path("/"))
-    # A virtual environment below a 0700 folder (/root), seen by no other account.
-    return _copied_wheel(keep_in) if keep_in is not None else _shared_copy()
+    except EmbeddedServerError:
+        if bin_dir is not None or account is None:
+            raise
+        # A virtual environment below a 0700 folder (/root), closed to any other account.
+        return _copied_wheel(keep_in) if keep_in is not None else _shared_copy()
+    return found
 
 
 @functools.cache
@@ -319,6 +311,8 @@ def _kept_folder(base: Path, account: _Account | None) -> Path:
     folder = base.absolute()
     if len(os.fsencode(folder)) + 1 + len(_SOCKET) > _SOCKET_PATH_LIMIT:
         raise EmbeddedServerError(f"{folder} is too long a path for a socket: use a shorter one")
+    if "," in str(folder):
+        raise EmbeddedServerError(f"{folder} has a comma in it, which clients take for two hosts")
     if folder.exists() and any(folder.iterdir()) and not (folder / "data" / "PG_VERSION").exists():
         raise EmbeddedServerError(f"{folder} holds something else: name a new or an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -337,6 +331,17 @@ def _given(folder: Path, account: _Account | None) -> bool:
     except EmbeddedServerError:
         return False
     return True
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        # Killed, and not yet reaped: a container's first process may never do that.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:  # no /proc here, or gone just now
+        return not Path("/proc/self/stat").exists()
 
 
 def _identifier(name: str) -> str:

@@ -1,0 +1,265 @@
+"""`migrate` and psql install the same thing; `check` tells where a database differs from the package."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from pljobs import exceptions, install
+from pljobs.embedded import Server, environment
+from waiting import wait_until
+
+REPO = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def migrated(empty_db_url: str) -> Iterator[psycopg.Connection]:
+    """A connection to a database that `migrate` has installed."""
+    install.migrate(empty_db_url)
+    with psycopg.connect(empty_db_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def edited(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Lets a test change the packaged files."""
+    yield monkeypatch
+    install._packaged_functions.cache_clear()
+
+
+def with_text(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    files = tuple((name, text.replace(old, new)) for name, text in install.install_files())
+    assert files != install.install_files()
+    monkeypatch.setattr(install, "install_files", lambda: files)
+    install._packaged_functions.cache_clear()
+
+
+def catalogue(server: Server, url: str) -> str:
+    """All that pg_dump knows about the schema: definitions, owners, rights, comments, settings."""
+    command = [str(server.bin_dir / "pg_dump"), "--schema=pljobs", "--schema-only", url]
+    dumped = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout
+    return re.sub(r"(?m)^\\(un)?restrict .*$", "", dumped)
+
+
+def test_migrate_and_psql_make_the_same_database(server: Server, db_url: str, empty_db_url: str) -> None:
+    applied = install.migrate(empty_db_url)
+
+    assert applied == tuple(migration.name for migration in install.migrations())
+    made = catalogue(server, empty_db_url)
+    assert "CREATE TABLE pljobs.job " in made
+    assert made == catalogue(server, db_url)
+    with psycopg.connect(empty_db_url) as ours, psycopg.connect(db_url) as psqls:
+        ledger = "SELECT name, checksum FROM pljobs.migration ORDER BY name"
+        assert ours.execute(ledger).fetchall() == psqls.execute(ledger).fetchall()
+
+
+def test_the_checksum_is_the_servers_own(migrated: psycopg.Connection) -> None:
+    ledger = migrated.execute("SELECT name, checksum FROM pljobs.migration ORDER BY name").fetchall()
+
+    assert ledger == [(migration.name, migration.checksum) for migration in install.migrations()]
+
+
+def test_migrating_again_changes_nothing(
+    server: Server, empty_db_url: str, migrated: psycopg.Connection
+) -> None:
+    before = catalogue(server, empty_db_url)
+    migrated.execute("SELECT pljobs.defer_job('kept')")
+
+    assert install.migrate(empty_db_url) == ()
+    assert catalogue(server, empty_db_url) == before
+    assert migrated.execute("SELECT task FROM pljobs.jobs").fetchall() == [("kept",)]
+
+
+def test_psql_upgrades_what_migrate_installed(server: Server, migrated: psycopg.Connection) -> None:
+    server.run_sql(f"BEGIN;\n\\i '{REPO / 'sql' / 'install.sql'}'\nCOMMIT;", migrated.info.dbname)
+
+    assert install.check(migrated) == []
+
+
+def test_migrate_joins_the_callers_transaction(empty_db_url: str) -> None:
+    with psycopg.connect(empty_db_url, row_factory=dict_row) as conn:
+        conn.execute("SELECT 1")
+        install.migrate(conn)
+        assert install.check(conn) == []
+        conn.rollback()
+        assert install.check(conn) == ["schema pljobs is not in this database: run `pljobs migrate`"]
+
+
+def test_an_edited_migration_is_refused(migrated: psycopg.Connection, edited: pytest.MonkeyPatch) -> None:
+    with_text(edited, "CREATE INDEX job_ready ", "CREATE INDEX job_redy ")
+
+    with pytest.raises(exceptions.MigrationEdited, match="was edited after this database ran it"):
+        install.migrate(migrated)
+    assert "reinstall the pljobs package" in " ".join(install.check(migrated))
+
+
+def test_a_newer_database_is_refused(migrated: psycopg.Connection) -> None:
+    migrated.execute("INSERT INTO pljobs.migration (name, checksum) VALUES ('9999_expand_later', 'x')")
+
+    with pytest.raises(exceptions.SchemaTooNew, match="9999_expand_later"):
+        install.migrate(migrated)
+    assert install.check(migrated) == [
+        "migration 9999_expand_later is unknown to this release: a newer pljobs was here, install that one"
+    ]
+
+
+def test_many_migrate_at_once(empty_db_url: str) -> None:
+    outcomes: list[tuple[str, ...] | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcomes.append(install.migrate(empty_db_url))
+        except BaseException as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    everything = tuple(migration.name for migration in install.migrations())
+    assert sorted(outcomes, key=repr) == sorted([everything] + [()] * 5, key=repr)
+    assert install.check(empty_db_url) == []
+
+
+def test_killed_in_the_middle_it_was_never_there(
+    empty_db_url: str, edited: pytest.MonkeyPatch, server: Server
+) -> None:
+    # Views come after all tables and functions: the process dies with nearly everything done.
+    script = f"from pljobs import install; install.migrate({empty_db_url!r})"
+    with psycopg.connect(empty_db_url, autocommit=True) as conn:
+        conn.execute("SELECT pg_advisory_lock(1)")
+        slow = f"""
+from pljobs import install
+files = install.install_files()
+at = [name for name, _ in files].index("views.sql")
+held = (("held", "SELECT pg_advisory_xact_lock(1)"),)
+install.install_files = lambda: files[:at] + held + files[at:]
+{script}
+"""
+        migrator = subprocess.Popen([sys.executable, "-c", slow])
+        waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        wait_until(lambda: conn.execute(waiting).fetchall(), what="the migrator to be held up")
+        migrator.kill()
+        migrator.wait()
+        conn.execute("SELECT pg_advisory_unlock(1)")
+        backends = (
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        wait_until(lambda: not conn.execute(backends).fetchall(), what="its backend to end")
+
+        assert install.check(conn) == ["schema pljobs is not in this database: run `pljobs migrate`"]
+        install.migrate(conn)
+        assert install.check(conn) == []
+
+
+def test_a_held_table_is_waited_for_briefly(migrated: psycopg.Connection, empty_db_url: str) -> None:
+    with psycopg.connect(empty_db_url) as holder:
+        # A view is replaced under an exclusive lock.
+        holder.execute("LOCK TABLE pljobs.jobs IN ACCESS SHARE MODE")
+        with pytest.raises(exceptions.ConnectorException, match="lock timeout"):
+            install.migrate(migrated, lock_timeout=timedelta(milliseconds=100))
+    assert install.check(migrated) == []
+
+
+def test_install_sql_holds_nothing_but_comments_and_includes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "install.sql").write_text("-- fine\n\n\\ir ledger.sql\n\\set x 1\n")
+    (tmp_path / "ledger.sql").write_text("SELECT 1;")
+    monkeypatch.setattr(install, "sql_folder", lambda: tmp_path)
+
+    with pytest.raises(ValueError, match="line 4"):
+        install.install_files.__wrapped__()
+
+
+DRIFTS = {
+    "CREATE OR REPLACE FUNCTION pljobs.rescue_jobs() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER"
+    " SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN 0; END'":
+        "function pljobs.rescue_jobs differs from this release's: run `pljobs migrate`",
+    "ALTER FUNCTION pljobs.wake_lanes_v1() SECURITY INVOKER":
+        "function pljobs.wake_lanes_v1 differs from this release's: run `pljobs migrate`",
+    "ALTER FUNCTION pljobs.wake_lanes_v1() RESET search_path":
+        "function pljobs.wake_lanes_v1 differs from this release's: run `pljobs migrate`",
+    "DROP FUNCTION pljobs.rescue_jobs()":
+        "function pljobs.rescue_jobs is missing: run `pljobs migrate`",
+    "CREATE FUNCTION pljobs.defer_job(integer) RETURNS integer LANGUAGE sql RETURN 1;"
+    "REVOKE ALL ON FUNCTION pljobs.defer_job(integer) FROM PUBLIC":
+        "function pljobs.defer_job has an overload that is not of this release: drop it if it is yours",
+    "CREATE FUNCTION pljobs.mine() RETURNS integer LANGUAGE sql RETURN 1;"
+    "REVOKE ALL ON FUNCTION pljobs.mine() FROM PUBLIC":
+        "function pljobs.mine is not of this release: drop it if it is yours",
+    "DROP VIEW pljobs.stalled_jobs":
+        "view pljobs.stalled_jobs is missing: run `pljobs migrate`",
+    "DROP INDEX pljobs.job_finished":
+        "index pljobs.job_finished is missing: CREATE INDEX job_finished ON pljobs.job USING btree"
+        " (finished_at) WHERE (finished_at IS NOT NULL);",
+    "DROP INDEX pljobs.job_finished; CREATE INDEX job_finished ON pljobs.job (finished_at)":
+        "index pljobs.job_finished differs: drop it, then CREATE INDEX job_finished ON pljobs.job USING btree"
+        " (finished_at) WHERE (finished_at IS NOT NULL);",
+    "UPDATE pg_catalog.pg_index SET indisvalid = false WHERE indexrelid = 'pljobs.job_finished'::regclass":
+        "index pljobs.job_finished is invalid: REINDEX INDEX CONCURRENTLY pljobs.job_finished;",
+    "GRANT EXECUTE ON FUNCTION pljobs.rescue_jobs() TO PUBLIC":
+        "everybody may call pljobs.rescue_jobs(): REVOKE ALL ON FUNCTION pljobs.rescue_jobs() FROM PUBLIC;",
+    "GRANT SELECT ON pljobs.job TO pg_monitor":
+        "pg_monitor has rights on pljobs.job, past all functions: REVOKE ALL ON pljobs.job FROM pg_monitor;",
+    "ALTER FUNCTION pljobs.rescue_jobs() OWNER TO pg_monitor":
+        "pljobs.rescue_jobs() doesn't belong to the schema's owner:"
+        " ALTER FUNCTION pljobs.rescue_jobs() OWNER TO postgres;",
+    "DELETE FROM pljobs.migration":
+        "migration 0001_expand_core has not been applied: run `pljobs migrate`",
+    "UPDATE pljobs.migration SET checksum = 'x'":
+        "migration 0001_expand_core is not the one that this database ran: reinstall the pljobs package",
+    "DROP SCHEMA pljobs CASCADE":
+        "schema pljobs is not in this database: run `pljobs migrate`",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("drift", DRIFTS)
+def test_check_says_what_differs(conn: psycopg.Connection, drift: str) -> None:
+    assert install.check(conn) == []
+    conn.execute(drift.encode())
+
+    assert install.check(conn) == [DRIFTS[drift]]
+    with pytest.raises(exceptions.SchemaMissing):
+        install.require(conn)
+
+
+def test_migrate_puts_functions_views_and_rights_back(conn: psycopg.Connection) -> None:
+    conn.execute(
+        "DROP VIEW pljobs.stalled_jobs; DROP FUNCTION pljobs.rescue_jobs();"
+        "ALTER FUNCTION pljobs.wake_lanes_v1() RESET ALL;"
+        "GRANT EXECUTE ON FUNCTION pljobs.wake_lanes_v1() TO PUBLIC; GRANT SELECT ON pljobs.job TO PUBLIC"
+    )
+    assert len(install.check(conn)) == 5
+    install.migrate(conn)
+
+    assert install.check(conn) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_sdist_and_wheel_carry_the_sql(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(REPO)]
+    subprocess.run(command, check=True, capture_output=True)  # the sdist, and the wheel from it
+    subprocess.run(
+        [*command, "--wheel", "--outdir", str(tmp_path / "direct")], check=True, capture_output=True
+    )
+
+    in_tree = {path.relative_to(REPO).as_posix() for path in (REPO / "sql").rglob("*.sql")}
+    for folder in (tmp_path, tmp_path / "direct"):
+        (wheel,) = folder.glob("*.whl")
+        names = set(zipfile.ZipFile(wheel).namelist())
+        assert {f"pljobs/{name}" for name in in_tree} <= names
+        assert {"pljobs/py.typed", "pljobs/install.py"} <= names
