@@ -18,11 +18,15 @@ BEGIN
       FROM pljobs.job AS j WHERE j.id = _finish_run.job_id;
     IF NOT FOUND THEN
         RETURN 'not_found';
-    ELSIF v_job.run_id IS DISTINCT FROM _finish_run.run_id THEN
-        RETURN CASE WHEN v_job.last_run_id IS DISTINCT FROM _finish_run.run_id THEN 'stale'
-                    -- That run's retry put the job back, and it is running again.
-                    WHEN v_job.status = 'doing' THEN 'todo'
-                    ELSE v_job.status END;
+    ELSIF (v_job.run_id = _finish_run.run_id) IS NOT TRUE THEN
+        RETURN coalesce(
+            -- That run ended, and the job has been put back since: what that run wrote is in its event.
+            (SELECT CASE WHEN e.kind IN ('retried', 'interrupted') THEN 'todo' ELSE e.kind END
+               FROM pljobs.job_event AS e
+              WHERE e.job_id = _finish_run.job_id AND e.run_id = _finish_run.run_id
+                AND e.kind IN ('retried', 'interrupted', 'failed', 'aborted') ORDER BY e.at LIMIT 1),
+            CASE WHEN v_job.last_run_id = _finish_run.run_id THEN v_job.status END,
+            'stale');
     END IF;
 
     IF v_job.request_id IS NOT NULL AND v_outcome IN ('aborted', 'interrupted') THEN
@@ -44,8 +48,8 @@ BEGIN
         IF v_outcome = 'failed' AND _finish_run.retry_at IS NOT NULL THEN
             PERFORM pljobs._requeue_job(_finish_run.job_id, 'retried', v_message, _finish_run.error,
                                         crashes => v_job.crashes,
-                                        scheduled_at => least(_finish_run.retry_at, '9999-12-30 00:00+00'),
-                                        queue => _finish_run.retry_queue, priority => _finish_run.retry_priority,
+                                        scheduled_at => greatest(least(_finish_run.retry_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00'),
+                                        queue => _finish_run.retry_queue, priority => nullif(_finish_run.retry_priority, -2147483648),
                                         lock => _finish_run.retry_lock, ended_run_id => _finish_run.run_id);
             RETURN 'todo';
         END IF;

@@ -21,24 +21,16 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 -- Of candidates that the caller holds locked (`locks` parallel to `job_ids`, null without a lock) returns those that may
--- run now: all without a lock, and the head of each free lane. Parks the others; where the head itself is parked in a
+-- run now, in the order given: all without a lock, and the head of each free lane. Parks the others; where the head itself is parked in a
 -- free lane, wakes it. Takes lanes without waiting: a lane that somebody is busy in keeps its candidates as they are.
 DECLARE
-    v_free bigint[];
     v_lanes text[];
     v_claim bigint[];
     v_park bigint[];
     v_wake bigint[];
 BEGIN
-    SELECT coalesce(array_agg(c.id), '{}') INTO v_free
-      FROM unnest(_claim_lanes.job_ids, _claim_lanes.locks) AS c(id, lock) WHERE c.lock IS NULL;
-
     WITH lane AS MATERIALIZED (SELECT DISTINCT c.lock FROM unnest(_claim_lanes.locks) AS c(lock) WHERE c.lock IS NOT NULL)
     SELECT array_agg(lane.lock) INTO v_lanes FROM lane WHERE pg_try_advisory_xact_lock(pljobs._lane_key(lane.lock));
-    IF v_lanes IS NULL THEN
-        RETURN v_free;
-    END IF;
-
     -- A new statement: its snapshot was taken after the lanes were ours.
     WITH lane AS MATERIALIZED (
         SELECT l.lock, b.busy, h.id AS head, h.waiting_for AS head_waiting_for
@@ -60,7 +52,8 @@ BEGIN
      WHERE j.id = ANY (ARRAY(
            SELECT w.id FROM pljobs.job AS w WHERE w.id = ANY (v_wake) AND w.waiting_for::text = 'lock'
             ORDER BY w.id FOR NO KEY UPDATE SKIP LOCKED));
-    RETURN v_free || coalesce(v_claim, '{}');
+    RETURN ARRAY(SELECT c.id FROM unnest(_claim_lanes.job_ids, _claim_lanes.locks) WITH ORDINALITY AS c(id, lock, place)
+                  WHERE c.lock IS NULL OR c.id = ANY (v_claim) ORDER BY c.place);
 END
 $$;
 COMMENT ON FUNCTION pljobs._claim_lanes(bigint[], text[]) IS 'Of locked candidates, returns those whose lane lets them run; parks the others.';
@@ -79,7 +72,7 @@ DECLARE
     v_woken bigint;
 BEGIN
     IF cardinality(_wake_lanes.locks) IS NULL THEN
-        RETURN 0;
+        RETURN 0::bigint;
     END IF;
     IF _wake_lanes.take_lane THEN
         PERFORM pg_advisory_xact_lock(k.key)

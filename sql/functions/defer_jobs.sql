@@ -21,32 +21,39 @@ BEGIN
             HINT = 'One object a job: {"task": "...", "args": {...}}.';
     END IF;
 
-    SELECT g.ord, g.task, CASE
-               WHEN g.task IS NULL THEN 'has no task'
-               WHEN NOT char_length(g.task) BETWEEN 1 AND 255 THEN 'task must have 1 to 255 characters'
-               WHEN NOT char_length(g.queue) BETWEEN 1 AND 255 THEN 'queue must have 1 to 255 characters'
-               WHEN NOT char_length(g.lock) BETWEEN 1 AND 255 THEN 'lock must have 1 to 255 characters'
-               WHEN NOT char_length(g.queueing_lock) BETWEEN 1 AND 255 THEN 'queueing_lock must have 1 to 255 characters'
-               WHEN jsonb_typeof(g.args) <> 'object' THEN 'args must be a JSON object, not ' || jsonb_typeof(g.args)
-               WHEN pg_column_size(g.args) > 100000 AND octet_length(g.args::text) > 1048576
-                    THEN format('args have %s bytes; at most 1 MiB (1048576) is accepted', octet_length(g.args::text))
-               WHEN g.scheduled_at NOT BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
-                    THEN 'scheduled_at must be in the years 1 to 9999'
-           END AS what
-      INTO v_bad
-      FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
-               task text, args jsonb, queue text, lock text, queueing_lock text, scheduled_at timestamptz))
-           WITH ORDINALITY AS g(task, args, queue, lock, queueing_lock, scheduled_at, ord)
-     WHERE g.task IS NULL
-        OR NOT char_length(g.task) BETWEEN 1 AND 255
-        OR NOT char_length(g.queue) BETWEEN 1 AND 255
-        OR NOT char_length(g.lock) BETWEEN 1 AND 255
-        OR NOT char_length(g.queueing_lock) BETWEEN 1 AND 255
-        OR jsonb_typeof(g.args) <> 'object'
-        -- The text is at most six times as long as the binary form: most arguments need not be written out to be measured.
-        OR (pg_column_size(g.args) > 100000 AND octet_length(g.args::text) > 1048576)
-        OR g.scheduled_at NOT BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
-     LIMIT 1;
+    BEGIN
+        SELECT g.ord, g.task, CASE
+                   WHEN g.task IS NULL THEN 'has no task'
+                   WHEN NOT char_length(g.task) BETWEEN 1 AND 255 THEN 'task must have 1 to 255 characters'
+                   WHEN NOT char_length(g.queue) BETWEEN 1 AND 255 THEN 'queue must have 1 to 255 characters'
+                   WHEN NOT char_length(g.lock) BETWEEN 1 AND 255 THEN 'lock must have 1 to 255 characters'
+                   WHEN NOT char_length(g.queueing_lock) BETWEEN 1 AND 255 THEN 'queueing_lock must have 1 to 255 characters'
+                   WHEN jsonb_typeof(g.args) <> 'object' THEN 'args must be a JSON object, not ' || jsonb_typeof(g.args)
+                   WHEN octet_length(g.args::text) > 1048576
+                        THEN format('args have %s bytes; at most 1 MiB (1048576) is accepted', octet_length(g.args::text))
+                   WHEN g.priority = -2147483648 THEN 'priority must be above -2147483648'
+                   WHEN g.scheduled_at NOT BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+                        THEN 'scheduled_at must be in the years 1 to 9999'
+               END AS what
+          INTO v_bad
+          FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
+                   task text, args jsonb, queue text, priority integer, lock text, queueing_lock text, scheduled_at timestamptz))
+               WITH ORDINALITY AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, ord)
+         WHERE g.task IS NULL
+            OR NOT char_length(g.task) BETWEEN 1 AND 255
+            OR NOT char_length(g.queue) BETWEEN 1 AND 255
+            OR NOT char_length(g.lock) BETWEEN 1 AND 255
+            OR NOT char_length(g.queueing_lock) BETWEEN 1 AND 255
+            OR jsonb_typeof(g.args) <> 'object'
+            -- As text, for so it is sent to a worker: 1e131000 is a few bytes of jsonb.
+            OR octet_length(g.args::text) > 1048576
+            OR g.priority = -2147483648
+            OR g.scheduled_at NOT BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+         LIMIT 1;
+    EXCEPTION WHEN data_exception THEN
+        RAISE EXCEPTION 'jobs can''t be deferred: %', SQLERRM USING ERRCODE = 'PJ002',
+            HINT = 'Nothing was deferred. One object a job: {"task": "...", "args": {...}}.';
+    END;
     IF FOUND THEN
         RAISE EXCEPTION 'job % of the call (task %) can''t be deferred: %', v_bad.ord, quote_nullable(left(v_bad.task, 255)), v_bad.what
             USING ERRCODE = 'PJ002', HINT = 'Nothing was deferred.';

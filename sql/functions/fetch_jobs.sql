@@ -44,7 +44,7 @@ AS $$
 -- `queues` and among `tasks` (null: all). Higher priority first, then lower id. Draws a run_id, counts the attempt, and
 -- returns what the worker needs, in that order. The worker must list each run in its heartbeats until its finish.
 -- Skips rows that somebody holds; never waits for a row. Locks the lanes it meets, without waiting.
--- Raises PJ003 if the worker is not registered, PJ004 for max_jobs below 1. Notifies nobody.
+-- Raises PJ003 if the worker is not registered or its lease ran out, PJ004 for max_jobs below 1. Notifies nobody.
 -- Call it in a short READ COMMITTED transaction of its own.
 DECLARE
     v_queues text[] := fetch_jobs_v1.queues;
@@ -54,9 +54,9 @@ DECLARE
     v_from_priority integer;                      -- where the walk starts, as (-priority, id)
     v_from_id bigint;
     v_began timestamptz;
-    v_ms double precision;
-    v_slow_ms double precision;
-    v_want integer := fetch_jobs_v1.max_jobs;
+    v_ms numeric;
+    v_slow_ms numeric;
+    v_want integer := least(fetch_jobs_v1.max_jobs, 100000);
     v_ahead integer := 50;
     v_ids bigint[];
     v_locks text[];
@@ -65,12 +65,13 @@ BEGIN
     IF coalesce(fetch_jobs_v1.max_jobs, 0) < 1 THEN
         RAISE EXCEPTION 'max_jobs must be at least 1' USING ERRCODE = 'PJ004';
     END IF;
-    PERFORM FROM pljobs.worker AS w WHERE w.id = fetch_jobs_v1.worker_id AND w.stopped_at IS NULL;
+    PERFORM FROM pljobs.worker AS w
+      WHERE w.id = fetch_jobs_v1.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp();
     IF NOT FOUND THEN
         RAISE EXCEPTION 'worker % is not registered', fetch_jobs_v1.worker_id USING ERRCODE = 'PJ003',
             HINT = 'Its lease ran out, or it was unregistered. Call register_worker_v1 with its id, then fetch again.';
     END IF;
-    PERFORM pljobs._promote_jobs(greatest(2 * fetch_jobs_v1.max_jobs, 100));
+    PERFORM pljobs._promote_jobs(greatest(2 * v_want, 100));
 
     SELECT array_agg(q.name) INTO v_paused FROM pljobs.queue AS q WHERE q.paused_at IS NOT NULL;
     IF v_paused IS NOT NULL THEN
@@ -86,7 +87,7 @@ BEGIN
         v_from_priority := -2147483648;
         v_from_id := 0;
         v_hint := string_to_array(current_setting('pljobs.fetch_hint', true), '|');
-        IF v_hint[1] = v_key AND v_hint[4]::double precision > extract(epoch FROM clock_timestamp()) THEN
+        IF v_hint[1] = v_key AND v_hint[4]::numeric > extract(epoch FROM clock_timestamp()) THEN
             v_from_priority := v_hint[2]::integer;
             v_from_id := v_hint[3]::bigint;
         ELSE
@@ -144,7 +145,8 @@ BEGIN
         v_take := v_ids;
         EXIT WHEN cardinality(array_remove(v_locks, NULL)) = 0;
         v_take := pljobs._claim_lanes(v_ids, v_locks);
-        EXIT WHEN v_take <> '{}' OR cardinality(v_ids) < v_want;
+        -- Where it saw all there was, one more round: it may have woken the head of a sleeping lane.
+        EXIT WHEN v_take <> '{}' OR (cardinality(v_ids) < v_want AND v_round > 1);
         v_want := greatest(v_want, 200);
     END LOOP;
 

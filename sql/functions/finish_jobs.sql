@@ -52,7 +52,7 @@ BEGIN
                    job_id bigint, run_id bigint, outcome text, result jsonb, message text, error text, delete_job boolean,
                    retry_at timestamptz, retry_queue text, retry_priority integer, retry_lock text)
               LEFT JOIN pljobs.job AS j ON j.id = x.job_id
-             WHERE x.run_id <> ALL (v_done_runs)
+             WHERE (x.run_id = ANY (v_done_runs)) IS NOT TRUE
              ORDER BY j.queueing_lock, x.job_id
         LOOP
             IF v_run.outcome IS NULL OR v_run.outcome NOT IN ('succeeded', 'failed', 'aborted', 'interrupted')

@@ -25,7 +25,7 @@ BEGIN
                AND (prune_jobs_v1.queue IS NULL OR j.queue = prune_jobs_v1.queue)
              ORDER BY j.finished_at LIMIT prune_jobs_v1.max_jobs FOR UPDATE SKIP LOCKED) AS h;
     PERFORM pljobs._delete_jobs(v_ids);
-    RETURN coalesce(cardinality(v_ids), 0);
+    RETURN coalesce(cardinality(v_ids), 0)::bigint;
 END
 $$;
 COMMENT ON FUNCTION pljobs.prune_jobs_v1(interval, text[], text, integer) IS 'Deletes a batch of old finished jobs. Driver contract, version 1.';

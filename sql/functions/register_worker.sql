@@ -16,16 +16,21 @@ BEGIN
        OR register_worker_v1.host IS NULL OR register_worker_v1.pid IS NULL THEN
         RAISE EXCEPTION 'a worker needs a name, a host, a pid, and a lease of at least 1 s' USING ERRCODE = 'PJ004';
     END IF;
-    INSERT INTO pljobs.worker AS w (id, name, host, pid, queues, concurrency, lease, started_at, heartbeat_at, expires_at)
-    VALUES (
-        coalesce(register_worker_v1.worker_id, nextval(pg_get_serial_sequence('pljobs.worker', 'id'))),
-        left(register_worker_v1.name, 255), left(register_worker_v1.host, 255), register_worker_v1.pid,
-        register_worker_v1.queues, coalesce(register_worker_v1.concurrency, 1), register_worker_v1.lease,
-        v_now, v_now, v_now + register_worker_v1.lease)
-        ON CONFLICT ON CONSTRAINT worker_pkey
-        DO UPDATE SET stopped_at = NULL, heartbeat_at = EXCLUDED.heartbeat_at, expires_at = EXCLUDED.expires_at,
-                      lease = EXCLUDED.lease
-    RETURNING w.id INTO v_id;
+    LOOP
+        INSERT INTO pljobs.worker AS w (id, name, host, pid, queues, concurrency, lease, started_at, heartbeat_at, expires_at)
+        VALUES (
+            coalesce(register_worker_v1.worker_id, nextval(pg_get_serial_sequence('pljobs.worker', 'id'))),
+            left(register_worker_v1.name, 255), left(register_worker_v1.host, 255), register_worker_v1.pid,
+            register_worker_v1.queues, coalesce(register_worker_v1.concurrency, 1), register_worker_v1.lease,
+            v_now, v_now, v_now + register_worker_v1.lease)
+            ON CONFLICT ON CONSTRAINT worker_pkey
+            DO UPDATE SET stopped_at = NULL, heartbeat_at = EXCLUDED.heartbeat_at, expires_at = EXCLUDED.expires_at,
+                          lease = EXCLUDED.lease
+            WHERE register_worker_v1.worker_id IS NOT NULL
+        RETURNING w.id INTO v_id;
+        -- A promoted standby may draw an id again: a new worker never takes another's.
+        EXIT WHEN FOUND;
+    END LOOP;
     RETURN v_id;
 END
 $$;

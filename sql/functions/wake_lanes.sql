@@ -11,7 +11,7 @@ DECLARE
     v_locks text[];
 BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('pljobs.wake_lanes', 0)) THEN
-        RETURN 0;
+        RETURN 0::bigint;
     END IF;
     WITH RECURSIVE lane AS (
         SELECT min(j.lock) AS lock FROM pljobs.job AS j WHERE j.status = 'todo' AND j.lock IS NOT NULL
