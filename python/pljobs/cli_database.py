@@ -1,0 +1,144 @@
+"""The commands about the database itself: migrate, schema, healthcheck, prune, rescue."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+
+import click
+
+from pljobs import calls, calls_cli, calls_read, db, install
+from pljobs.cli_base import Connection, Exit, Failure, duration, json_option, with_database
+from pljobs.cli_output import print_json, print_table, say, to_json
+from pljobs.exceptions import SchemaMissing
+from pljobs.jobs import Status
+
+BATCH = 10_000
+FINAL = [str(status) for status in calls.FINAL]
+
+
+@click.command()
+@click.option(
+    "--lock-timeout", type=duration, help="How long to wait for a table that somebody holds. Default: 5s."
+)
+@json_option
+@with_database
+def migrate(conn: Connection, *, lock_timeout: timedelta | None, as_json: bool) -> None:
+    """Install or upgrade the schema pljobs, in one transaction; safe to run again."""
+    applied = install.migrate(conn, lock_timeout=lock_timeout)
+    if as_json:
+        click.echo(to_json({"applied": applied}))
+        return
+    for name in applied:
+        click.echo(f"applied {name}")
+    click.echo("the schema pljobs is up to date")
+
+
+@click.command()
+@click.option(
+    "--check", is_flag=True, help="Say where this database differs from this release; exit code 1 if it does."
+)
+@json_option
+@with_database
+def schema(conn: Connection, *, check: bool, as_json: bool) -> None:
+    """Compare the schema with this release (--check), or list its migrations and where their SQL is."""
+    if check:
+        differences = install.check(conn)
+        if as_json:
+            click.echo(to_json({"ok": not differences, "differences": differences}))
+        else:
+            for difference in differences:
+                click.echo(difference)
+            if not differences:
+                click.echo("the schema pljobs is this release's")
+        if differences:
+            raise click.exceptions.Exit(Exit.ERROR)
+        return
+    applied = db.run(conn, calls_cli.list_migrations()) if db.run(conn, calls_read.has_schema()) else {}
+    names = [migration.name for migration in install.migrations()]
+    rows = [[name, applied.get(name, "not applied")] for name in [*names, *sorted(set(applied) - set(names))]]
+    if as_json:
+        print_json([to_json({"migration": name, "applied_at": applied.get(name)}) for name, _ in rows])
+        return
+    print_table(["migration", "applied"], rows)
+    say(f"by hand: psql -1 -v ON_ERROR_STOP=1 -f {install.sql_folder() / 'install.sql'}")
+
+
+@click.command()
+@click.option(
+    "--min-workers", type=click.IntRange(min=0), default=0, show_default=True, help="Fail with fewer alive."
+)
+@json_option
+@with_database
+def healthcheck(conn: Connection, *, min_workers: int, as_json: bool) -> None:
+    """Check that the database answers, has the schema, and has workers; exit code 1 if not."""
+    if not db.run(conn, calls_read.has_schema()):
+        raise SchemaMissing("there is no view pljobs.jobs")
+    workers = db.run(conn, calls_cli.count_workers())
+    healthy = workers["alive"] >= min_workers
+    if as_json:
+        click.echo(to_json({"ok": healthy, "database": True, "schema": True, "workers": workers}))
+    else:
+        click.echo("database  reachable")
+        click.echo("schema    installed")
+        click.echo(f"workers   {workers['alive']} alive, {workers['stalled']} stalled")
+    if not healthy:
+        raise Failure(f"{workers['alive']} workers are alive, fewer than {min_workers}")
+
+
+@click.command()
+@click.option(
+    "--older-than", type=duration, required=True, help="As in 12h, 30d, 8w: finished longer ago than that."
+)
+@click.option(
+    "--status", "statuses", multiple=True, type=click.Choice(FINAL), help="May be repeated. Default: all."
+)
+@click.option("--queue", metavar="NAME", help="Only of this queue.")
+@click.option(
+    "--history", is_flag=True, help="Also the audit trail and stopped workers of that age, of every queue."
+)
+@json_option
+@with_database
+def prune(
+    conn: Connection,
+    *,
+    older_than: timedelta,
+    statuses: tuple[str, ...],
+    queue: str | None,
+    history: bool,
+    as_json: bool,
+) -> None:
+    """Delete finished jobs, in batches that hold nobody up."""
+    chosen = [Status(status) for status in statuses or FINAL]
+    jobs = rows = 0
+    while pruned := db.run(conn, calls.prune_jobs(older_than, statuses=chosen, queue=queue, max_jobs=BATCH)):
+        jobs += pruned
+    while history and (pruned := db.run(conn, calls.prune_history(older_than, max_rows=BATCH))):
+        rows += pruned
+    if as_json:
+        click.echo(to_json({"jobs": jobs, "history": rows}))
+        return
+    click.echo(f"deleted {jobs} jobs" + (f", {rows} rows of history" if history else ""))
+
+
+@click.command()
+@click.option(
+    "--max-crashes",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Fail a job lost so often.",
+)
+@json_option
+@with_database
+def rescue(conn: Connection, *, max_crashes: int, as_json: bool) -> None:
+    """Take the jobs of lost workers back, now; workers and the manager do it by themselves."""
+    rescued: dict[int, str] = {}
+    while answers := db.run(conn, calls.rescue_jobs(max_crashes=max_crashes)):
+        rescued |= {answer.job_id: answer.outcome for answer in answers}
+    if as_json:
+        print_json([to_json({"job_id": job_id, "outcome": outcome}) for job_id, outcome in rescued.items()])
+        return
+    print_table(["job", "outcome"], [[str(job_id), outcome] for job_id, outcome in rescued.items()])
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in Counter(rescued.values()).items())
+    say(f"rescued {len(rescued)} jobs" + (f": {counted}" if counted else ""))

@@ -1,0 +1,191 @@
+"""The commands that run until stopped: worker, manager."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+import click
+
+from pljobs import processes
+from pljobs.app import App, WorkerOptions
+from pljobs.cli_base import Exit, Failure, app_option, connector, duration, load_app, url_option
+from pljobs.cli_logging import set_up
+from pljobs.exceptions import InvalidArgument, SchemaMissing
+from pljobs.maintenance import Manager
+
+T = TypeVar("T")
+
+LEVELS = ["debug", "info", "warning", "error", "critical"]
+
+
+def logging_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Add `-v`, `--log-level` and `--log-json`, and set up the logs accordingly."""
+
+    @functools.wraps(command)
+    def logged(*args: object, verbose: int, log_level: str | None, log_json: bool, **kwargs: object) -> T:
+        set_up(log_level or ("debug" if verbose else "info"), as_json=log_json)
+        return command(*args, **kwargs)
+
+    level = click.option(
+        "--log-level", type=click.Choice(LEVELS, case_sensitive=False), help="Default: info."
+    )
+    as_json = click.option("--log-json", is_flag=True, help="One JSON object a line, on stderr.")
+    verbose = click.option("-v", "--verbose", count=True, help="The same as --log-level debug.")
+    return verbose(level(as_json(logged)))
+
+
+@click.command()
+@app_option
+@url_option
+@click.option("-q", "--queues", metavar="NAME[,NAME]", help="Only from these queues. Default: all.")
+@click.option("-n", "--name", metavar="NAME", help="For logs, `pljobs workers` and the history.")
+@click.option("-c", "--concurrency", type=click.IntRange(min=1), help="How many jobs at once. Default: 1.")
+@click.option(
+    "--wait/--one-shot", default=None, help="Wait for jobs, or end when no job is left. Default: wait."
+)
+@click.option(
+    "-p", "--poll-interval", type=duration, help="At most so long until a new job is seen. Default: 5s."
+)
+@click.option(
+    "--abort-poll-interval", type=duration, help="The same for aborts. Default: that of --poll-interval."
+)
+@click.option(
+    "--shutdown-timeout", type=duration, help="How long jobs may go on after a stop. Default: for ever."
+)
+@click.option(
+    "--listen-notify/--no-listen-notify",
+    default=None,
+    help="Be notified. Default: yes.",
+)
+@click.option(
+    "--delete-jobs",
+    type=click.Choice(["never", "successful", "always"]),
+    help="When they end. Default: never.",
+)
+@click.option(
+    "--unknown-tasks",
+    type=click.Choice(["fail", "leave"]),
+    help="Fail jobs of tasks that the App doesn't know, or leave them for others. Default: fail.",
+)
+@click.option(
+    "--processes", "process_count", type=click.IntRange(min=1), default=1, help="Use more cores. Default: 1."
+)
+@logging_options
+def worker(
+    *,
+    app_path: str | None,
+    url: str | None,
+    queues: str | None,
+    name: str | None,
+    concurrency: int | None,
+    wait: bool | None,
+    poll_interval: timedelta | None,
+    abort_poll_interval: timedelta | None,
+    shutdown_timeout: timedelta | None,
+    listen_notify: bool | None,
+    delete_jobs: Literal["never", "successful", "always"] | None,
+    unknown_tasks: Literal["fail", "leave"] | None,
+    process_count: int,
+) -> None:
+    """Run jobs, until SIGINT or SIGTERM: the first lets running jobs end, the second aborts them.
+
+    Defaults are those of `run_worker`, or the App's own worker_defaults.
+    """
+    processes.follow_lifeline()
+    app = load_app(app_path, url)
+    if process_count > 1:
+        # The App has been loaded once here, so that what is wrong with it is said once.
+        supervisor = processes.Supervisor(functools.partial(_command, name), process_count)
+        raise click.exceptions.Exit(asyncio.run(supervisor.run()))
+    options: WorkerOptions = {}
+    if queues is not None:
+        options["queues"] = [queue.strip() for queue in queues.split(",") if queue.strip()]
+        if not options["queues"]:
+            raise Failure("--queues names no queue", Exit.USAGE)
+    if name is not None:
+        options["name"] = name
+    if concurrency is not None:
+        options["concurrency"] = concurrency
+    if wait is not None:
+        options["wait"] = wait
+    if poll_interval is not None:
+        options["fetch_job_polling_interval"] = poll_interval.total_seconds()
+    if abort_poll_interval is not None:
+        options["abort_job_polling_interval"] = abort_poll_interval.total_seconds()
+    if shutdown_timeout is not None:
+        options["shutdown_graceful_timeout"] = shutdown_timeout.total_seconds()
+    if listen_notify is not None:
+        options["listen_notify"] = listen_notify
+    if delete_jobs is not None:
+        options["delete_jobs"] = delete_jobs
+    if unknown_tasks is not None:
+        options["unknown_tasks"] = unknown_tasks
+    try:
+        asyncio.run(_work(app, options))
+    except InvalidArgument as error:
+        raise Failure(str(error), Exit.USAGE) from error
+
+
+@click.command()
+@app_option
+@url_option
+@click.option("--interval", type=duration, default="10s", show_default=True, help="How often to look.")
+@click.option(
+    "--retention", type=duration, help="Delete jobs and history that ended longer ago: 30d. Default: never."
+)
+@click.option(
+    "--max-crashes",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Fail a job lost so often.",
+)
+@logging_options
+def manager(
+    *,
+    app_path: str | None,
+    url: str | None,
+    interval: timedelta,
+    retention: timedelta | None,
+    max_crashes: int,
+) -> None:
+    """Rescue jobs of lost workers, defer the App's periodic tasks, prune, until SIGINT or SIGTERM.
+
+    Workers do it too; this is for when none runs, and for retention. Without --app there are no
+    periodic tasks.
+    """
+    app = App(connector(url)) if app_path is None else load_app(app_path, url)
+    try:
+        asyncio.run(_manage(app, interval=interval, retention=retention, max_crashes=max_crashes))
+    except InvalidArgument as error:
+        raise Failure(str(error), Exit.USAGE) from error
+
+
+async def _work(app: App, options: WorkerOptions) -> None:
+    async with app.open_async():
+        await _require_schema(app)
+        await app.run_worker_async(**options)
+
+
+async def _manage(app: App, *, interval: timedelta, retention: timedelta | None, max_crashes: int) -> None:
+    async with app.open_async():
+        await _require_schema(app)
+        every = interval.total_seconds()
+        await Manager(app, interval=every, retention=retention, max_crashes=max_crashes).run()
+
+
+async def _require_schema(app: App) -> None:
+    if not await app.check_connection_async():
+        raise SchemaMissing("there is no view pljobs.jobs")
+
+
+def _command(name: str | None, number: int) -> list[str]:
+    """Return the command line of one of the processes: this one's, with what makes it one of many."""
+    # The last of a repeated option counts.
+    own = ["--processes", "1", "--name", f"{name or 'worker'}-{number}"]
+    return [sys.executable, "-m", "pljobs", *sys.argv[1:], *own]
