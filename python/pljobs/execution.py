@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from pljobs import logs
 from pljobs.answers import Outcome, RunEnd, Verdict
 from pljobs.exceptions import JobAborted
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
@@ -82,27 +83,13 @@ class Run:
         self.context.abort_flag.set(reason)
         if self.request is None and request is not None:
             self.request = request
-            self._log_request(request)
+            logs.asked_to_stop(self.job, request)
         self._cancel()
 
     @property
     def handling(self) -> bool:
         """Say whether an async task is handling its abort right now."""
         return self._observed is not None and self._observed.handling
-
-    def _log_request(self, request: Verdict) -> None:
-        if request.verdict == "lost":
-            logger.warning(
-                "Job %s is no longer this worker's: stopping its task",
-                self.job.call_string,
-                extra=self.job.log_context(),
-            )
-            return
-        logger.info(
-            "Job %s is asked to abort by %s: %s",
-            self.job.call_string, " for ".join(filter(None, (request.requested_by, request.actor))), request.reason,
-            extra={**self.job.log_context(), "request_id": request.request_id, "requested_by": request.requested_by},
-        )  # fmt: skip
 
     def _cancel(self) -> None:
         # A task that is cancelled before its first step runs no line, not even a `finally`: wait until it is
@@ -153,9 +140,7 @@ class Run:
             # The task goes on as if never cancelled: else its own timeouts and task groups would mistake this
             # for theirs.
             self._body.uncancel()
-            logger.warning(
-                "Job %s swallowed its abort and goes on", self.job.call_string, extra=self.job.log_context()
-            )
+            logs.swallowed(self.job)
 
     def _finish(self, ended: Ended) -> None:
         self.ended = True

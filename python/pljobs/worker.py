@@ -11,7 +11,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from pljobs import calls
+from pljobs import calls, logs
 from pljobs.answers import RunEnd, Verdict
 from pljobs.control import Control
 from pljobs.exceptions import InvalidArgument, PljobsException, WorkerNotRegistered
@@ -33,12 +33,6 @@ FETCH_AT_MOST = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 WATCH_EVERY = 1.0
 REMIND_EVERY = 10.0
-LEVELS = {
-    "succeeded": logging.INFO,
-    "todo": logging.WARNING,
-    "aborted": logging.WARNING,
-    "deleted": logging.INFO,
-}
 
 
 class Worker:
@@ -87,8 +81,8 @@ class Worker:
         )
         if stalled_worker_timeout < max(1.0, 2 * update_heartbeat_interval):
             raise InvalidArgument(
-                f"stalled_worker_timeout ({stalled_worker_timeout} s) must be at least 1 s, and twice"
-                f" update_heartbeat_interval ({update_heartbeat_interval} s): else one late heartbeat loses the jobs"
+                f"stalled_worker_timeout ({stalled_worker_timeout} s) must be at least 1 s and twice"
+                f" update_heartbeat_interval ({update_heartbeat_interval} s): else a late heartbeat loses jobs"
             )
         self.app = app
         self.queues = None if queues is None else list(queues)
@@ -275,7 +269,7 @@ class Worker:
         )
         run = Run(job, task, context, threads=self._threads, on_end=self._ended)
         self._runs[job.run_id] = run
-        logger.info("Starting job %s", job.call_string, extra=job.log_context())
+        logs.started(job)
         run.start()
         request: Verdict | None = self._control.early_verdict(job.run_id)
         if request is not None:
@@ -284,46 +278,20 @@ class Worker:
             run.abort(AbortReason.SHUTDOWN)
 
     def _refuse(self, job: Job, run_id: int, message: str) -> None:
-        logger.error("Job %s can't be run: %s", job.call_string, message, extra=job.log_context())
+        logs.refused(job, message)
         self._runs[run_id] = None
         end = RunEnd(job_id=job.id or 0, run_id=run_id, outcome="failed", message=message)
         self._finisher.report(end, partial(self._reported, job, end))
 
     def _ended(self, run: Run, ended: Ended) -> None:
         end = run_end(run, ended, delete_jobs=self.delete_jobs)
-        if end.outcome == "failed":
-            logger.error(
-                "Job %s failed: %s",
-                run.job.call_string,
-                end.message,
-                exc_info=ended.exception,
-                extra=run.job.log_context(),
-            )
-        elif run.context.should_abort() or end.outcome != "succeeded":
-            logger.info(
-                "Job %s was asked to abort (%s), and ended: %s%s",
-                run.job.call_string, run.context.abort_reason() or "by nobody", end.outcome,
-                f": {end.message}" if end.message else "",
-                extra={**run.job.log_context(), "request_id": run.request.request_id if run.request else None},
-            )  # fmt: skip
+        logs.ended(run.job, end, ended.exception, run.context.abort_reason())
         self._finisher.report(end, partial(self._reported, run.job, end))
 
     def _reported(self, job: Job, end: RunEnd, status: str | None) -> None:
         self._runs.pop(end.run_id, None)
         self._look.set()
-        extra = {**job.log_context(), "status": status}
-        if status in {"stale", "not_found"}:
-            logger.warning(
-                "Job %s %s, but this run was no longer the job's (%s): nothing was recorded",
-                job.call_string,
-                end.outcome,
-                status,
-                extra=extra,
-            )
-        elif status is not None:
-            logger.log(
-                LEVELS.get(status, logging.ERROR), "Job %s is now %s", job.call_string, status, extra=extra
-            )
+        logs.recorded(job, end, status)
 
     async def _drain(self) -> None:
         """Wait for the running jobs; everything else stays alive meanwhile: lease, notifications, aborts."""

@@ -1,0 +1,82 @@
+"""What a worker says of a job in its log: one line a step, each with the ids, never with arguments."""
+
+from __future__ import annotations
+
+import logging
+
+from pljobs.answers import RunEnd, Verdict
+from pljobs.jobs import AbortReason, Job
+
+logger = logging.getLogger("pljobs.jobs")
+
+LEVELS = {
+    "succeeded": logging.INFO,
+    "deleted": logging.INFO,
+    "todo": logging.WARNING,
+    "aborted": logging.WARNING,
+}
+
+
+def started(job: Job) -> None:
+    """Say that a job starts."""
+    logger.info("Job %s starts", job.call_string, extra=job.log_context())
+
+
+def refused(job: Job, why: str) -> None:
+    """Say why a job can't be run here."""
+    logger.error("Job %s can't be run: %s", job.call_string, why, extra=job.log_context())
+
+
+def asked_to_stop(job: Job, request: Verdict) -> None:
+    """Say who asked for the abort that is now delivered, or that the run was lost."""
+    if request.verdict == "lost":
+        logger.warning(
+            "Job %s is no longer this run's: it is stopped", job.call_string, extra=job.log_context()
+        )
+        return
+    who = " for ".join(name for name in (request.requested_by, request.actor) if name)
+    logger.info(
+        "Job %s is asked to abort by %s: %s",
+        job.call_string,
+        who,
+        request.reason or "no reason given",
+        extra={**job.log_context(), "request_id": request.request_id, "requested_by": who},
+    )
+
+
+def swallowed(job: Job) -> None:
+    """Say that a task caught its abort and goes on."""
+    logger.warning("Job %s swallowed its abort, and goes on", job.call_string, extra=job.log_context())
+
+
+def ended(job: Job, end: RunEnd, error: BaseException | None, asked: AbortReason | None) -> None:
+    """Say how a task ended, where that is not the plain success."""
+    if end.outcome == "failed":
+        logger.error(
+            "Job %s failed: %s", job.call_string, end.message, exc_info=error, extra=job.log_context()
+        )
+    elif asked is not None or end.outcome != "succeeded":
+        logger.info(
+            "Job %s was asked to stop (%s), and ended: %s%s",
+            job.call_string,
+            asked or "by nobody",
+            end.outcome,
+            f": {end.message}" if end.message else "",
+            extra=job.log_context(),
+        )
+
+
+def recorded(job: Job, end: RunEnd, status: str | None) -> None:
+    """Say what the database wrote."""
+    extra = {**job.log_context(), "status": status}
+    if status in {"stale", "not_found"}:
+        logger.warning(
+            "Job %s %s, but this run was no longer the job's (%s): nothing was recorded",
+            job.call_string,
+            end.outcome,
+            status,
+            extra=extra,
+        )
+    elif status is not None:
+        level = LEVELS.get(status, logging.ERROR)
+        logger.log(level, "Job %s is now %s", job.call_string, status, extra=extra)
