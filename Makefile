@@ -29,11 +29,13 @@ test-pythons: ## Run the driver's cancel tests on each newer Python that this ma
 	tools/newer_pythons
 
 check: .venv/.dev .venv-pgspot/.done bootstrap ## Run ruff, mypy, plpgsql_check, pgspot; see that sql/schema.sql is current
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python tools/check_sql.py
-	$(BIN)/python tools/snapshot.py --check
+	@failed=0; run() { echo "$$@"; "$$@" || failed=1; }; \
+	run $(BIN)/ruff check --quiet .; \
+	run $(BIN)/ruff format --check --quiet .; \
+	run $(BIN)/mypy; \
+	run $(BIN)/python tools/check_sql.py; \
+	run $(BIN)/python tools/snapshot.py --check; \
+	exit $$failed
 
 snapshot: .venv/.dev bootstrap ## Write sql/schema.sql: the tables as the migrations leave them
 	$(BIN)/python tools/snapshot.py

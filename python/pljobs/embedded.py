@@ -172,12 +172,12 @@ class Server:
             "unix_socket_directories": '"' + str(self.base).replace('"', '""') + '"',
             "unix_socket_permissions": "0700",
             "port": str(PORT),
-            "cluster_name": "pljobs embedded",
             **settings,
         }
         # The last file read, so that it wins over what initdb wrote.
         path = self.data / "postgresql.auto.conf"
-        path.write_text("".join(f"{name} = {_literal(value)}\n" for name, value in merged.items()))
+        quoted = {name: value.replace("\\", "\\\\").replace("'", "''") for name, value in merged.items()}
+        path.write_text("".join(f"{name} = '{value}'\n" for name, value in quoted.items()))
         if account is not None:
             os.chown(path, account.uid, account.gid)
 
@@ -346,8 +346,3 @@ def _lives(pid: int) -> bool:
 
 def _identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(value: str) -> str:
-    # The configuration file's own rules: quotes doubled, backslashes too.
-    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
