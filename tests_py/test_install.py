@@ -88,8 +88,10 @@ def test_psql_upgrades_what_migrate_installed(server: Server, migrated: psycopg.
 
 def test_migrate_joins_the_callers_transaction(empty_db_url: str) -> None:
     with psycopg.connect(empty_db_url, row_factory=dict_row) as conn:
-        conn.execute("SELECT 1")
+        conn.execute("SET LOCAL search_path = information_schema; SET LOCAL lock_timeout = '7s'")
         install.migrate(conn)
+        assert conn.execute("SHOW search_path").fetchone() == {"search_path": "information_schema"}
+        assert conn.execute("SHOW lock_timeout").fetchone() == {"lock_timeout": "7s"}
         assert install.check(conn) == []
         conn.rollback()
         assert install.check(conn) == ["schema pljobs is not in this database: run `pljobs migrate`"]

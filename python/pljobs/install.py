@@ -30,6 +30,8 @@ _FUNCTION = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _SETTING = re.compile(r"^SET (\w+) = (.+)$", re.MULTILINE)
+_SETTINGS = "current_setting('lock_timeout'), current_setting('search_path')"
+_RESTORE = "set_config('lock_timeout', %s, true), set_config('search_path', %s, true)"
 _VIEW = re.compile(r"^CREATE OR REPLACE VIEW pljobs\.(\w+)", re.MULTILINE)
 
 
@@ -91,6 +93,7 @@ def migrate(target: Target, *, lock_timeout: timedelta | None = None) -> tuple[s
     """
     with _connected(target) as conn, conn.transaction():
         before: set[str] = set()
+        settings = _rows(conn, f"SELECT {_SETTINGS}")[0]
         for position, (_, text) in enumerate(install_files()):
             # One string of many statements, as psql's \ir would send them; in the encoding that conn speaks.
             conn.execute(text.encode(conn.info.encoding), prepare=False)
@@ -100,14 +103,16 @@ def migrate(target: Target, *, lock_timeout: timedelta | None = None) -> tuple[s
                 if lock_timeout is not None:
                     milliseconds = int(lock_timeout.total_seconds() * 1000)
                     conn.execute("SELECT set_config('lock_timeout', %s, true)", [str(milliseconds)])
+        # What the files set is for them, not for the rest of the caller's transaction.
+        conn.execute(f"SELECT {_RESTORE}".encode(), settings)
         return tuple(sorted(set(_ledger(conn)) - before))
 
 
 def check(target: Target) -> list[str]:
     """Compare a database with the package: say what differs and what to do; an empty list is a clean bill.
 
-    Compares the ledger, each function's body, rights and settings, views, indexes, owners, and what is granted
-    on tables and, to everybody, on functions. Changes nothing.
+    Compares the ledger, each function's body, rights and settings, views, indexes, owners, and what is
+    granted on tables and, to everybody, on functions. Changes nothing.
     """
     with _connected(target) as conn:
         if not _rows(conn, "SELECT 1 WHERE to_regclass('pljobs.migration') IS NOT NULL"):
