@@ -1,4 +1,4 @@
-"""What the command line reads, stated once each; the database writes the rows as JSON, so that nothing is lost.
+"""What the command line reads, stated once each; the database writes rows as JSON: nothing is lost.
 
 What `list` reads by default is what the role pljobs_reader may see: no arguments, results or errors.
 """

@@ -190,7 +190,7 @@ def connector(url: str | None) -> PsycopgConnector:
     except psycopg.ProgrammingError:
         # libpq's message repeats the text, and with it the password.
         raise Failure(
-            "--url or PLJOBS_URL is no connection string: postgresql://user@host/database, or key=value pairs",
+            "--url or PLJOBS_URL is no connection string: postgresql://user@host/database, or key=value ...",
             Exit.USAGE,
         ) from None
     own = "connect_timeout" in given or "PGCONNECT_TIMEOUT" in os.environ

@@ -34,8 +34,8 @@ class Supervisor:
 
     One that ends with 0 is done. One that ends otherwise is started again after a while, unless it ended with
     2: a command line that is wrong stays wrong. SIGINT and SIGTERM are passed on, each time: the first lets
-    workers end their jobs, the second aborts these. A process whose lifeline ends (`follow_lifeline`) knows that its
-    supervisor is gone, however that died.
+    workers end their jobs, the second aborts these. A process whose lifeline ends
+    (`follow_lifeline`) knows that its supervisor is gone, however that died.
     """
 
     command: Callable[[int], Sequence[str]]
