@@ -36,7 +36,7 @@ BEGIN
         UPDATE pljobs.job AS j
            SET status = 'succeeded', finished_at = v_now, run_id = NULL, last_run_id = j.run_id,
                message = left(x.message, 1000), error = NULL,
-               result = CASE WHEN pg_column_size(x.result) <= 1048576 THEN x.result END
+               result = CASE WHEN octet_length(x.result::text) <= 1048576 THEN x.result END
           FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
                job_id bigint, run_id bigint, outcome text, result jsonb, message text, delete_job boolean)
          WHERE j.id = x.job_id AND j.run_id = x.run_id AND j.request_id IS NULL
@@ -64,7 +64,7 @@ BEGIN
             run_id := v_run.run_id;
             status := pljobs._finish_run(
                 v_run.job_id, v_run.run_id, v_run.outcome,
-                CASE WHEN pg_column_size(v_run.result) <= 1048576 THEN v_run.result END,
+                CASE WHEN octet_length(v_run.result::text) <= 1048576 THEN v_run.result END,
                 left(v_run.message, 1000), left(v_run.error, 16384), v_run.delete_job IS TRUE,
                 v_run.retry_at, v_run.retry_queue, v_run.retry_priority, v_run.retry_lock);
             RETURN NEXT;

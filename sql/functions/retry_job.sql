@@ -14,8 +14,9 @@ DECLARE
     v_job record;
 BEGIN
     IF NOT char_length(retry_job_v1.queue) BETWEEN 1 AND 255 OR NOT char_length(retry_job_v1.lock) BETWEEN 1 AND 255
-       OR retry_job_v1.scheduled_at NOT BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00' THEN
-        RAISE EXCEPTION 'job % can''t be retried so: queue and lock have 1 to 255 characters, scheduled_at is in the years 1 to 9999',
+       OR retry_job_v1.scheduled_at NOT BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+       OR retry_job_v1.priority = -2147483648 THEN
+        RAISE EXCEPTION 'job % can''t be retried so: queue and lock have 1 to 255 characters, scheduled_at is in the years 1 to 9999, priority is above -2147483648',
             retry_job_v1.job_id USING ERRCODE = 'PJ004';
     END IF;
     SELECT j.status, j.queue, j.task, j.message, j.error INTO v_job

@@ -1,0 +1,101 @@
+-- Under concurrency: races/cancel_*.spec. Every state: transitions.sql.
+BEGIN;
+\ir ../lib/fixtures.sql
+SELECT * FROM no_plan();
+
+-- todo
+SELECT a_todo_job() AS job_id \gset
+SELECT results_eq(format('SELECT outcome, status_before, status_after, request_id IS NOT NULL, worker_id, run_id FROM pljobs.cancel_job_v1(%s, reason => ''why'', actor => ''whom'')', :job_id),
+                  $$VALUES ('cancelled', 'todo', 'cancelled', true, NULL::bigint, NULL::bigint)$$, 'a waiting job is cancelled');
+SELECT results_eq(format('SELECT status, message, finished_at IS NOT NULL, attempts FROM pljobs.job WHERE id = %s', :job_id), $$VALUES ('cancelled', 'why', true, 0)$$, 'it says why, and never ran');
+SELECT results_eq(format('SELECT kind, reason, actor, requested_by = session_user, resolution, task, queue IS NOT NULL FROM pljobs.request WHERE job_id = %s', :job_id),
+                  $$VALUES ('cancel', 'why', 'whom', true, 'cancelled', 'a task', true)$$, 'who cancelled it, for whom and why is kept');
+SELECT is(pljobs.cancel_job(a_scheduled_job()), 'cancelled', 'a job that waits for its schedule is cancelled');
+SELECT is(pljobs.cancel_job(a_todo_job(), abort => true), 'cancelled', 'a waiting job needs no abort');
+SELECT is(pljobs.cancel_job(a_todo_job(), force => true), 'cancelled', 'a waiting job needs no force');
+SELECT a_todo_job() AS job_id \gset
+SELECT results_eq(format('SELECT outcome, status_before, status_after FROM pljobs.cancel_job_v1(%s, delete_job => true, reason => ''why'')', :job_id), $$VALUES ('deleted', 'todo', NULL::text)$$, 'a waiting job is deleted');
+SELECT is(status_of(:job_id), 'gone', 'a deleted job leaves no row');
+SELECT results_eq(format('SELECT kind, delete_job, resolution, reason FROM pljobs.request WHERE job_id = %s', :job_id), $$VALUES ('cancel', true, 'deleted', 'why')$$, 'the request outlives the job');
+SELECT is(pljobs.cancel_job(:job_id), 'not_found', 'a deleted job is not found');
+SELECT a_name('queueing lock') AS ql \gset
+SELECT pljobs.cancel_job(a_todo_job(NULL, :'ql')) \g /dev/null
+SELECT isnt(a_todo_job(NULL, :'ql'), NULL, 'a cancelled job frees its queueing lock');
+SELECT * FROM a_doing_job() \gset
+SELECT finish_run(:job_id, :run_id, 'failed', '{"retry_at": "2001-01-01T00:00:00Z"}') \g /dev/null
+SELECT is(pljobs.cancel_job(:job_id), 'cancelled', 'a job that waits for its retry is cancelled');
+
+-- A lane's head.
+SELECT ids[1] AS one, ids[2] AS two, queue, lock FROM a_lane(2) \gset
+UPDATE pljobs.job SET waiting_for = 'lock' WHERE id = :two;
+SELECT pljobs.cancel_job(:one) \g /dev/null
+SELECT is(wait_of(:two), 'ready', 'cancelling the head of a lane wakes the next');
+SELECT ids[1] AS one, ids[2] AS two, queue, lock FROM a_lane(2) \gset
+UPDATE pljobs.job SET waiting_for = 'lock' WHERE id = :two;
+SELECT pljobs.cancel_job(:one, delete_job => true) \g /dev/null
+SELECT is(wait_of(:two), 'ready', 'deleting the head of a lane wakes the next');
+SELECT ids[1] AS one, ids[2] AS two, queue, lock FROM a_lane(2) \gset
+SELECT start_job(:one) AS run_id, fetch_ids(:'queue') \gset
+SELECT pljobs.cancel_job(:one, force => true) \g /dev/null
+SELECT is(wait_of(:two), 'ready', 'forcing the job that holds a lane wakes the next');
+
+-- doing, without abort
+SELECT * FROM a_doing_job() \gset
+SELECT results_eq(format('SELECT outcome, status_before, status_after, request_id, worker_id, run_id FROM pljobs.cancel_job_v1(%s, delete_job => true)', :job_id),
+                  format($$VALUES ('running', 'doing', 'doing', NULL::bigint, %s::bigint, %s::bigint)$$, :worker_id, :run_id), 'a running job is not cancelled');
+SELECT is_empty(format('SELECT FROM pljobs.request WHERE job_id = %s', :job_id), 'what changed nothing leaves no request');
+SELECT is(pljobs.cancel_job(:job_id, abort => NULL, delete_job => NULL, force => NULL), 'running', 'null flags mean false');
+
+-- doing, abort
+SELECT request_id FROM pljobs.cancel_job_v1(:job_id, abort => true, reason => 'why', actor => 'whom') \gset
+SELECT results_eq(format('SELECT j.status, j.request_id, r.run_id, r.worker_id, r.kind, r.reason, r.actor, r.resolution, r.force, r.delete_job FROM pljobs.job AS j JOIN pljobs.request AS r ON r.id = j.request_id WHERE j.id = %s', :job_id),
+                  format($$VALUES ('doing', %s::bigint, %s::bigint, %s::bigint, 'abort', 'why', 'whom', NULL::text, false, false)$$, :request_id, :run_id, :worker_id), 'a running job that is asked to abort goes on, with an open request');
+SELECT results_eq(format('SELECT outcome, status_before, status_after, request_id, worker_id, run_id FROM pljobs.cancel_job_v1(%s, abort => true, reason => ''again'')', :job_id),
+                  format($$VALUES ('abort_already_requested', 'doing', 'doing', %s::bigint, %s::bigint, %s::bigint)$$, :request_id, :worker_id, :run_id), 'a second request finds the first');
+SELECT is(r.reason, 'why', 'the first reason stays') FROM pljobs.request AS r WHERE r.id = :request_id;
+SELECT is(count(*), 1::bigint, 'at most one request is open for a run') FROM pljobs.request AS r WHERE r.job_id = :job_id;
+SELECT is(pljobs.cancel_job(:job_id, abort => true, delete_job => true), 'abort_already_requested', 'a request may be made stronger');
+SELECT is(r.delete_job, true, 'it then deletes the job') FROM pljobs.request AS r WHERE r.id = :request_id;
+SELECT is(pljobs.cancel_job(:job_id, abort => true), 'abort_already_requested', 'a weaker request changes nothing');
+SELECT is(r.delete_job, true, 'a request never becomes weaker') FROM pljobs.request AS r WHERE r.id = :request_id;
+SELECT is(pljobs.cancel_job(:job_id), 'running', 'without abort a running job is left alone, asked or not');
+SELECT is(finish_run(:job_id, :run_id, 'aborted'), 'deleted', 'the request that was made stronger is obeyed');
+
+-- doing, force
+SELECT * FROM a_doing_job() \gset
+SELECT results_eq(format('SELECT outcome, status_before, status_after, request_id IS NOT NULL, worker_id, run_id FROM pljobs.cancel_job_v1(%s, force => true, reason => ''now'')', :job_id),
+                  format($$VALUES ('aborted', 'doing', 'aborted', true, %s::bigint, %s::bigint)$$, :worker_id, :run_id), 'force aborts a running job at once');
+SELECT results_eq(format('SELECT j.status, j.message, r.kind, r.force, r.resolution FROM pljobs.job AS j JOIN pljobs.request AS r ON r.job_id = j.id WHERE j.id = %s', :job_id),
+                  $$VALUES ('aborted', 'now', 'abort', true, 'forced')$$, 'its request says so');
+SELECT is(h.verdict, 'lost', 'its worker is told that the run is void') FROM pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) AS h;
+SELECT is(finish_run(:job_id, :run_id, 'succeeded'), 'stale', 'its end is stale');
+SELECT is(pljobs.cancel_job(:job_id, force => true), 'already_cancelled', 'forced once is enough');
+SELECT * FROM an_aborting_job() \gset
+SELECT is(pljobs.cancel_job(:job_id, force => true), 'aborted', 'force ends a job that was asked to abort');
+SELECT results_eq(format('SELECT force, resolution, reason FROM pljobs.request WHERE id = %s', :request_id), $$VALUES (true, 'forced', 'a reason')$$, 'its request is made stronger and closed');
+SELECT is(j.message, 'aborted by force', 'without a reason the message says that it was forced') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT * FROM a_doing_job() \gset
+SELECT results_eq(format('SELECT outcome, status_before, status_after FROM pljobs.cancel_job_v1(%s, force => true, delete_job => true)', :job_id), $$VALUES ('deleted', 'doing', NULL::text)$$, 'force deletes a running job at once');
+SELECT is(finish_run(:job_id, :run_id, 'succeeded'), 'not_found', 'its end finds nothing');
+SELECT * FROM an_aborting_job(delete_job => true) \gset
+SELECT is(pljobs.cancel_job(:job_id, force => true), 'deleted', 'a deletion that was asked for is kept when force follows');
+
+-- finished
+SELECT is(pljobs.cancel_job(a_finished_job(s), abort => true, force => true), 'already_finished', s || ' is not cancelled') FROM unnest('{succeeded,failed}'::text[]) AS s;
+SELECT is(pljobs.cancel_job(a_finished_job(s), delete_job => true), 'already_finished', s || ' is not deleted by a cancel') FROM unnest('{succeeded,failed}'::text[]) AS s;
+SELECT is(pljobs.cancel_job(a_finished_job(s), abort => true, force => true), 'already_cancelled', s || ' is not cancelled again') FROM unnest('{cancelled,aborted}'::text[]) AS s;
+SELECT results_eq(format('SELECT outcome, status_before, status_after FROM pljobs.cancel_job_v1(%s, delete_job => true)', a_finished_job(s)), format($$VALUES ('deleted', %L, NULL::text)$$, s), s || ' is deleted where deletion is asked')
+  FROM unnest('{cancelled,aborted}'::text[]) AS s;
+
+-- The arguments of the call.
+SELECT results_eq(format('SELECT * FROM pljobs.cancel_job_v1(%L, true, true, true)', x), $$VALUES ('not_found', NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::bigint)$$, 'not found: ' || coalesce(x::text, 'null'))
+  FROM unnest('{-1,0,9223372036854775807,NULL}'::bigint[]) AS x;
+SELECT is(pljobs.cancel_job(a_todo_job(), reason => r, actor => r), 'cancelled', 'nobody is kept from stopping a job by the explanation')
+  FROM unnest(ARRAY['', repeat(chr(128512), 100000), '''; DROP TABLE pljobs.job; -- %s', chr(8238)]) AS r;
+SELECT a_todo_job() AS todo \gset
+SELECT * FROM a_doing_job() \gset
+SELECT pljobs.cancel_job(:todo, reason => repeat('r', 5000)), pljobs.cancel_job(:job_id, force => true, reason => repeat('r', 5000)) \g /dev/null
+SELECT is(char_length(j.message), 1000, 'a long reason is cut') FROM pljobs.job AS j WHERE j.id IN (:todo, :job_id);
+
+SELECT * FROM finish();
+ROLLBACK;

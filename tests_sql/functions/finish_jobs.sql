@@ -1,0 +1,171 @@
+-- Under concurrency: races/*finish*.spec.
+BEGIN;
+\ir ../lib/fixtures.sql
+SELECT * FROM no_plan();
+
+-- succeeded
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'succeeded', '{"result": {"n": [1]}, "message": "done"}'), 'succeeded', 'a run that succeeded is recorded so');
+SELECT results_eq(format('SELECT status, result, message, error, run_id, last_run_id, worker_id, attempts FROM pljobs.job WHERE id = %s', :job_id),
+                  format($$VALUES ('succeeded', '{"n": [1]}'::jsonb, 'done', NULL::text, NULL::bigint, %s::bigint, %s::bigint, 1)$$, :run_id, :worker_id), 'with its result and message');
+SELECT ok(j.finished_at BETWEEN j.started_at AND clock_timestamp(), 'and the time when it ended') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT is(finish_run(:job_id, :run_id, 'succeeded'), 'succeeded', 'a replayed success is answered again');
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"retry_at": "2001-01-01T00:00:00Z"}'), 'succeeded', 'a replay says what was written, whatever it asks');
+SELECT is(j.result, '{"n": [1]}', 'a replay changes nothing') FROM pljobs.job AS j WHERE j.id = :job_id;
+
+-- failed
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"error": "a traceback", "message": "ValueError"}'), 'failed', 'a run that failed without a retry has failed');
+SELECT results_eq(format('SELECT status, message, error FROM pljobs.job WHERE id = %s', :job_id), $$VALUES ('failed', 'ValueError', 'a traceback')$$, 'with its error');
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"error": "e", "retry_at": "2001-01-01T00:00:00Z"}'), 'todo', 'a failed run with a time of retry goes back');
+SELECT is(wait_of(:job_id), 'ready', 'a retry whose time has come can run at once');
+SELECT results_eq(format('SELECT kind, error FROM pljobs.job_event WHERE job_id = %s', :job_id), $$VALUES ('retried', 'e')$$, 'the error of each attempt is kept');
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"retry_at": "2001-01-01T00:00:00Z"}'), 'todo', 'a replayed retry is answered again');
+SELECT start_job(:job_id) AS second_run \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed'), 'todo', 'also once the job runs again');
+SELECT finish_run(:job_id, :second_run, 'failed') \g /dev/null
+SELECT is(finish_run(:job_id, :run_id, 'failed'), 'todo', 'also once a later run has ended it');
+SELECT is(finish_run(:job_id, :second_run, 'succeeded'), 'failed', 'each run is answered what it wrote itself');
+SELECT is(status_of(:job_id), 'failed', 'and changes nothing');
+SELECT pljobs.retry_job(:job_id) \g /dev/null
+SELECT is(finish_run(:job_id, :second_run, 'succeeded'), 'failed', 'also once a person has put the job back');
+SELECT * FROM a_doing_job() \gset
+SELECT finish_run(:job_id, :run_id, 'failed', '{"retry_at": "2001-01-01T00:00:00Z"}'), pljobs.cancel_job(:job_id) \g /dev/null
+SELECT is(finish_run(:job_id, :run_id, 'failed'), 'todo', 'also once a person has cancelled the job');
+
+SELECT * FROM a_doing_job() \gset
+SELECT finish_run(:job_id, :run_id, 'failed', jsonb_build_object('retry_at', clock_timestamp() + interval '1 h', 'retry_queue', 'q2', 'retry_priority', 9, 'retry_lock', 'l2')) \g /dev/null
+SELECT results_eq(format('SELECT waiting_for, queue, priority, lock FROM pljobs.job WHERE id = %s', :job_id), $$VALUES ('schedule', 'q2', 9, 'l2')$$, 'a retry may be later, in another queue, priority and lane');
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"retry_at": "infinity"}'), 'todo', 'a retry at infinity is one');
+SELECT is(j.scheduled_at, '9999-12-30 00:00+00', 'at the last time that Python can hold') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT * FROM a_doing_job() \gset
+SELECT finish_run(:job_id, :run_id, 'failed', '{"retry_at": "-infinity", "retry_priority": -2147483648}') \g /dev/null
+SELECT is(j.scheduled_at, '0001-01-02 00:00+00', 'a retry before all time is at the first time that Python can hold') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT is(wait_of(:job_id), 'ready', 'and can run at once');
+
+SELECT a_name('queueing lock') AS ql \gset
+SELECT * FROM a_doing_job(NULL, :'ql') \gset
+SELECT a_todo_job(NULL, :'ql') AS newer \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"retry_at": "2001-01-01T00:00:00Z"}'), 'todo', 'a retry whose queueing lock a newer job holds goes back all the same');
+SELECT is(j.queueing_lock, NULL, 'without its queueing lock') FROM pljobs.job AS j WHERE j.id = :job_id;
+
+-- aborted, interrupted
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'aborted'), 'failed', 'a run that was aborted though nobody asked has failed');
+SELECT is(finish_run(:job_id, :run_id, 'aborted'), 'failed', 'a replay of it as well');
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'interrupted'), 'todo', 'a run that a shutdown interrupted goes back');
+SELECT results_eq(format('SELECT attempts, waiting_for FROM pljobs.job WHERE id = %s', :job_id), 'VALUES (0, NULL::text)', 'at once, and is not charged');
+SELECT is(finish_run(:job_id, :run_id, 'interrupted'), 'todo', 'a replayed interruption is answered again');
+SELECT is(start_job(:job_id) > :run_id, true, 'it runs again with a run of its own');
+
+-- With an open request.
+CREATE TABLE asked (outcome text, more jsonb, status text, resolution text, rule text);
+INSERT INTO asked VALUES
+    ('succeeded', '{}', 'succeeded', 'finished_first', 'a run that succeeds before its abort has succeeded'),
+    ('failed', '{}', 'failed', 'failed_first', 'a run that fails before its abort has failed'),
+    ('failed', '{"retry_at": "2001-01-01T00:00:00Z"}', 'failed', 'failed_first', 'a run that was asked to abort is never retried'),
+    ('aborted', '{"message": "mine"}', 'aborted', 'aborted', 'a run that was asked to abort and does is aborted'),
+    ('aborted', '{"retry_at": "2001-01-01T00:00:00Z"}', 'aborted', 'aborted', 'an aborted run is never retried'),
+    ('interrupted', '{}', 'aborted', 'aborted', 'a shutdown does not rescue a run that was asked to abort'),
+    ('succeeded', '{"delete_job": true}', 'deleted', 'finished_first', 'a job that deletes itself on success does so');
+CREATE FUNCTION end_asked(outcome text, more jsonb) RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    v_job record := an_aborting_job();
+    v_status text := finish_run(v_job.job_id, v_job.run_id, end_asked.outcome, end_asked.more);
+BEGIN
+    RETURN v_status || ', ' || (SELECT r.resolution FROM pljobs.request AS r WHERE r.id = v_job.request_id);
+END
+$$;
+SELECT is(end_asked(a.outcome, a.more), a.status || ', ' || a.resolution, a.rule) FROM asked AS a;
+SELECT * FROM an_aborting_job() \gset
+SELECT finish_run(:job_id, :run_id, 'aborted', '{"message": "mine", "error": "stack"}') \g /dev/null
+SELECT results_eq(format('SELECT message, error FROM pljobs.job WHERE id = %s', :job_id), $$VALUES ('mine', 'stack')$$, 'an aborted job keeps its own message and error');
+SELECT is(finish_run(:job_id, :run_id, 'succeeded'), 'aborted', 'a replayed abort is answered again');
+SELECT * FROM an_aborting_job() \gset
+SELECT finish_run(:job_id, :run_id, 'aborted') \g /dev/null
+SELECT is(j.message, 'a reason', 'without a message an aborted job says the reason of its request') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT * FROM an_aborting_job(delete_job => true) \gset
+SELECT is(finish_run(:job_id, :run_id, 'aborted'), 'deleted', 'where deletion was asked, an aborted job is gone');
+SELECT is(finish_run(:job_id, :run_id, 'aborted'), 'not_found', 'a deleted job is not found');
+SELECT * FROM an_aborting_job(delete_job => true) \gset
+SELECT is(finish_run(:job_id, :run_id, 'succeeded'), 'succeeded', 'a job that succeeded before it was to be deleted stays, to be seen');
+
+-- delete_job
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'succeeded', '{"delete_job": true}'), 'deleted', 'delete_job deletes a job that succeeded');
+SELECT is(status_of(:job_id), 'gone', 'a deleted job leaves no row');
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"delete_job": true}'), 'deleted', 'delete_job deletes a job that failed');
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'succeeded', '{"delete_job": null, "result": null, "message": null}'), 'succeeded', 'null means not given');
+
+-- Runs that are not this job's.
+SELECT is(finish_run(a_todo_job(), 1, 'succeeded'), 'stale', 'a waiting job can''t succeed');
+SELECT is(finish_run(a_todo_job(), NULL, 'succeeded'), 'stale', 'a waiting job can''t succeed by a run without an id');
+SELECT is(finish_run(a_finished_job(s), NULL, 'succeeded'), 'stale', s || ' stays ' || s || ' for a run without an id') FROM unnest('{failed,cancelled,aborted}'::text[]) AS s;
+SELECT is(finish_run(a_finished_job(s), -1, 'succeeded'), 'stale', s || ' stays ' || s || ' for an unknown run') FROM unnest('{succeeded,failed,cancelled,aborted}'::text[]) AS s;
+SELECT is(finish_run(j, 1, 'failed'), 'not_found', 'an unknown job is not found: ' || coalesce(j::text, 'null')) FROM unnest('{-1,0,9223372036854775807,NULL}'::bigint[]) AS j;
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id - 1, o), 'stale', 'another run''s ' || o || ' is stale') FROM unnest('{succeeded,failed,aborted,interrupted}'::text[]) AS o;
+SELECT * FROM a_doing_job() \gset other_
+SELECT is(finish_run(:job_id, :other_run_id, 'succeeded'), 'stale', 'a run of another job is stale');
+SELECT is(status_of(:job_id) || status_of(:other_job_id), 'doingdoing', 'a stale end changes neither');
+
+-- Batches.
+SELECT * FROM a_doing_job() \gset a_
+SELECT * FROM a_doing_job() \gset b_
+SELECT * FROM an_aborting_job() \gset c_
+SELECT * FROM a_doing_job() \gset d_
+SELECT jsonb_build_array(
+    jsonb_build_object('job_id', :d_job_id, 'run_id', :d_run_id, 'outcome', 'failed'), jsonb_build_object('job_id', :a_job_id, 'run_id', :a_run_id, 'outcome', 'succeeded', 'result', 7),
+    jsonb_build_object('job_id', :c_job_id, 'run_id', :c_run_id, 'outcome', 'aborted'), jsonb_build_object('job_id', -1, 'run_id', 5, 'outcome', 'failed'),
+    jsonb_build_object('job_id', :b_job_id, 'run_id', :b_run_id - 1000000, 'outcome', 'succeeded'), jsonb_build_object('job_id', :a_job_id, 'run_id', :a_run_id, 'outcome', 'succeeded')) AS runs \gset
+SELECT set_eq(format('SELECT job_id, run_id, status FROM pljobs.finish_jobs_v1(%L)', :'runs'),
+    format($$VALUES (%s::bigint, %s::bigint, 'failed'), (%s, %s, 'succeeded'), (%s, %s, 'aborted'), (-1, 5, 'not_found'), (%s, %s - 1000000, 'stale')$$,
+           :d_job_id, :d_run_id, :a_job_id, :a_run_id, :c_job_id, :c_run_id, :b_job_id, :b_run_id), 'each run of a call is answered, one stale run spoils nothing');
+SELECT is(count(DISTINCT (f.job_id, f.run_id)), 5::bigint, 'a replayed call is answered for each run') FROM pljobs.finish_jobs_v1(:'runs') AS f;
+SELECT is(status_of(:b_job_id), 'doing', 'the run that was not named goes on');
+SELECT is_empty($$SELECT FROM pljobs.finish_jobs_v1('[]')$$, 'no runs, no answers');
+SELECT is_empty($$SELECT FROM pljobs.finish_jobs_v1(NULL)$$, 'null runs, no answers');
+
+-- Lanes.
+SELECT ids[1] AS one, ids[2] AS two, lock, queue FROM a_lane(2) \gset
+SELECT start_job(:one) AS run_id, fetch_ids(:'queue') \gset
+SELECT is(wait_of(:two), 'lock', 'the second of a lane is parked');
+SELECT finish_run(:one, :run_id, 'succeeded') \g /dev/null
+SELECT is(wait_of(:two), 'ready', 'the end of the first wakes it');
+SELECT start_job(:two) AS run_id, a_todo_job(:'lock', queue => :'queue') AS three, fetch_ids(:'queue') \gset
+SELECT finish_run(:two, :run_id, 'failed', '{"retry_at": "9999-01-01T00:00:00Z"}') \g /dev/null
+SELECT is(wait_of(:three), 'lock', 'a retry that is scheduled stays the head of its lane, and holds it');
+SELECT ids[1] AS one, ids[2] AS two, lock, queue FROM a_lane(2) \gset
+SELECT start_job(:one) AS run_id, fetch_ids(:'queue') \gset
+SELECT finish_run(:one, :run_id, 'failed', jsonb_build_object('retry_at', '9999-01-01T00:00:00Z', 'retry_lock', a_name('lane'))) \g /dev/null
+SELECT is(wait_of(:two), 'ready', 'a retry that leaves its lane wakes the next of it');
+
+-- What a task produced never keeps it from ending; what its worker says must make sense.
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed', jsonb_build_object('message', repeat(chr(128512), 1001), 'error', repeat(chr(8238), 16385), 'result', repeat('x', 1048575))), 'failed', 'an oversize end is recorded');
+SELECT results_eq(format('SELECT char_length(message), char_length(error), result FROM pljobs.job WHERE id = %s', :job_id), 'VALUES (1000, 16384, NULL::jsonb)',
+                  'message and error are cut at 1,000 and 16,384 characters, a result of more than 1 MiB is left out');
+SELECT * FROM a_doing_job() \gset
+SELECT finish_run(:job_id, :run_id, 'succeeded', jsonb_build_object('message', repeat(chr(128512), 1001), 'result', repeat('x', 1048575))) \g /dev/null
+SELECT results_eq(format('SELECT char_length(message), result FROM pljobs.job WHERE id = %s', :job_id), 'VALUES (1000, NULL::jsonb)', 'the same for one that succeeded');
+SELECT * FROM a_doing_job() \gset
+SELECT finish_run(:job_id, :run_id, 'succeeded', jsonb_build_object('result', repeat('x', 1048574))) \g /dev/null
+SELECT is(octet_length(j.result::text), 1048576, 'a result of exactly 1 MiB is kept') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT * FROM a_doing_job() \gset
+SELECT finish_run(:job_id, :run_id, 'succeeded', jsonb_build_object('result', (SELECT jsonb_agg(1e131000::numeric) FROM generate_series(1, 9)))) \g /dev/null
+SELECT is(j.result IS NULL, true, 'a result is measured as people read it: a number of few bytes may be a long text') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT * FROM a_doing_job() \gset
+SELECT throws_ok(format('SELECT finish_run(%s, %s, %s)', :job_id, :run_id, o), 'PJ004', NULL, 'refused: ' || o)
+  FROM unnest(ARRAY['NULL', '''''', '''todo''', '''SUCCEEDED''', $$'failed', '{"retry_at": "2001-01-01T00:00:00Z", "retry_queue": ""}'$$,
+                    $$'failed', jsonb_build_object('retry_lock', repeat('l', 256))$$]) AS o;
+SELECT is(status_of(:job_id), 'doing', 'a refused end changes nothing');
+
+SELECT * FROM finish();
+ROLLBACK;

@@ -1,0 +1,21 @@
+BEGIN;
+\ir ../lib/fixtures.sql
+SELECT * FROM no_plan();
+
+SELECT * FROM an_aborting_job() \gset
+SELECT a_todo_job() AS one, a_todo_job() AS two, a_todo_job() AS young, a_worker() AS stopped, a_worker() AS running, a_worker() AS just_stopped \gset
+SELECT pljobs.cancel_job(:one), pljobs.cancel_job(:two), pljobs.cancel_job(:young), pljobs.unregister_worker_v1(:stopped), pljobs.unregister_worker_v1(:just_stopped) \g /dev/null
+UPDATE pljobs.request SET requested_at = requested_at - interval '1 day', resolved_at = resolved_at - interval '1 day' WHERE job_id IN (:one, :two, :job_id);
+UPDATE pljobs.worker SET started_at = started_at - interval '1 day', stopped_at = stopped_at - interval '1 day' WHERE id IN (:stopped, :running);
+SELECT is(pljobs.prune_history_v1('12 h', 1), 2::bigint, 'at most max_rows of each are deleted: one request, one worker');
+SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'the next call deletes the others');
+SELECT is(pljobs.prune_history_v1('12 h'), 0::bigint, 'until none is left');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.request WHERE job_id IN (:one, :two, :young, :job_id) ORDER BY job_id), ARRAY[:job_id, :young]::bigint[], 'a request that is open or young stays');
+SELECT is(ARRAY(SELECT id FROM pljobs.worker WHERE id IN (:stopped, :running, :just_stopped) ORDER BY id), ARRAY[:running, :just_stopped]::bigint[], 'a worker that is registered or stopped of late stays');
+SELECT is(status_of(:one), 'cancelled', 'jobs stay');
+SELECT ok(pljobs.prune_history_v1('0') >= 2, 'older_than 0 means all that is over');
+SELECT is(r.resolution, NULL, 'an open request is never deleted') FROM pljobs.request AS r WHERE r.id = :request_id;
+SELECT throws_ok(format('SELECT pljobs.prune_history_v1(%s)', a), 'PJ004', NULL, 'refused: ' || a) FROM unnest(ARRAY['NULL', '''-1 s''']) AS a;
+
+SELECT * FROM finish();
+ROLLBACK;
