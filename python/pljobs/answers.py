@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pljobs.jobs import Status
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 U = TypeVar("U")
 Row = dict[str, Any]
 
@@ -22,14 +22,14 @@ FinishStatus = Literal["succeeded", "failed", "aborted", "todo", "deleted", "sta
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class Call(Generic[T_co]):
     """State a statement, its parameters by name, and how to read its rows, mappings of columns. No I/O."""
 
     statement: str
     params: Mapping[str, object]
-    read: Callable[[list[Row]], T]
+    read: Callable[[list[Row]], T_co]
 
-    def then(self, change: Callable[[T], U]) -> Call[U]:
+    def then(self, change: Callable[[T_co], U]) -> Call[U]:
         """Return the same call, its answer changed by a function."""
         read = self.read
         return Call(self.statement, self.params, lambda rows: change(read(rows)))

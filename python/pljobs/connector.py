@@ -7,10 +7,11 @@ import contextlib
 import os
 import selectors
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import psycopg
+import psycopg.conninfo
 import psycopg_pool
 from psycopg.rows import TupleRow
 
@@ -50,7 +51,7 @@ class PsycopgConnector:
         json_loads: JsonLoads | None = None,
         min_size: int = 1,
         max_size: int | None = 10,
-        kwargs: dict[str, object] | None = None,
+        kwargs: Mapping[str, object] | None = None,
         **settings: object,
     ) -> None:
         refused = sorted(NOT_FOR_TWO_POOLS & set(settings))
@@ -61,14 +62,21 @@ class PsycopgConnector:
             )
         if conninfo.startswith(("postgresql+", "postgres+")):
             raise exceptions.InvalidArgument("conninfo: write postgresql://..., without SQLAlchemy's +driver")
+        try:
+            psycopg.conninfo.conninfo_to_dict(conninfo)
+        except psycopg.ProgrammingError:
+            # libpq's message repeats the text, and with it the password.
+            raise exceptions.InvalidArgument(
+                "conninfo: write postgresql://user@host/database, or key=value pairs"
+            ) from None
         self.json_dumps = json_dumps
         self.json_loads = json_loads
         self._conninfo = conninfo
         self._pool_settings: dict[str, Any] = {k: v for k, v in settings.items() if k in POOL_SETTINGS}
         self._pool_settings |= {"min_size": min_size, "max_size": max_size}
         others = {k: v for k, v in settings.items() if k not in POOL_SETTINGS}
-        self._kwargs: dict[str, Any] = {"fallback_application_name": "pljobs"} | (kwargs or {}) | others
-        self._kwargs["autocommit"] = True
+        defaults = {"fallback_application_name": "pljobs", "client_encoding": "utf8"}
+        self._kwargs: dict[str, Any] = {**defaults, **(kwargs or {}), **others, "autocommit": True}
         self._sync = _OwnPool[SyncPool]()
         self._async = _OwnPool[AsyncPool]()
         self._loop: asyncio.AbstractEventLoop | None = None

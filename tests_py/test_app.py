@@ -1,0 +1,163 @@
+"""The app: opening and closing, tasks by name, connectors replaced, workers started."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+
+from pljobs import App, JobManager, PsycopgConnector, SyncPsycopgConnector
+from pljobs.exceptions import AppNotOpen, DatabaseUnavailable, LoadFromPathError, TaskNotFound
+
+
+def noop() -> None: ...
+
+
+@pytest.mark.parametrize("connector", [PsycopgConnector, SyncPsycopgConnector])
+def test_a_connector_or_its_conninfo_makes_an_app(db_url: str, connector: type[PsycopgConnector]) -> None:
+    for app in (App(connector=connector(db_url)), App(connector=connector(conninfo=db_url)), App(db_url)):
+        with app.open() as opened:
+            assert opened is app
+            assert app.check_connection() is True
+        with pytest.raises(AppNotOpen):
+            app.check_connection()
+
+
+def test_open_and_close_may_be_called_twice(db_url: str) -> None:
+    app = App(db_url)
+    app.close()
+    app.open()
+    app.open()
+    assert app.check_connection() is True
+    app.close()
+    app.close()
+    assert not app.connector.is_open
+
+
+async def test_open_async_is_awaited_or_entered(db_url: str) -> None:
+    app = App(db_url)
+    assert await app.open_async() is app
+    assert await app.check_connection_async() is True
+    await app.close_async()
+    with pytest.raises(AppNotOpen):
+        await app.check_connection_async()
+    async with app.open_async() as opened:
+        assert opened is app
+        assert await app.check_connection_async() is True
+    assert not app.connector.is_open
+
+
+def test_check_connection_tells_a_database_without_the_schema(empty_db_url: str) -> None:
+    with App(empty_db_url).open() as app:
+        assert app.check_connection() is False
+
+
+async def test_opening_tells_at_once_where_nobody_answers(tmp_path: Any) -> None:
+    app = App(f"postgresql:///nowhere?host={tmp_path}")
+    with pytest.raises(DatabaseUnavailable, match="No such file or directory"):
+        app.open()
+    with pytest.raises(DatabaseUnavailable, match="No such file or directory"):
+        await app.open_async()
+    assert not app.connector.is_open
+    with pytest.raises(AppNotOpen):
+        app.check_connection()
+
+
+def test_a_task_is_configured_by_its_name_with_its_own_defaults(db_url: str) -> None:
+    app = App(db_url)
+    app.task(name="known", queue="q", aliases=["alias"])(noop)
+    with app.open():
+        jobs = [
+            app.job_manager.get_job(app.configure_task(name).defer(a=1))
+            for name in ("known", "alias", "unknown")
+        ]
+    assert [(job.task_name, job.queue) for job in jobs] == [
+        ("known", "q"),
+        ("known", "q"),
+        ("unknown", "default"),
+    ]
+    deferrer = app.configure_task(name="unknown", queue="q2", priority=3, lock="l", task_kwargs={"a": 1})
+    assert (deferrer.job.queue, deferrer.job.priority, deferrer.job.lock) == ("q2", 3, "l")
+    with pytest.raises(TaskNotFound, match="'unknown'"):
+        app.configure_task("unknown", allow_unknown=False)
+
+
+def test_import_paths_are_imported_when_a_name_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App("", import_paths=["made_up_tasks"])
+    with pytest.raises(LoadFromPathError, match="made_up_tasks, of import_paths"):
+        app.configure_task("late", allow_unknown=False)
+    monkeypatch.setitem(sys.modules, "made_up_tasks", types.ModuleType("made_up_tasks"))
+    app.task(name="late")(noop)
+    assert app.configure_task("late", allow_unknown=False).job.task_name == "late"
+
+
+def test_an_app_is_loaded_from_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("made_up")
+    module.app, module.other = App(""), 3  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "made_up", module)
+    assert App.from_path("made_up.app") is App.from_path("made_up:app")
+    for bad in ("made_up.other", "made_up.nothing", "nowhere_at_all.app", "app", ""):
+        with pytest.raises(LoadFromPathError):
+            App.from_path(bad)
+
+
+def test_a_replaced_connector_is_used_until_the_end(db_url: str) -> None:
+    app = App("postgresql:///nowhere")
+    task = app.task(noop)
+    with app.replace_connector(PsycopgConnector(db_url)) as same, same.open():
+        assert same is app
+        assert task.defer() > 0
+    assert not app.connector.is_open
+
+
+def test_another_app_shares_the_tasks(db_url: str) -> None:
+    app = App("postgresql:///nowhere", import_paths=["sys"])
+    app.task(name="t")(noop)
+    with app.with_connector(PsycopgConnector(db_url)).open() as other:
+        assert other.tasks == app.tasks
+        assert other.import_paths == app.import_paths
+        assert isinstance(other.job_manager, JobManager)
+
+
+class FakeWorker:
+    """Stands where the worker would, to see what it is given."""
+
+    def __init__(self, app: App, **options: object) -> None:
+        self.app = app
+        self.options = options
+        made.append(self)
+
+    async def run(self) -> None:
+        assert await self.app.check_connection_async() is True
+
+
+made: list[FakeWorker] = []
+
+
+@pytest.fixture
+def _fake_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    made.clear()
+    module = types.ModuleType("pljobs.worker")
+    module.Worker = FakeWorker  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pljobs.worker", module)
+
+
+@pytest.mark.usefixtures("_fake_worker")
+def test_a_worker_gets_the_apps_defaults_and_an_open_app(db_url: str) -> None:
+    app = App(db_url, worker_defaults={"concurrency": 3, "name": "default"})
+    app.run_worker(name="mine", wait=False)
+    assert made[0].options == {"concurrency": 3, "name": "mine", "wait": False}
+    assert not app.connector.is_open
+
+
+@pytest.mark.usefixtures("_fake_worker")
+async def test_a_worker_leaves_an_open_app_open(db_url: str) -> None:
+    app = App(db_url)
+    async with app.open_async():
+        await app.run_worker_async()
+        assert app.connector.is_open
+    with app.open():
+        await app.run_worker_async()
+        assert app.check_connection() is True
