@@ -7,19 +7,15 @@ SET jit = off
 SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$
--- todo waiting for its schedule -> todo that can run, if due. Skips rows that somebody holds. One probe when none is due.
+-- todo waiting for its schedule -> todo that can run, if due. Skips rows that somebody holds.
 DECLARE
     v_now timestamptz := clock_timestamp();
 BEGIN
-    IF EXISTS (
-        SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.waiting_for = 'schedule' AND j.scheduled_at <= v_now
-    ) THEN
-        UPDATE pljobs.job AS j SET waiting_for = NULL
-         WHERE j.id = ANY (ARRAY(
-               SELECT d.id FROM pljobs.job AS d
-                WHERE d.status = 'todo' AND d.waiting_for = 'schedule' AND d.scheduled_at <= v_now
-                ORDER BY d.scheduled_at LIMIT _promote_jobs.max_jobs FOR NO KEY UPDATE SKIP LOCKED));
-    END IF;
+    UPDATE pljobs.job AS j SET waiting_for = NULL
+     WHERE j.id = ANY (ARRAY(
+           SELECT d.id FROM pljobs.job AS d
+            WHERE d.status = 'todo' AND d.waiting_for = 'schedule' AND d.scheduled_at <= v_now
+            ORDER BY d.scheduled_at LIMIT _promote_jobs.max_jobs FOR NO KEY UPDATE SKIP LOCKED));
 END
 $$;
 COMMENT ON FUNCTION pljobs._promote_jobs(integer) IS 'Makes scheduled jobs that are due ready to run.';

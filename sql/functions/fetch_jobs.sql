@@ -48,6 +48,7 @@ AS $$
 -- Call it in a short READ COMMITTED transaction of its own.
 DECLARE
     v_queues text[] := fetch_jobs_v1.queues;
+    v_now timestamptz := clock_timestamp();       -- a variable: an index can't be searched for a volatile value
     v_paused text[];
     v_key text;                                   -- which walk a hint is about
     v_hint text[];
@@ -71,7 +72,12 @@ BEGIN
         RAISE EXCEPTION 'worker % is not registered', fetch_jobs_v1.worker_id USING ERRCODE = 'PJ003',
             HINT = 'Its lease ran out, or it was unregistered. Call register_worker_v1 with its id, then fetch again.';
     END IF;
-    PERFORM pljobs._promote_jobs(greatest(2 * v_want, 100));
+    IF EXISTS (
+        SELECT FROM pljobs.job AS j
+         WHERE j.status = 'todo' AND j.waiting_for = 'schedule' AND j.scheduled_at <= v_now
+    ) THEN
+        PERFORM pljobs._promote_jobs(greatest(2 * v_want, 100));
+    END IF;
 
     SELECT array_agg(q.name) INTO v_paused FROM pljobs.queue AS q WHERE q.paused_at IS NOT NULL;
     IF v_paused IS NOT NULL THEN
@@ -130,7 +136,11 @@ BEGIN
         v_ms := 1000 * extract(epoch FROM clock_timestamp() - v_began);
         v_slow_ms := 0.3 + 0.01 * v_want;
 
-        IF v_ids IS NULL THEN
+        IF v_ids IS NULL AND v_hint IS NOT NULL THEN
+            -- Nothing behind the hint: look before it.
+            PERFORM set_config('pljobs.fetch_hint', '', false);
+            CONTINUE;
+        ELSIF v_ids IS NULL THEN
             -- With several queues: perhaps others held all that it looked at. Look further ahead, then give up.
             EXIT WHEN coalesce(cardinality(v_queues), 0) < 2 OR v_ahead > 10000;
             v_ahead := v_ahead * 16;

@@ -71,7 +71,9 @@ BEGIN
         END LOOP;
     END IF;
 
-    PERFORM pljobs._wake_lanes(v_locks, take_lane => true, except_queues => v_queues);
+    IF v_locks IS NOT NULL THEN
+        PERFORM pljobs._wake_lanes(v_locks, take_lane => true, except_queues => v_queues);
+    END IF;
     RETURN QUERY SELECT d.job_id, d.run_id, 'succeeded' FROM unnest(v_done_jobs, v_done_runs) AS d(job_id, run_id);
 END
 $$;

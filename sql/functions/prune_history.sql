@@ -6,6 +6,7 @@ AS $$
 -- Returns how many of both: call again until it returns 0. Raises PJ004 for a null or negative older_than. Skips rows
 -- that somebody holds. Notifies nobody.
 DECLARE
+    v_before timestamptz := clock_timestamp() - prune_history_v1.older_than;
     v_requests bigint;
     v_workers bigint;
 BEGIN
@@ -14,12 +15,12 @@ BEGIN
     END IF;
     DELETE FROM pljobs.request AS r WHERE r.id = ANY (ARRAY(
         SELECT o.id FROM pljobs.request AS o
-         WHERE o.resolved_at < clock_timestamp() - prune_history_v1.older_than
+         WHERE o.resolved_at < v_before
          ORDER BY o.resolved_at LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_requests = ROW_COUNT;
     DELETE FROM pljobs.worker AS w WHERE w.id = ANY (ARRAY(
         SELECT o.id FROM pljobs.worker AS o
-         WHERE o.stopped_at < clock_timestamp() - prune_history_v1.older_than
+         WHERE o.stopped_at < v_before
          ORDER BY o.id LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_workers = ROW_COUNT;
     RETURN v_requests + v_workers;

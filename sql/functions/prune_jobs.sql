@@ -11,6 +11,8 @@ AS $$
 -- transaction of its own. The requests stay (prune_history_v1). Raises PJ004 for a null or negative older_than, or a status
 -- that is not final. Locks those jobs, skipping those that somebody holds. Notifies nobody.
 DECLARE
+    -- A variable: an index can't be searched for a volatile value.
+    v_before timestamptz := clock_timestamp() - prune_jobs_v1.older_than;
     v_ids bigint[];
 BEGIN
     IF prune_jobs_v1.older_than IS NULL OR prune_jobs_v1.older_than < interval '0'
@@ -20,7 +22,7 @@ BEGIN
     END IF;
     SELECT array_agg(h.id) INTO v_ids
       FROM (SELECT j.id FROM pljobs.job AS j
-             WHERE j.finished_at < clock_timestamp() - prune_jobs_v1.older_than
+             WHERE j.finished_at < v_before
                AND j.status = ANY (prune_jobs_v1.statuses)
                AND (prune_jobs_v1.queue IS NULL OR j.queue = prune_jobs_v1.queue)
              ORDER BY j.finished_at LIMIT prune_jobs_v1.max_jobs FOR UPDATE SKIP LOCKED) AS h;
