@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pljobs import App
 from pljobs.embedded import THROW_AWAY, Server
 
 INSTALL = Path(__file__).parent.parent / "sql" / "install.sql"
@@ -68,3 +69,11 @@ async def aconn(db_url: str) -> AsyncIterator[psycopg.AsyncConnection]:
     """The same, for async tests."""
     async with await psycopg.AsyncConnection.connect(db_url, autocommit=True) as connection:
         yield connection
+
+
+@pytest.fixture
+async def app(db_url: str) -> AsyncIterator[App]:
+    """An app on the test's database, open for sync and async calls."""
+    opened = App(db_url)
+    async with opened.open_async():
+        yield opened

@@ -1,0 +1,109 @@
+"""A worker process for tests; its tasks write what they do into the table public.side, at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+
+import psycopg
+
+from pljobs import App, JobContext
+from pljobs.exceptions import JobAborted
+
+app = App(sys.argv[1] if len(sys.argv) > 1 else "postgresql:///")
+
+
+def note(context: JobContext, what: str) -> None:
+    """Write a line into the side table, whatever becomes of the job."""
+    with psycopg.connect(sys.argv[1], autocommit=True) as conn:
+        conn.execute(
+            "INSERT INTO public.side (job_id, run_id, pid, what) VALUES (%s, %s, %s, %s)",
+            [context.job.id, context.job.run_id, os.getpid(), what],
+        )
+
+
+@app.task(name="quick", pass_context=True)
+def quick(context: JobContext) -> str:
+    """Run at once."""
+    note(context, "start")
+    note(context, "end")
+    return "done"
+
+
+@app.task(name="work", pass_context=True, retry=True)
+async def work(context: JobContext, seconds: float = 0.0, fail: bool = False) -> None:
+    """Take a while; fail the first time if told to."""
+    note(context, "start")
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        note(context, "cancelled")
+        raise
+    if fail and context.job.attempts == 0:
+        raise RuntimeError("as told")
+    note(context, "end")
+
+
+@app.task(name="sync_work", pass_context=True)
+def sync_work(context: JobContext, seconds: float = 0.0) -> None:
+    """Take a while in a thread."""
+    note(context, "start")
+    if context.abort_flag.wait(seconds):
+        note(context, "cancelled")
+        raise JobAborted
+    note(context, "end")
+
+
+@app.task(name="forever", pass_context=True)
+async def forever(context: JobContext) -> None:
+    """Run until aborted."""
+    note(context, "start")
+    await asyncio.get_running_loop().create_future()
+
+
+@app.task(name="stubborn", pass_context=True)
+def stubborn(context: JobContext) -> None:
+    """Never return."""
+    note(context, "start")
+    while True:
+        time.sleep(1)
+
+
+@app.task(name="stubborn_async", pass_context=True)
+async def stubborn_async(context: JobContext) -> None:
+    """Never return, whatever is thrown in."""
+    note(context, "start")
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(1)
+
+
+@app.task(name="until_told", pass_context=True)
+async def until_told(context: JobContext) -> None:
+    """End once the side table holds 'go'."""
+    note(context, "start")
+    async with await psycopg.AsyncConnection.connect(sys.argv[1], autocommit=True) as conn:
+        while True:
+            cursor = await conn.execute("SELECT FROM public.side WHERE what = 'go'")
+            if await cursor.fetchone() is not None:
+                break
+            await asyncio.sleep(0.05)
+    note(context, "end")
+
+
+@app.task(name="kills_itself", pass_context=True)
+def kills_itself(context: JobContext) -> None:
+    """End the process, as a memory bomb would."""
+    note(context, "start")
+    os._exit(137)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+    app.run_worker(**json.loads(sys.argv[2]))
+    print("ended well", flush=True)

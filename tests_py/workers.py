@@ -1,0 +1,173 @@
+"""Run workers for tests, in the test's own event loop or as processes, and look at what they did."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from pljobs import App
+from pljobs.embedded import Server, environment
+from pljobs.worker import Worker
+from waiting import wait_until, wait_until_async
+
+DEADLINE = 20.0
+HERE = Path(__file__).parent
+
+# Nothing but a notification can make such a worker look.
+NOTIFIED: dict[str, Any] = {
+    "listen_notify": True,
+    "fetch_job_polling_interval": 600.0,
+    "update_heartbeat_interval": 600.0,
+    "stalled_worker_timeout": 3600.0,
+}
+# Nothing but polling can.
+POLLING: dict[str, Any] = {
+    "listen_notify": False,
+    "fetch_job_polling_interval": 0.05,
+    "update_heartbeat_interval": 600.0,
+    "stalled_worker_timeout": 3600.0,
+}
+# Takes over from a lost one within about a second.
+HASTY: dict[str, Any] = {
+    "fetch_job_polling_interval": 0.1,
+    "update_heartbeat_interval": 0.2,
+    "stalled_worker_timeout": 1.0,
+}
+
+
+@contextlib.asynccontextmanager
+async def running(app: App, **options: Any) -> AsyncIterator[Worker]:
+    """Run a worker in this event loop; at the end it stops, and asks what still runs to abort."""
+    worker = Worker(app, **({"install_signal_handlers": False} | options))
+    task = asyncio.create_task(worker.run())
+    try:
+        await wait_until_async(lambda: worker.worker_id is not None or task.done())
+        yield worker
+    finally:
+        worker.abort()
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.wait([task])
+        await task
+
+
+async def row(conn: psycopg.AsyncConnection[Any], query: str, *params: object) -> dict[str, Any] | None:
+    """Return the first row of a query."""
+    async with psycopg.AsyncCursor(conn, row_factory=dict_row) as cursor:
+        return await (await cursor.execute(query.encode(), params)).fetchone()
+
+
+async def job(conn: psycopg.AsyncConnection[Any], job_id: int) -> dict[str, Any]:
+    """Return a job's row in the view; its status is 'gone' where there is none."""
+    return await row(conn, "SELECT * FROM pljobs.jobs WHERE id = %s", job_id) or {"status": "gone"}
+
+
+async def request(conn: psycopg.AsyncConnection[Any], job_id: int) -> dict[str, Any]:
+    """Return the last request about a job."""
+    found = await row(
+        conn, "SELECT * FROM pljobs.requests WHERE job_id = %s ORDER BY id DESC LIMIT 1", job_id
+    )
+    return found or {}
+
+
+async def until(
+    conn: psycopg.AsyncConnection[Any], job_id: int, *statuses: str, deadline: float = DEADLINE
+) -> dict[str, Any]:
+    """Wait until the job has one of these statuses (by default: a final one, or none any more)."""
+    wanted = statuses or ("succeeded", "failed", "cancelled", "aborted", "gone")
+
+    async def reached() -> dict[str, Any] | None:
+        found = await job(conn, job_id)
+        return found if found["status"] in wanted else None
+
+    found = await wait_until_async(reached, deadline, f"job {job_id} becomes {' or '.join(wanted)}")
+    assert found is not None
+    return found
+
+
+async def psql(server: Server, db_url: str, sql: str) -> str:
+    """Run SQL in psql as a person does, with the schema on the search path; return what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        str(server.bin_dir / "psql"), db_url, "-XqAt", "-v", "ON_ERROR_STOP=1", "-c", sql,
+        env=environment() | {"PGOPTIONS": "-c search_path=pljobs"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode().strip()
+
+
+# Workers as processes: `python worker_process.py URL OPTIONS`, whose tasks write what they do into a side table.
+
+SIDE_TABLE = """
+    CREATE TABLE IF NOT EXISTS public.side (
+        id bigint GENERATED ALWAYS AS IDENTITY, job_id bigint, run_id bigint, pid integer, what text)
+"""
+
+
+class Process:
+    """A worker process; what it logs is in `log`."""
+
+    def __init__(self, url: str, log: Path, **options: object) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, str(HERE / "worker_process.py"), url, json.dumps(options)],
+                env=environment() | {"PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def said(self, text: str) -> bool:
+        """Say whether this is in the log."""
+        return text in self.log.read_text(errors="replace")
+
+    def until_said(self, text: str, deadline: float = DEADLINE) -> None:
+        """Wait until this is in the log."""
+        wait_until(lambda: self.said(text) or self._dead(text), deadline, f"the worker logs {text!r}")
+
+    def _dead(self, text: str) -> bool:
+        if self.popen.poll() is not None and not self.said(text):
+            raise AssertionError(
+                f"ended with {self.popen.returncode}:\n{self.log.read_text(errors='replace')}"
+            )
+        return False
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self, deadline: float = DEADLINE) -> int:
+        """Wait for the end; return the exit code, negative for a signal."""
+        return self.popen.wait(deadline)
+
+    def kill(self) -> None:
+        """End it by force, stopped or not."""
+        if self.popen.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+        self.popen.wait(DEADLINE)
+
+
+@contextlib.contextmanager
+def process(url: str, tmp_path: Path, name: str = "worker", **options: object) -> Iterator[Process]:
+    """Run a worker process; wait until it works; kill it at the end if it still lives."""
+    started = Process(url, tmp_path / f"{name}.log", name=name, **options)
+    try:
+        started.until_said("started")
+        yield started
+    finally:
+        started.kill()
