@@ -6,14 +6,14 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
 _POLL = 0.01
 
 
-def wait_until(condition: Callable[[], T], deadline: float = 10, what: str = "") -> T:
+def wait_until(condition: Callable[[], T | None], deadline: float = 10, what: str = "") -> T:
     """Call `condition` until its answer is true, and return that answer; fail after `deadline` seconds."""
     end = time.monotonic() + deadline
     while True:
@@ -24,9 +24,17 @@ def wait_until(condition: Callable[[], T], deadline: float = 10, what: str = "")
         time.sleep(_POLL)
 
 
+@overload
 async def wait_until_async(
-    condition: Callable[[], Awaitable[T]] | Callable[[], T], deadline: float = 10, what: str = ""
-) -> T:
+    condition: Callable[[], Awaitable[T | None]], deadline: float = 10, what: str = ""
+) -> T: ...
+
+
+@overload
+async def wait_until_async(condition: Callable[[], T | None], deadline: float = 10, what: str = "") -> T: ...
+
+
+async def wait_until_async(condition: Callable[[], object], deadline: float = 10, what: str = "") -> object:
     """Do the same without blocking the event loop; `condition` may be a coroutine function."""
     end = time.monotonic() + deadline
     while True:

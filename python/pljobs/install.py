@@ -18,7 +18,6 @@ import psycopg
 from psycopg.rows import TupleRow, tuple_row
 
 from pljobs.db import translated
-from pljobs.exceptions import SchemaMissing
 
 Target: TypeAlias = psycopg.Connection[object] | str
 """A connection, whose open transaction is joined, or a connection string."""
@@ -123,12 +122,6 @@ def check(target: Target) -> list[str]:
             *_relation_differences(conn),
             *_right_differences(conn),
         ]
-
-
-def require(target: Target) -> None:
-    """Raise `SchemaMissing` with the first difference, if there is one."""
-    if differences := check(target):
-        raise SchemaMissing(differences[0])
 
 
 @contextmanager
