@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pljobs import calls
 from pljobs.answers import RunEnd
 from pljobs.arguments import JsonDumps
-from pljobs.exceptions import ConnectorException, DatabaseUnavailable, InvalidArgument, PljobsException
+from pljobs.exceptions import ConnectorException, DatabaseUnavailable
 from pljobs.link import Link
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Finisher:
         except DatabaseUnavailable as error:
             logger.warning("Can't report %s ended jobs, trying again: %s", len(batch), error)
             self._again(batch)
-        except (PljobsException, ValueError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - an own json_dumps may raise anything
             if len(batch) > 1:  # find the one that it is about; the others must not suffer
                 for pending in batch:
                     await self._send([pending])
@@ -99,9 +99,7 @@ class Finisher:
                 end.job_id,
                 extra=ids,
             )
-        elif isinstance(error, InvalidArgument | ValueError | TypeError) and (
-            end.result is not None or end.error
-        ):
+        elif not isinstance(error, ConnectorException) and (end.result is not None or end.error):
             # What the task produced must never keep its job from ending.
             logger.error("The result or error of job %s can't be stored: %s", end.job_id, error, extra=ids)
             pending.end = dataclasses.replace(

@@ -82,7 +82,7 @@ class Worker:
         if stalled_worker_timeout < max(1.0, 2 * update_heartbeat_interval):
             raise InvalidArgument(
                 f"stalled_worker_timeout ({stalled_worker_timeout} s) must be at least 1 s and twice"
-                f" update_heartbeat_interval ({update_heartbeat_interval} s): else a late heartbeat loses jobs"
+                f" update_heartbeat_interval ({update_heartbeat_interval} s), lest a late heartbeat lose jobs"
             )
         self.app = app
         self.queues = None if queues is None else list(queues)
@@ -181,12 +181,15 @@ class Worker:
         maintenance = Maintenance(
             self.app, self._link.execute, interval=self.stalled_timeout / 3, retention=self.retention
         )
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch(), name="pljobs watch")
-            group.create_task(maintenance.run(self._stopping), name="pljobs maintenance")
-            group.create_task(self._finisher.run(), name="pljobs finisher")
-            group.create_task(self._fetch_then_drain(worker_id), name="pljobs fetch")
-        await self._control.stop()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch(), name="pljobs watch")
+                group.create_task(maintenance.run(self._stopping), name="pljobs maintenance")
+                group.create_task(self._finisher.run(), name="pljobs finisher")
+                group.create_task(self._fetch_then_drain(worker_id), name="pljobs fetch")
+        finally:
+            # Whatever happened, the lease must not be kept for jobs that nobody looks after.
+            await self._control.stop()
         logger.info("Worker %s stopped", self.worker_id, extra=self._ids())
 
     async def _fetch_then_drain(self, worker_id: int) -> None:
@@ -196,17 +199,19 @@ class Worker:
                 await self._fetch(worker_id)
                 pause = FIRST_PAUSE
             except PljobsException as error:
-                # The control thread registers again, or says that the database is away: one line a pause is
-                # enough.
+                # The control thread registers again, or says that the database is away.
                 logger.warning(
                     "Worker %s can't fetch jobs, trying again: %s", self.worker_id, error, extra=self._ids()
                 )
                 await self._sleep(pause)
                 pause = (
-                    min(pause * 2, LONGEST_PAUSE)
-                    if not isinstance(error, WorkerNotRegistered)
-                    else FIRST_PAUSE
+                    FIRST_PAUSE if isinstance(error, WorkerNotRegistered) else min(pause * 2, LONGEST_PAUSE)
                 )
+            except Exception:
+                logger.exception(
+                    "Worker %s can't fetch jobs, trying again", self.worker_id, extra=self._ids()
+                )
+                await self._sleep(LONGEST_PAUSE)
         await self._drain()
         self._finisher.close(patience=self.stalled_timeout)
         self._drained.set()
