@@ -87,6 +87,16 @@ async def test_psycopg_async_rolled_back_it_never_happened(app: App, db_url: str
     assert ids() == [job_id]
 
 
+def test_a_refused_job_leaves_the_transaction_as_it_was(app: App, db_url: str, ids: Any) -> None:
+    with psycopg.connect(db_url) as connection:
+        first = a_job(app, connection, queueing_lock="ql").defer()
+        with pytest.raises(AlreadyEnqueued):
+            a_job(app, connection, queueing_lock="ql").defer()
+        second = a_job(app, connection).defer()
+        connection.commit()
+    assert ids() == [first, second]
+
+
 def test_psycopg_in_autocommit_and_from_a_pool(app: App, db_url: str, ids: Any) -> None:
     with psycopg.connect(db_url, autocommit=True) as connection:
         first = a_job(app, connection).defer()
@@ -114,7 +124,6 @@ def test_a_batch_of_many_chunks_joins_too(
         found = a_job(app, connection).batch_defer({"a": 1}, {"a": 2})
         with pytest.raises(AlreadyEnqueued):
             a_job(app, connection, queueing_lock="l").batch_defer({"a": 3}, {"a": 4})
-        # The chunks were in a savepoint: the transaction goes on.
         connection.commit()
     assert ids() == found
 

@@ -169,7 +169,7 @@ def test_a_connection_lost_in_a_call_says_unavailable(db_url: str, conn: psycopg
         with pytest.raises(DatabaseUnavailable) as caught:
             db.run(own, calls_read.has_schema())
         assert isinstance(caught.value, ConnectorException)
-        with pytest.raises(DatabaseUnavailable, match="closed|lost"):
+        with pytest.raises(DatabaseUnavailable, match=r"closed|lost"):
             db.run(own, calls_read.has_schema())
 
 
@@ -207,6 +207,43 @@ async def test_your_own_async_pool_is_used_and_left_open(db_url: str) -> None:
             job_id = await task.defer_async()
             assert (await app.job_manager.get_job_async(job_id)).id == job_id
         assert not pool.closed
+
+
+async def test_another_pool_for_an_open_app_is_refused(db_url: str) -> None:
+    app = App(db_url)
+    async with psycopg_pool.AsyncConnectionPool(db_url, min_size=1, open=False) as pool, app.open_async():
+        with pytest.raises(InvalidArgument, match="open already"):
+            await app.open_async(pool)
+    with (
+        psycopg_pool.ConnectionPool(db_url, min_size=1, open=True) as sync_pool,
+        app.open(),
+        pytest.raises(InvalidArgument, match="open already"),
+    ):
+        app.open(sync_pool)
+
+
+async def test_an_app_opened_twice_at_once_has_one_pool(db_url: str) -> None:
+    app = App(db_url)
+    await asyncio.gather(*(app.open_async() for _ in range(3)))
+    assert await app.check_connection_async() is True
+    await app.close_async()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_app_left_open_in_a_dead_event_loop_opens_again(db_url: str) -> None:
+    app = App(db_url)
+
+    async def leave_open() -> None:
+        await app.open_async()
+
+    async def again() -> int:
+        async with app.open_async():
+            assert await backend_async(app.connector) == await backend_async(app.connector)
+            return 1
+
+    asyncio.run(leave_open())
+    assert asyncio.run(again()) == 1
 
 
 def test_own_json_functions_write_and_read_arguments(db_url: str) -> None:

@@ -62,7 +62,7 @@ def test_every_method_has_an_async_twin_with_the_same_parameters_and_docstring()
         assert (twin.__name__, twin.__qualname__) == (f"{name}_async", f"JobManager.{name}_async")
         assert methods[name].__doc__
         assert twin.__doc__
-        assert "_Question" not in str(inspect.signature(twin))
+        assert "Question" not in str(inspect.signature(twin))
     assert str(inspect.signature(methods["cancel_job_by_id"])).endswith("-> 'bool'")
 
 

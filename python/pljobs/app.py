@@ -171,6 +171,7 @@ class App(Blueprint):
         self.connector.close()
 
     def __enter__(self) -> Self:
+        self.open()
         return self
 
     def __exit__(

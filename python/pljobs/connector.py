@@ -104,16 +104,14 @@ class PsycopgConnector:
         A pool of yours, already open, is used as it is, and left open by `close()`.
         """
         with self._lock:
+            self._refuse_second(pool, self._sync.pool)
+            self._open_sync(pool)
             self._sync.wanted = True
-            try:
-                self._open_sync(pool)
-            except BaseException:
-                self._sync.wanted = self._sync.pool is not None
-                raise
 
     def close(self) -> None:
         """Close what `open()` opened; harmless when closed already."""
         with self._lock:
+            self._drop_if_forked()
             pool = self._sync.forget()
         if pool is not None:
             pool.close()
@@ -124,21 +122,22 @@ class PsycopgConnector:
         Raises `DatabaseUnavailable` at once where the database can't be reached. A pool of yours, already
         open, is used as it is, and left open by `close_async()`.
         """
-        if self._async.pool is not None:
+        self._drop_if_forked()
+        self._refuse_second(pool, self._async.pool)
+        if self._loop is not None and self._loop.is_closed():
+            self._async.forget()  # nobody can close it properly any more
+        if self.is_open_async:
             return
-        if pool is None:
-            await (await self.connect_async()).close()
-            pool = psycopg_pool.AsyncConnectionPool(
-                self._conninfo, kwargs=self._kwargs, open=False, check=_check_async, **self._pool_settings
-            )
-            await pool.open()
-            self._async.own = True
-        self._async.pool = pool
-        self._async.wanted = True
-        self._loop = asyncio.get_running_loop()
+        made = pool if pool is not None else await self._make_async_pool()
+        if not self.is_open_async:
+            self._async.pool, self._async.own, self._async.wanted = made, pool is None, True
+            self._loop = asyncio.get_running_loop()
+        elif pool is None:  # somebody else opened it meanwhile
+            await made.close()
 
     async def close_async(self) -> None:
         """Close what `open_async()` opened, and the sync pool if a sync call opened it meanwhile."""
+        self._drop_if_forked()
         pool = self._async.forget()
         self._loop = None
         if pool is not None:
@@ -155,7 +154,7 @@ class PsycopgConnector:
     def execute_all(self, calls: Sequence[Call[T]], *, connection: object = None) -> list[T]:
         """Execute calls in one transaction."""
         if connection is not None:
-            return db.run_all(connections.unwrap(connection), calls)
+            return db.run_all(connections.unwrap(connection), calls, joined=True)
         with self._checked_out() as conn:
             return db.run_all(conn, calls)
 
@@ -166,7 +165,8 @@ class PsycopgConnector:
     async def execute_all_async(self, calls: Sequence[Call[T]], *, connection: object = None) -> list[T]:
         """Execute calls in one transaction."""
         if connection is not None:
-            return await db.run_all_async(await connections.unwrap_async(connection), calls)
+            conn = await connections.unwrap_async(connection)
+            return await db.run_all_async(conn, calls, joined=True)
         async with self._checked_out_async() as conn:
             return await db.run_all_async(conn, calls)
 
@@ -185,20 +185,40 @@ class PsycopgConnector:
     # Pools
 
     def _open_sync(self, pool: SyncPool | None = None) -> SyncPool:
-        if self._pid != os.getpid():
-            # Forked: the parent's sockets are not ours to use, nor to close. psycopg leaves them alone, too.
-            self._sync.pool = None
-            self._pid = os.getpid()
+        self._drop_if_forked()
         if self._sync.pool is None:
             self._sync.own = pool is None
-            if pool is None:
-                self.connect().close()
-                pool = psycopg_pool.ConnectionPool(
-                    self._conninfo, kwargs=self._kwargs, open=False, check=_check, **self._pool_settings
-                )
-                pool.open()
-            self._sync.pool = pool
+            self._sync.pool = pool if pool is not None else self._make_sync_pool()
         return self._sync.pool
+
+    def _make_sync_pool(self) -> SyncPool:
+        self.connect().close()  # tells at once, and why, where the pool would try for 30 s
+        pool = psycopg_pool.ConnectionPool(
+            self._conninfo, kwargs=self._kwargs, open=False, check=_check, **self._pool_settings
+        )
+        with db.translated():
+            pool.open(wait=True)
+        return pool
+
+    async def _make_async_pool(self) -> AsyncPool:
+        await (await self.connect_async()).close()
+        pool = psycopg_pool.AsyncConnectionPool(
+            self._conninfo, kwargs=self._kwargs, open=False, check=_check_async, **self._pool_settings
+        )
+        with db.translated():
+            await pool.open(wait=True)
+        return pool
+
+    def _drop_if_forked(self) -> None:
+        """Leave a parent process's sockets alone: they are not ours to use, nor to close."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._sync.pool = self._async.pool = None
+
+    @staticmethod
+    def _refuse_second(new: object, present: object) -> None:
+        if new is not None and present is not None and new is not present:
+            raise exceptions.InvalidArgument("open already: close before you open with another pool")
 
     @contextlib.contextmanager
     def _checked_out(self) -> Iterator[psycopg.Connection[Any]]:

@@ -40,21 +40,27 @@ async def run_async(conn: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
     return call.read(rows)
 
 
-def run_all(conn: psycopg.Connection[Any], calls: Sequence[Call[T]]) -> list[T]:
-    """Execute calls in turn, all or none: in a savepoint, where the caller has a transaction."""
-    if len(calls) == 1:
+def run_all(conn: psycopg.Connection[Any], calls: Sequence[Call[T]], *, joined: bool = False) -> list[T]:
+    """Execute calls in turn, all or none.
+
+    `joined`: the connection is the caller's. Then they run in a savepoint of its transaction, which goes on
+    if one of them is refused, and which is the caller's to end.
+    """
+    if len(calls) == 1 and not (joined and _has_transaction(conn)):
         return [run(conn, calls[0])]
-    if _would_commit(conn):
+    if joined and _would_commit(conn):
         run(conn, calls_read.begin())
     with translated(), conn.transaction():
         return [run(conn, call) for call in calls]
 
 
-async def run_all_async(conn: psycopg.AsyncConnection[Any], calls: Sequence[Call[T]]) -> list[T]:
-    """Execute calls in turn, all or none: in a savepoint, where the caller has a transaction."""
-    if len(calls) == 1:
+async def run_all_async(
+    conn: psycopg.AsyncConnection[Any], calls: Sequence[Call[T]], *, joined: bool = False
+) -> list[T]:
+    """Do what `run_all` does."""
+    if len(calls) == 1 and not (joined and _has_transaction(conn)):
         return [await run_async(conn, calls[0])]
-    if _would_commit(conn):
+    if joined and _would_commit(conn):
         await run_async(conn, calls_read.begin())
     with translated():
         async with conn.transaction():
@@ -93,6 +99,11 @@ def translate(error: psycopg.Error) -> exceptions.PljobsException:
     if (code is None and isinstance(error, psycopg.OperationalError)) or (code or "").startswith(UNAVAILABLE):
         return exceptions.DatabaseUnavailable(message, sqlstate=code)
     return exceptions.ConnectorException(message, sqlstate=code)
+
+
+def _has_transaction(conn: AnyConnection) -> bool:
+    """Say whether the next statement is a part of a transaction."""
+    return not conn.autocommit or conn.info.transaction_status != TransactionStatus.IDLE
 
 
 def _would_commit(conn: AnyConnection) -> bool:

@@ -2,59 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 from pljobs import calls, calls_people, calls_read, checks
 from pljobs.answers import Call, CancelResult, DeleteResult, RescueAnswer, RetryResult
 from pljobs.calls_read import HistoryEntry, JobCounts, JobFilter, QueueCounts, StalledWorker
 from pljobs.jobs import Job, Status
+from pljobs.twins import Question, twins
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 PRUNE_BATCH = 10_000
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Question(Generic[T]):
-    """Hold what a method asks the database, and in whose transaction."""
-
-    call: Call[T]
-    connection: object = None
-
-
-def _both(
-    ask: Callable[Concatenate[JobManager, P], _Question[T]],
-) -> tuple[Callable[Concatenate[JobManager, P], T], Callable[Concatenate[JobManager, P], Awaitable[T]]]:
-    """Make a sync and an async method of one that says what to ask."""
-
-    @functools.wraps(ask)
-    def method(self: JobManager, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        question = ask(self, *args, **kwargs)
-        return self.connector.execute(question.call, connection=question.connection)
-
-    @functools.wraps(ask)
-    async def method_async(self: JobManager, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        question = ask(self, *args, **kwargs)
-        return await self.connector.execute_async(question.call, connection=question.connection)
-
-    name = ask.__name__.removeprefix("_")
-    signature = inspect.signature(ask)
-    answer = str(signature.return_annotation).removeprefix("_Question[").removesuffix("]")
-    made: list[tuple[Any, str]] = [(method, name), (method_async, f"{name}_async")]
-    for twin, twin_name in made:
-        twin.__name__ = twin_name
-        twin.__qualname__ = f"JobManager.{twin_name}"
-        twin.__signature__ = signature.replace(return_annotation=answer)
-    return method, method_async
 
 
 class JobManager:
@@ -71,15 +32,15 @@ class JobManager:
 
     # One job
 
-    def _defer_job(self, job: Job, *, connection: object = None) -> _Question[Job]:
+    def _defer_job(self, job: Job, *, connection: object = None) -> Question[Job]:
         """Defer a job; return it with its id. Raises `AlreadyEnqueued`, `InvalidJob`."""
 
         def deferred(ids: list[int]) -> Job:
             return job.evolve(id=ids[0], status=Status.TODO)
 
-        return _Question(calls.defer_jobs([job], dumps=self.connector.json_dumps).then(deferred), connection)
+        return Question(calls.defer_jobs([job], dumps=self.connector.json_dumps).then(deferred), connection)
 
-    defer_job, defer_job_async = _both(_defer_job)
+    defer_job, defer_job_async = twins(_defer_job)
 
     def _cancel_job_by_id(
         self,
@@ -91,7 +52,7 @@ class JobManager:
         reason: str | None = None,
         actor: str | None = None,
         connection: object = None,
-    ) -> _Question[bool]:
+    ) -> Question[bool]:
         """Cancel a waiting job; say whether it was, or was asked to be, stopped.
 
         `abort`: ask a running one to stop. `force`: end a running one now, whatever it does. `delete_job`:
@@ -101,9 +62,9 @@ class JobManager:
         asked = self._cancel_job(
             job_id, abort, delete_job, force=force, reason=reason, actor=actor, connection=connection
         )
-        return _Question(asked.call.then(bool), connection)
+        return Question(asked.call.then(bool), connection)
 
-    cancel_job_by_id, cancel_job_by_id_async = _both(_cancel_job_by_id)
+    cancel_job_by_id, cancel_job_by_id_async = twins(_cancel_job_by_id)
 
     def _cancel_job(
         self,
@@ -115,31 +76,31 @@ class JobManager:
         reason: str | None = None,
         actor: str | None = None,
         connection: object = None,
-    ) -> _Question[CancelResult]:
+    ) -> Question[CancelResult]:
         """Do what `cancel_job_by_id` does; return all that is to be told about it."""
         call = calls_people.cancel_job(
             job_id, abort=abort, delete_job=delete_job, force=force, reason=reason, actor=actor
         )
-        return _Question(call, connection)
+        return Question(call, connection)
 
-    cancel_job, cancel_job_async = _both(_cancel_job)
+    cancel_job, cancel_job_async = twins(_cancel_job)
 
     def _delete_job_by_id(
         self, job_id: int, *, reason: str | None = None, actor: str | None = None, connection: object = None
-    ) -> _Question[bool]:
+    ) -> Question[bool]:
         """Delete a finished job; say whether it was deleted."""
         call = calls_people.delete_job(job_id, reason=reason, actor=actor)
-        return _Question(call.then(bool), connection)
+        return Question(call.then(bool), connection)
 
-    delete_job_by_id, delete_job_by_id_async = _both(_delete_job_by_id)
+    delete_job_by_id, delete_job_by_id_async = twins(_delete_job_by_id)
 
     def _delete_job(
         self, job_id: int, *, reason: str | None = None, actor: str | None = None, connection: object = None
-    ) -> _Question[DeleteResult]:
+    ) -> Question[DeleteResult]:
         """Do what `delete_job_by_id` does; return all that is to be told about it."""
-        return _Question(calls_people.delete_job(job_id, reason=reason, actor=actor), connection)
+        return Question(calls_people.delete_job(job_id, reason=reason, actor=actor), connection)
 
-    delete_job, delete_job_async = _both(_delete_job)
+    delete_job, delete_job_async = twins(_delete_job)
 
     def _retry_job_by_id(
         self,
@@ -152,7 +113,7 @@ class JobManager:
         reason: str | None = None,
         actor: str | None = None,
         connection: object = None,
-    ) -> _Question[bool]:
+    ) -> Question[bool]:
         """Put a failed, cancelled or aborted job back to todo; say whether that was done.
 
         It runs at `retry_at`, which must be timezone-aware, or at once; with a new queue, priority or lock if
@@ -161,9 +122,9 @@ class JobManager:
         asked = self._retry_job(
             job_id, retry_at, priority, queue, lock, reason=reason, actor=actor, connection=connection
         )
-        return _Question(asked.call.then(bool), connection)
+        return Question(asked.call.then(bool), connection)
 
-    retry_job_by_id, retry_job_by_id_async = _both(_retry_job_by_id)
+    retry_job_by_id, retry_job_by_id_async = twins(_retry_job_by_id)
 
     def _retry_job(
         self,
@@ -176,7 +137,7 @@ class JobManager:
         reason: str | None = None,
         actor: str | None = None,
         connection: object = None,
-    ) -> _Question[RetryResult]:
+    ) -> Question[RetryResult]:
         """Do what `retry_job_by_id` does, for a job or an id; return all that is to be told about it."""
         job_id = job.id if isinstance(job, Job) else job
         call = calls_people.retry_job(
@@ -188,27 +149,27 @@ class JobManager:
             reason=reason,
             actor=actor,
         )
-        return _Question(call, connection)
+        return Question(call, connection)
 
-    retry_job, retry_job_async = _both(_retry_job)
+    retry_job, retry_job_async = twins(_retry_job)
 
-    def _get_job_status(self, job_id: int, *, connection: object = None) -> _Question[Status]:
+    def _get_job_status(self, job_id: int, *, connection: object = None) -> Question[Status]:
         """Return where a job is in its life; raises `JobNotFound`."""
-        return _Question(calls_read.get_job_status(job_id), connection)
+        return Question(calls_read.get_job_status(job_id), connection)
 
-    get_job_status, get_job_status_async = _both(_get_job_status)
+    get_job_status, get_job_status_async = twins(_get_job_status)
 
-    def _get_job(self, job_id: int, *, connection: object = None) -> _Question[Job]:
+    def _get_job(self, job_id: int, *, connection: object = None) -> Question[Job]:
         """Return a job; raises `JobNotFound`."""
-        return _Question(calls_read.get_job(job_id, loads=self.connector.json_loads), connection)
+        return Question(calls_read.get_job(job_id, loads=self.connector.json_loads), connection)
 
-    get_job, get_job_async = _both(_get_job)
+    get_job, get_job_async = twins(_get_job)
 
-    def _get_job_history(self, job_id: int) -> _Question[list[HistoryEntry]]:
+    def _get_job_history(self, job_id: int) -> Question[list[HistoryEntry]]:
         """Return what happened to a job, in order, also to one that is deleted; empty for an unknown id."""
-        return _Question(calls_read.get_job_history(job_id))
+        return Question(calls_read.get_job_history(job_id))
 
-    get_job_history, get_job_history_async = _both(_get_job_history)
+    get_job_history, get_job_history_async = twins(_get_job_history)
 
     # Many jobs
 
@@ -223,15 +184,15 @@ class JobManager:
         worker_id: int | None = None,
         *,
         limit: int | None = None,
-    ) -> _Question[list[Job]]:
+    ) -> Question[list[Job]]:
         """Return the jobs that match all that is given, by ascending id, at most `limit`."""
         chosen = JobFilter(
             id=id, queue=queue, task=task, status=status, lock=lock, queueing_lock=queueing_lock,
             worker_id=worker_id,
         )  # fmt: skip
-        return _Question(calls_read.list_jobs(chosen, limit=limit, loads=self.connector.json_loads))
+        return Question(calls_read.list_jobs(chosen, limit=limit, loads=self.connector.json_loads))
 
-    list_jobs, list_jobs_async = _both(_list_jobs)
+    list_jobs, list_jobs_async = twins(_list_jobs)
 
     def _list_queues(
         self,
@@ -239,12 +200,12 @@ class JobManager:
         task: str | None = None,
         status: Status | str | None = None,
         lock: str | None = None,
-    ) -> _Question[list[QueueCounts]]:
+    ) -> Question[list[QueueCounts]]:
         """Return for each queue a dict: `name`, `jobs_count`, a number for each status, `paused`, by whom."""
         chosen = JobFilter(queue=queue, task=task, status=status, lock=lock)
-        return _Question(calls_read.list_queues(chosen))
+        return Question(calls_read.list_queues(chosen))
 
-    list_queues, list_queues_async = _both(_list_queues)
+    list_queues, list_queues_async = twins(_list_queues)
 
     def _list_tasks(
         self,
@@ -252,11 +213,11 @@ class JobManager:
         task: str | None = None,
         status: Status | str | None = None,
         lock: str | None = None,
-    ) -> _Question[list[JobCounts]]:
+    ) -> Question[list[JobCounts]]:
         """Return for each task a dict: `name`, `jobs_count`, and a number for each status."""
-        return _Question(calls_read.list_tasks(JobFilter(queue=queue, task=task, status=status, lock=lock)))
+        return Question(calls_read.list_tasks(JobFilter(queue=queue, task=task, status=status, lock=lock)))
 
-    list_tasks, list_tasks_async = _both(_list_tasks)
+    list_tasks, list_tasks_async = twins(_list_tasks)
 
     def _list_locks(
         self,
@@ -264,39 +225,39 @@ class JobManager:
         task: str | None = None,
         status: Status | str | None = None,
         lock: str | None = None,
-    ) -> _Question[list[JobCounts]]:
+    ) -> Question[list[JobCounts]]:
         """Return for each lock a dict: `name`, `jobs_count`, and a number for each status."""
-        return _Question(calls_read.list_locks(JobFilter(queue=queue, task=task, status=status, lock=lock)))
+        return Question(calls_read.list_locks(JobFilter(queue=queue, task=task, status=status, lock=lock)))
 
-    list_locks, list_locks_async = _both(_list_locks)
+    list_locks, list_locks_async = twins(_list_locks)
 
     # Queues
 
     def _pause_queue(
         self, queue: str, *, reason: str | None = None, actor: str | None = None, connection: object = None
-    ) -> _Question[bool]:
+    ) -> Question[bool]:
         """Keep workers from starting a queue's jobs; False if it was paused already. Running ones go on."""
         call = calls_people.pause_queue(queue, reason=reason, actor=actor)
-        return _Question(call.then(lambda outcome: outcome == "paused"), connection)
+        return Question(call.then(lambda outcome: outcome == "paused"), connection)
 
-    pause_queue, pause_queue_async = _both(_pause_queue)
+    pause_queue, pause_queue_async = twins(_pause_queue)
 
     def _resume_queue(
         self, queue: str, *, reason: str | None = None, actor: str | None = None, connection: object = None
-    ) -> _Question[bool]:
+    ) -> Question[bool]:
         """Let workers start a queue's jobs again; False if it wasn't paused."""
         call = calls_people.resume_queue(queue, reason=reason, actor=actor)
-        return _Question(call.then(lambda outcome: outcome == "resumed"), connection)
+        return Question(call.then(lambda outcome: outcome == "resumed"), connection)
 
-    resume_queue, resume_queue_async = _both(_resume_queue)
+    resume_queue, resume_queue_async = twins(_resume_queue)
 
     # Housekeeping
 
     def _get_stalled_jobs(
         self, nb_seconds: float | None = None, queue: str | None = None, task_name: str | None = None
-    ) -> _Question[list[Job]]:
+    ) -> Question[list[Job]]:
         """Return running jobs whose worker is gone; with `nb_seconds`, all that run for longer than that."""
-        return _Question(
+        return Question(
             calls_read.get_stalled_jobs(
                 JobFilter(queue=queue, task=task_name),
                 nb_seconds=nb_seconds,
@@ -304,19 +265,19 @@ class JobManager:
             )
         )
 
-    get_stalled_jobs, get_stalled_jobs_async = _both(_get_stalled_jobs)
+    get_stalled_jobs, get_stalled_jobs_async = twins(_get_stalled_jobs)
 
-    def _get_stalled_workers(self) -> _Question[list[StalledWorker]]:
+    def _get_stalled_workers(self) -> Question[list[StalledWorker]]:
         """Return the workers that have not been heard of for longer than their lease."""
-        return _Question(calls_read.get_stalled_workers())
+        return Question(calls_read.get_stalled_workers())
 
-    get_stalled_workers, get_stalled_workers_async = _both(_get_stalled_workers)
+    get_stalled_workers, get_stalled_workers_async = twins(_get_stalled_workers)
 
-    def _rescue_jobs(self, *, max_jobs: int = 1000, max_crashes: int = 3) -> _Question[list[RescueAnswer]]:
+    def _rescue_jobs(self, *, max_jobs: int = 1000, max_crashes: int = 3) -> Question[list[RescueAnswer]]:
         """Take jobs from workers that are gone: they run again, or fail after `max_crashes`."""
-        return _Question(calls.rescue_jobs(max_jobs=max_jobs, max_crashes=max_crashes))
+        return Question(calls.rescue_jobs(max_jobs=max_jobs, max_crashes=max_crashes))
 
-    rescue_jobs, rescue_jobs_async = _both(_rescue_jobs)
+    rescue_jobs, rescue_jobs_async = twins(_rescue_jobs)
 
     def delete_old_jobs(
         self,
