@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import select
 import socket
 import threading
@@ -91,6 +92,11 @@ class Control:
         with contextlib.suppress(BlockingIOError, OSError):  # full: it is awake anyway; closed: it has ended
             self._waker.send(b"\0")
 
+    def look_now(self) -> None:
+        """Make the thread call the heartbeat at once, which registers again where that is needed."""
+        self._beat_at = -math.inf
+        self.runs_changed()
+
     def early_verdict(self, run_id: int) -> Verdict | None:
         """Return what was heard of a run before the worker knew it: aborts may overtake a fetch's reply."""
         return self._early.pop(run_id, None)
@@ -139,7 +145,7 @@ class Control:
 
     def _serve(self) -> None:
         with db.translated(), self._connector.connect(**KEEPALIVES) as conn:
-            self._conn = conn
+            self._conn, self._busy_since = conn, time.monotonic()
             try:
                 for statement in SESSION:
                     conn.execute(statement)
@@ -152,7 +158,7 @@ class Control:
                     self._wait_and_look(conn)
                 self._timed(conn, calls.unregister_worker(self._worker_id))
             finally:
-                self._conn = None
+                self._conn = self._busy_since = None
 
     def _wait_and_look(self, conn: psycopg.Connection[Any]) -> None:
         interval = self._heartbeat_interval

@@ -170,7 +170,9 @@ def run_end(run: Run, ended: Ended, *, delete_jobs: DeleteJobCondition) -> RunEn
         error=None if end.outcome in {"aborted", "interrupted"} else trace(error),
         delete_job=delete_jobs == DeleteJobCondition.ALWAYS,
     )
-    return end if end.outcome == "interrupted" else _with_retry(end, run, error)
+    # Neither a Ctrl-C that hit a task nor a sys.exit() is a reason to run it again, at once and for ever.
+    final = end.outcome == "interrupted" or isinstance(error, SystemExit | KeyboardInterrupt)
+    return end if final else _with_retry(end, run, error)
 
 
 def outcome(run: Run, error: BaseException | None) -> Outcome:
@@ -185,12 +187,12 @@ def outcome(run: Run, error: BaseException | None) -> Outcome:
 
 def message(error: BaseException) -> str | None:
     """Return one line on how the body ended: an abort's own message, else the exception's type and text."""
-    if isinstance(error, JobAborted | asyncio.CancelledError):
-        return str(error) or None
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001 - an exception class with a broken __str__
+    except Exception:  # noqa: BLE001 - an exception class, or an argument of one, with a broken __str__
         text = "(its text can't be had)"
+    if isinstance(error, JobAborted | asyncio.CancelledError):
+        return text or None
     if not isinstance(error, Exception):
         text = f"{text} (a task can't end its worker)"
     return f"{type(error).__name__}: {text}".split("\n", 1)[0]
@@ -220,7 +222,7 @@ def _with_retry(end: RunEnd, run: Run, error: BaseException) -> RunEnd:
             retry_priority=decision.priority,
             retry_lock=decision.lock,
         )
-    except Exception:
+    except BaseException:  # whatever a strategy does, its job ends
         logger.exception(
             "The retry strategy of task %s raised: job %s is not retried",
             run.task.name,

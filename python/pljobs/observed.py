@@ -38,10 +38,14 @@ class Observed(Coroutine[Any, Any, T]):
 
     @property
     def handling(self) -> bool:
-        """Say whether the body is handling its abort: it was thrown in, and lives."""
-        return self._thrown is not None and self._thrown() is not None
+        """Say whether the abort is under way to the body, or was thrown in and lives: it is being handled."""
+        return self._expected or (self._thrown is not None and self._thrown() is not None)
 
     def send(self, value: Any) -> Any:  # noqa: ANN401 - as Coroutine declares it
+        if self._expected:
+            # A cancelled task's next step is a throw, unless what it awaited (another task) ate the cancel.
+            self._expected = False
+            self._on_swallowed()
         return self._coro.send(value)
 
     def throw(

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first stops, the second aborts, the third is left to the system."""
+"""SIGINT and SIGTERM: the first stops, the second aborts, the third ends the process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def stop_on_signals(stop: Callable[[], None], *, install: bool = True) -> Iterator[None]:
-    """Call `stop` on the first two signals, then put back what was there before: a third ends the process.
+    """Call `stop` on the first two signals; leave a third to the system, which ends the process.
 
+    What was there before is put back at the end, not for the third: asyncio's own handler would only cancel.
     Does nothing with install=False, or outside of the main thread, where Python allows no signal handlers.
     """
     if not install or threading.current_thread() is not threading.main_thread():
@@ -38,7 +39,9 @@ def stop_on_signals(stop: Callable[[], None], *, install: bool = True) -> Iterat
         seen += 1
         logger.warning("Received %s", number.name)
         if seen == 2:
-            restore()
+            for each in SIGNALS:
+                loop.remove_signal_handler(each)
+                signal.signal(each, signal.SIG_DFL)
         stop()
 
     for number in SIGNALS:
@@ -46,5 +49,4 @@ def stop_on_signals(stop: Callable[[], None], *, install: bool = True) -> Iterat
     try:
         yield
     finally:
-        if seen < 2:
-            restore()
+        restore()

@@ -136,9 +136,7 @@ class Worker:
         if self._stopping.is_set():
             self.abort()
             return
-        logger.info(
-            "Worker %s stops: %s jobs are running", self.worker_id, len(self._runs), extra=self._ids()
-        )
+        logger.info("Worker %s stops, with %s jobs", self.worker_id, len(self._runs), extra=self._ids())
         self._stopping.set()
         self._look.set()
 
@@ -189,6 +187,7 @@ class Worker:
                 group.create_task(self._fetch_then_drain(worker_id), name="pljobs fetch")
         finally:
             # Whatever happened, the lease must not be kept for jobs that nobody looks after.
+            self.abort()
             await self._control.stop()
         logger.info("Worker %s stopped", self.worker_id, extra=self._ids())
 
@@ -203,17 +202,14 @@ class Worker:
                 logger.warning(
                     "Worker %s can't fetch jobs, trying again: %s", self.worker_id, error, extra=self._ids()
                 )
+                if isinstance(error, WorkerNotRegistered):
+                    self._control.look_now()
                 await self._sleep(pause)
-                pause = (
-                    FIRST_PAUSE if isinstance(error, WorkerNotRegistered) else min(pause * 2, LONGEST_PAUSE)
-                )
+                pause = min(pause * 2, LONGEST_PAUSE)
             except Exception:
-                logger.exception(
-                    "Worker %s can't fetch jobs, trying again", self.worker_id, extra=self._ids()
-                )
+                logger.exception("Worker %s can't fetch jobs", self.worker_id, extra=self._ids())
                 await self._sleep(LONGEST_PAUSE)
         await self._drain()
-        self._finisher.close(patience=self.stalled_timeout)
         self._drained.set()
 
     async def _fetch(self, worker_id: int) -> None:
@@ -292,6 +288,7 @@ class Worker:
         end = run_end(run, ended, delete_jobs=self.delete_jobs)
         logs.ended(run.job, end, ended.exception, run.context.abort_reason())
         self._finisher.report(end, partial(self._reported, run.job, end))
+        self._look.set()
 
     def _reported(self, job: Job, end: RunEnd, status: str | None) -> None:
         self._runs.pop(end.run_id, None)
@@ -299,26 +296,27 @@ class Worker:
         logs.recorded(job, end, status)
 
     async def _drain(self) -> None:
-        """Wait for the running jobs; everything else stays alive meanwhile: lease, notifications, aborts."""
+        """Wait for the running jobs and their reports; lease, notifications, aborts go on meanwhile."""
         loop = asyncio.get_running_loop()
         abort_at = None if self.graceful_timeout is None else loop.time() + self.graceful_timeout
         remind_at = loop.time() + REMIND_EVERY
-        while self._runs:
+        while running := [run for run in self._runs.values() if run is not None and not run.ended]:
             if abort_at is not None and loop.time() >= abort_at and not self._aborting:
                 logger.warning(
                     "The running jobs did not end within %s s: asking them to abort", self.graceful_timeout
                 )
                 self.abort()
             if loop.time() >= remind_at:
-                running = sorted(run.job.call_string for run in self._runs.values() if run is not None)
-                logger.warning(
-                    "Worker %s still waits for: %s", self.worker_id, ", ".join(running), extra=self._ids()
-                )
+                names = ", ".join(sorted(run.job.call_string for run in running))
+                logger.warning("Worker %s still waits for: %s", self.worker_id, names, extra=self._ids())
                 remind_at = loop.time() + REMIND_EVERY
             wake_at = remind_at if abort_at is None or self._aborting else min(abort_at, remind_at)
             self._look.clear()
-            if self._runs:
-                await self._sleep(max(0.0, wake_at - loop.time()))
+            await self._sleep(max(0.0, wake_at - loop.time()))
+        self._finisher.close(patience=self.stalled_timeout)
+        while self._runs:
+            self._look.clear()
+            await self._sleep(REMIND_EVERY)
 
     async def _watch(self) -> None:
         while not self._drained.is_set():
