@@ -129,7 +129,7 @@ class PsycopgConnector:
         if self.is_open_async:
             return
         made = pool if pool is not None else await self._make_async_pool()
-        if not self.is_open_async:
+        if self._async.pool is None:
             self._async.pool, self._async.own, self._async.wanted = made, pool is None, True
             self._loop = asyncio.get_running_loop()
         elif pool is None:  # somebody else opened it meanwhile
