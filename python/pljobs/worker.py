@@ -257,7 +257,7 @@ class Worker:
             )
             return
         if job.args_error is not None:
-            self._refuse(job, job.run_id, f"the arguments can't be read: {job.args_error}")
+            self._refuse(job, job.run_id, job.args_error)
             return
         context = JobContext(
             app=self.app,

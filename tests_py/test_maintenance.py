@@ -1,0 +1,169 @@
+"""What keeps the queue in order: rescue, lanes, periodic tasks, pruning; in any number of processes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from pljobs import App, calls
+from pljobs.exceptions import DatabaseUnavailable, InvalidArgument
+from pljobs.maintenance import Maintenance, Manager
+from waiting import wait_until_async
+from workers import DEADLINE, HASTY, job, row, running, until
+
+Conn = psycopg.AsyncConnection[Any]
+
+
+@contextlib.asynccontextmanager
+async def managing(app: App, count: int = 1, **options: Any) -> AsyncIterator[None]:
+    """Run so many managers."""
+    managers = [Manager(app, interval=0.05, install_signal_handlers=False, **options) for _ in range(count)]
+    tasks = [asyncio.create_task(manager.run()) for manager in managers]
+    try:
+        yield
+    finally:
+        for manager in managers:
+            manager.stop()
+        await asyncio.wait_for(asyncio.gather(*tasks), DEADLINE)
+
+
+async def orphans(app: App, aconn: Conn, count: int) -> list[int]:
+    """Make jobs that run under a worker which is no more."""
+    ids = await app.configure_task("runs").batch_defer_async(*({} for _ in range(count)))
+    worker = await app.connector.execute_async(calls.register_worker("dead", host="h", pid=1))
+    await app.connector.execute_async(calls.fetch_jobs(worker, max_jobs=count))
+    await aconn.execute(
+        "UPDATE pljobs.worker SET expires_at = now() - interval '1 s' WHERE id = %s", [worker]
+    )
+    return ids
+
+
+async def count(aconn: Conn, query: str) -> int:
+    found = await row(aconn, query)
+    assert found is not None
+    return int(next(iter(found.values())))
+
+
+async def test_many_managers_at_once_rescue_each_job_once(app: App, aconn: Conn) -> None:
+    await orphans(app, aconn, 100)
+    async with managing(app, 3):
+
+        async def rescued() -> bool:
+            return await count(aconn, "SELECT count(*) FROM pljobs.jobs WHERE status = 'todo'") == 100
+
+        await wait_until_async(rescued, DEADLINE)
+    assert await count(aconn, "SELECT count(*) FROM pljobs.history WHERE event = 'rescued'") == 100
+    assert await count(aconn, "SELECT count(*) FROM pljobs.jobs WHERE crashes <> 1") == 0
+
+
+async def test_workers_rescue_too_and_run_what_they_rescued(app: App, aconn: Conn) -> None:
+    ran: list[int] = []
+
+    @app.task(name="runs")
+    async def runs() -> None:
+        ran.append(1)
+
+    ids = await orphans(app, aconn, 5)
+    async with running(app, **HASTY, concurrency=2), running(app, **HASTY, concurrency=2):
+        for each in ids:
+            await until(aconn, each, "succeeded")
+    assert len(ran) == 5
+
+
+async def test_a_job_that_kills_every_worker_fails_in_the_end(app: App, aconn: Conn) -> None:
+    (job_id,) = await orphans(app, aconn, 1)
+    async with managing(app, max_crashes=1):
+        found = await until(aconn, job_id)
+    assert (found["status"], found["message"]) == ("failed", "worker lost 1 times")
+
+
+async def test_finished_jobs_and_their_trail_are_kept_as_long_as_told(app: App, aconn: Conn) -> None:
+    old = await app.configure_task("gone").defer_async()
+    young = await app.configure_task("gone").defer_async()
+    for each in (old, young):
+        await app.job_manager.cancel_job_by_id_async(each)
+    await aconn.execute("UPDATE pljobs.job SET finished_at = now() - interval '2 days' WHERE id = %s", [old])
+    await aconn.execute(
+        "UPDATE pljobs.request SET resolved_at = now() - interval '2 days' WHERE job_id = %s", [old]
+    )
+    async with managing(app, retention=timedelta(days=1)):
+        await until(aconn, old, "gone")
+
+        async def pruned() -> bool:
+            return await count(aconn, "SELECT count(*) FROM pljobs.requests") == 1
+
+        await wait_until_async(pruned, DEADLINE)
+    assert (await job(aconn, young))["status"] == "cancelled"
+
+
+async def test_without_retention_nothing_is_pruned(app: App, aconn: Conn) -> None:
+    old = await app.configure_task("gone").defer_async()
+    await app.job_manager.cancel_job_by_id_async(old)
+    await aconn.execute("UPDATE pljobs.job SET finished_at = now() - interval '20 years'")
+    (rescued,) = await orphans(app, aconn, 1)
+    async with managing(app):
+        await until(aconn, rescued, "todo")
+    assert (await job(aconn, old))["status"] == "cancelled"
+
+
+async def test_each_tick_of_a_periodic_task_is_one_job_however_many_managers(app: App, aconn: Conn) -> None:
+    @app.periodic(cron="* * * * * *")
+    @app.task(name="each_second")
+    async def each_second(timestamp: int) -> None: ...
+
+    async def ticked() -> bool:
+        return await count(aconn, "SELECT count(*) FROM pljobs.jobs") >= 3
+
+    async with managing(app, 3):
+        await wait_until_async(ticked, DEADLINE)
+    assert await count(aconn, "SELECT count(*) FROM pljobs.jobs") == await count(
+        aconn, "SELECT count(DISTINCT args ->> 'timestamp') FROM pljobs.jobs"
+    )
+    # One after the other, with none left out.
+    gaps = "SELECT max(n) - min(n) + 1 - count(*) FROM (SELECT (args ->> 'timestamp')::int AS n FROM pljobs.jobs) AS t"
+    assert await count(aconn, gaps) == 0
+
+
+async def test_workers_defer_and_run_periodic_tasks(app: App, aconn: Conn) -> None:
+    seen: list[int] = []
+
+    @app.periodic(cron="* * * * * *", periodic_id="first", queue="ticks", task_kwargs={"more": 1})
+    @app.task(name="each_second")
+    async def each_second(timestamp: int, more: int) -> None:
+        seen.append(timestamp)
+
+    async with running(app, **HASTY, queues=["ticks"]), running(app, **HASTY, queues=["ticks"]):
+        await wait_until_async(lambda: len(seen) >= 2, DEADLINE)
+    assert len(seen) == len(set(seen))
+
+
+async def test_maintenance_goes_on_after_whatever_failed(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    done = asyncio.Event()
+    failures: list[Exception] = [DatabaseUnavailable("away"), ZeroDivisionError("a bug")]
+
+    async def execute(call: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        done.set()
+        return await app.connector.execute_async(call)
+
+    stopping = asyncio.Event()
+    maintenance = Maintenance(app, execute, interval=0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pljobs.maintenance.LONGEST_PAUSE", 0.01)
+        task = asyncio.create_task(maintenance.run(stopping))
+        await asyncio.wait_for(done.wait(), DEADLINE)
+    stopping.set()
+    await asyncio.wait_for(task, DEADLINE)
+    assert caplog.text.count("Maintenance failed") == 2
+
+
+def test_a_manager_without_an_interval_is_refused() -> None:
+    with pytest.raises(InvalidArgument):
+        Manager(App("postgresql:///nowhere"), interval=0)
