@@ -1,3 +1,6 @@
+-- Nothing below may be found in a schema that somebody else can create in.
+SET LOCAL search_path = pg_catalog, pg_temp;
+
 -- One installer at a time: the others wait here, then find everything done.
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pljobs.install', 0));
 
