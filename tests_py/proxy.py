@@ -22,7 +22,7 @@ class Proxy:
         self.port = 0
         self.swallow_up = False
         self.swallow_down = False
-        # Drops the reply to a request in which these bytes pass, and all that follows on that connection.
+        # Once: drops the reply to the next request with these bytes, and all that follows on that connection.
         self.swallow_reply_to: bytes | None = None
         self.swallowed = 0
         self._loop = asyncio.new_event_loop()
@@ -98,6 +98,7 @@ class Proxy:
             while data := await reader.read(65536):
                 if up and self.swallow_reply_to is not None and self.swallow_reply_to in data:
                     hole.set()
+                    self.swallow_reply_to = None
                 if self.swallow_up if up else self.swallow_down or hole.is_set():
                     self.swallowed += 1
                     continue

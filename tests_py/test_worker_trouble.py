@@ -1,0 +1,401 @@
+"""Servers that restart, connections that die or only seem to live, people who hold a row: nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import oracle
+from pljobs import App
+from pljobs.embedded import THROW_AWAY, Server, StopMode, environment
+from pljobs.link import KEEPALIVES
+from proxy import Proxy, running_proxy
+from waiting import wait_until_async
+from workers import DEADLINE, HASTY, NOTIFIED, job, request, row, running, until
+
+Conn = psycopg.AsyncConnection[Any]
+INSTALL = Path(__file__).parent.parent / "sql" / "install.sql"
+
+
+@pytest.fixture
+def own_server(server: Server) -> Iterator[Server]:
+    """A server that a test may restart."""
+    with Server.start(server.bin_dir, settings=THROW_AWAY) as started:
+        started.create_database("own")
+        started.run_sql(f"BEGIN;\n\\i '{INSTALL}'\nCOMMIT;", "own")
+        yield started
+
+
+class Psql:
+    """A person in psql, who can leave a transaction open."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def type(self, sql: str) -> None:
+        """Send SQL, and wait until it is done."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(f"{sql}\n\\echo done\n".encode())
+        await stdin.drain()
+        while (line := await asyncio.wait_for(stdout.readline(), DEADLINE)) != b"done\n":
+            assert line, "psql ended"
+
+
+@contextlib.asynccontextmanager
+async def person(server: Server, db_url: str) -> AsyncIterator[Psql]:
+    """Open psql with the schema on the search path."""
+    process = await asyncio.create_subprocess_exec(
+        str(server.bin_dir / "psql"), db_url, "-XqAt",
+        env=environment() | {"PGOPTIONS": "-c search_path=pljobs"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield Psql(process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        await asyncio.wait_for(process.wait(), DEADLINE)
+
+
+# A person's open transaction
+
+
+@pytest.mark.parametrize("then", ["ROLLBACK", "COMMIT"])
+async def test_a_persons_open_transaction_holds_up_that_job_and_nothing_else(
+    app: App, aconn: Conn, server: Server, db_url: str, then: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pljobs")
+    go = asyncio.Event()
+
+    @app.task(name="held")
+    async def held() -> str:
+        await go.wait()
+        return "done"
+
+    @app.task(name="other")
+    async def other() -> None: ...
+
+    job_id = await held.defer_async()
+    async with running(app, **HASTY, concurrency=2), person(server, db_url) as psql:
+        await until(aconn, job_id, "doing")
+        await psql.type(f"BEGIN; SELECT cancel_job({job_id}, abort => true);")
+        go.set()
+        await wait_until_async(lambda: "somebody's open transaction holds it" in caplog.text, DEADLINE)
+        for _ in range(3):
+            await until(aconn, await other.defer_async(), "succeeded")
+        before = await row(aconn, "SELECT heartbeat_at FROM pljobs.workers")
+        assert before is not None
+
+        async def longer_than_its_lease() -> bool:
+            found = await row(
+                aconn,
+                "SELECT heartbeat_at - %s > '1.2 s' AS enough, state FROM pljobs.workers",
+                before["heartbeat_at"],
+            )
+            assert found is not None
+            assert found["state"] == "alive"
+            return bool(found["enough"])
+
+        await wait_until_async(longer_than_its_lease, DEADLINE)
+        await aconn.execute("SELECT pljobs.rescue_jobs()")
+        assert (await job(aconn, job_id))["status"] == "doing"
+        await psql.type(f"{then};")
+        found = await until(aconn, job_id)
+    assert (found["status"], found["result"], found["crashes"]) == ("succeeded", "done", 0)
+    asked = await request(aconn, job_id)
+    assert asked == {} if then == "ROLLBACK" else asked["resolution"] == "finished_first"
+
+
+async def test_a_worker_that_stops_gives_up_on_what_it_cant_report(
+    app: App, aconn: Conn, db_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    go = asyncio.Event()
+
+    @app.task(name="held")
+    async def held() -> None:
+        await go.wait()
+
+    job_id = await held.defer_async()
+    async with await psycopg.AsyncConnection.connect(db_url) as holder:
+        async with running(app, **HASTY) as worker:
+            await until(aconn, job_id, "doing")
+            await holder.execute("SELECT FROM pljobs.job WHERE id = %s FOR UPDATE", [job_id])
+            go.set()
+            worker.stop()
+            await wait_until_async(lambda: "Gave up reporting" in caplog.text, DEADLINE)
+        assert (await job(aconn, job_id))["status"] == "doing"
+        await holder.rollback()
+    await aconn.execute("SELECT pljobs.rescue_jobs()")
+    assert (await job(aconn, job_id))["status"] == "todo"
+
+
+# The worker's row
+
+
+async def test_a_worker_whose_row_is_gone_registers_again_at_once(app: App, aconn: Conn) -> None:
+    @app.task(name="runs")
+    async def runs() -> None: ...
+
+    async with running(app, **NOTIFIED) as worker:
+        await until(aconn, await runs.defer_async(), "succeeded")
+        await aconn.execute("DELETE FROM pljobs.worker")
+        await until(aconn, await runs.defer_async(), "succeeded")
+        found = await row(aconn, "SELECT id, state FROM pljobs.workers")
+        assert found == {"id": worker.worker_id, "state": "alive"}
+
+
+async def test_a_worker_whose_row_is_gone_keeps_its_running_jobs(app: App, aconn: Conn) -> None:
+    go = asyncio.Event()
+
+    @app.task(name="held")
+    async def held() -> str:
+        await go.wait()
+        return "done"
+
+    job_id = await held.defer_async()
+    async with running(app, **HASTY) as worker:
+        await until(aconn, job_id, "doing")
+        await aconn.execute("DELETE FROM pljobs.worker")
+
+        async def back() -> bool:
+            found = await row(aconn, "SELECT id FROM pljobs.workers WHERE state = 'alive'")
+            return found == {"id": worker.worker_id}
+
+        await wait_until_async(back, DEADLINE)
+        go.set()
+        found = await until(aconn, job_id)
+    assert (found["status"], found["result"], found["attempts"]) == ("succeeded", "done", 1)
+
+
+# Servers and connections that go away
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_a_restart_of_the_server_under_load_loses_and_doubles_nothing(
+    own_server: Server, mode: StopMode
+) -> None:
+    url = own_server.url("own")
+    app = App(url)
+
+    @app.task(name="works", pass_context=True, retry=True)
+    async def works(context: Any) -> None:
+        # Through a connection of its own, as any task's: one that dies makes the job fail, and run again.
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
+            for what in ("start", "end"):
+                await conn.execute(
+                    "INSERT INTO public.side (job_id, run_id, what) VALUES (%s, %s, %s)",
+                    [context.job.id, context.job.run_id, what],
+                )
+
+    with psycopg.connect(url, autocommit=True) as conn:
+        oracle.install(conn)
+    async with app.open_async():
+        await works.batch_defer_async(*({} for _ in range(300)))
+        async with running(app, **HASTY, concurrency=8):
+            for done in (50, 150):
+
+                async def so_many(done: int = done) -> bool:
+                    return await _succeeded(url) >= done
+
+                await wait_until_async(so_many, DEADLINE)
+                await asyncio.to_thread(own_server.restart, mode)
+
+            async def all_done() -> bool:
+                return await _succeeded(url) == 300
+
+            await wait_until_async(all_done, 30)
+    with psycopg.connect(url, autocommit=True) as conn:
+        assert oracle.check(conn) == {"succeeded": 300}
+
+
+async def _succeeded(url: str) -> int:
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
+        found = await row(conn, "SELECT count(*) AS n FROM pljobs.jobs WHERE status = 'succeeded'")
+        return int(found["n"]) if found else 0
+
+
+async def test_each_of_the_workers_connections_may_be_terminated(app: App, aconn: Conn) -> None:
+    started = asyncio.Event()
+
+    @app.task(name="runs")
+    async def runs() -> None: ...
+
+    @app.task(name="long")
+    async def long() -> None:
+        started.set()
+        await asyncio.get_running_loop().create_future()
+
+    async def pids() -> set[int]:
+        cursor = await aconn.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        return {pid for (pid,) in await cursor.fetchall()}
+
+    before = await pids()
+    async with running(app, **NOTIFIED, concurrency=2):
+        await until(aconn, await runs.defer_async(), "succeeded")
+        ours = await pids() - before
+        assert len(ours) >= 2
+        for pid in ours:
+            started.clear()
+            job_id = await long.defer_async()
+            await asyncio.wait_for(started.wait(), DEADLINE)
+            await aconn.execute("SELECT pg_terminate_backend(%s)", [pid])
+            # Notifications come again, also what was said while nobody listened; and jobs are fetched.
+            await app.job_manager.cancel_job_by_id_async(job_id, abort=True)
+            assert (await until(aconn, job_id))["status"] == "aborted"
+            await until(aconn, await runs.defer_async(), "succeeded")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a connection for frozen after a second, not after ten."""
+    monkeypatch.setattr("pljobs.link.DEADLINE", 1.0)
+    monkeypatch.setattr("pljobs.control.FROZEN_AFTER", 1.0)
+    monkeypatch.setattr("pljobs.worker.WATCH_EVERY", 0.2)
+    monkeypatch.setitem(KEEPALIVES, "connect_timeout", 2)
+
+
+@pytest.fixture
+def proxied(server: Server) -> Iterator[Proxy]:
+    with running_proxy(server) as proxy:
+        yield proxy
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_frozen_line_is_noticed_and_what_was_missed_is_seen(
+    app: App, aconn: Conn, proxied: Proxy, db_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = asyncio.Event()
+    through = App(proxied.url(aconn.info.dbname))
+
+    @through.task(name="long")
+    async def long() -> None:
+        started.set()
+        await asyncio.get_running_loop().create_future()
+
+    job_id = await app.configure_task("long").defer_async()
+    options = HASTY | {"stalled_worker_timeout": 600.0}
+    async with through.open_async(), running(through, **options):
+        await asyncio.wait_for(started.wait(), DEADLINE)
+        proxied.swallow_up = proxied.swallow_down = True
+        await app.job_manager.cancel_job_by_id_async(job_id, abort=True)
+        await wait_until_async(lambda: "reconnecting" in caplog.text, DEADLINE)
+        proxied.heal()
+        assert (await until(aconn, job_id))["status"] == "aborted"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_line_that_freezes_while_it_is_set_up_is_noticed_too(
+    app: App, aconn: Conn, proxied: Proxy
+) -> None:
+    through = App(proxied.url(aconn.info.dbname))
+    started = asyncio.Event()
+
+    @through.task(name="long")
+    async def long() -> None:
+        started.set()
+        await asyncio.get_running_loop().create_future()
+
+    job_id = await app.configure_task("long").defer_async()
+    proxied.swallow_reply_to = b"LISTEN"
+    async with through.open_async(), running(through, **NOTIFIED):
+        await asyncio.wait_for(started.wait(), DEADLINE)
+        await app.job_manager.cancel_job_by_id_async(job_id, abort=True)
+        assert (await until(aconn, job_id))["status"] == "aborted"
+    assert proxied.swallowed > 0
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("lost", ["fetch_jobs_v1", "finish_jobs_v1"])
+async def test_a_lost_reply_neither_loses_nor_doubles_the_job(
+    app: App, aconn: Conn, conn: psycopg.Connection, proxied: Proxy, lost: str
+) -> None:
+    oracle.install(conn)
+    through = App(proxied.url(aconn.info.dbname))
+    runs: list[object] = []
+
+    @through.task(name="runs", pass_context=True)
+    async def runs_once(context: Any) -> str:
+        runs.append(context.job.run_id)
+        conn.execute(
+            "INSERT INTO public.side (job_id, run_id, what)"
+            " VALUES (%(id)s, %(run)s, 'start'), (%(id)s, %(run)s, 'end')",
+            {"id": context.job.id, "run": context.job.run_id},
+        )
+        return "done"
+
+    job_id = await app.configure_task("runs").defer_async()
+    proxied.swallow_reply_to = lost.encode()
+    async with through.open_async(), running(through, **HASTY):
+        found = await until(aconn, job_id)
+        assert (found["status"], found["result"]) == ("succeeded", "done")
+        assert (found["attempts"], found["crashes"]) == (1, 0)
+        # The worker learns it as well: it is free for another.
+        await until(aconn, await app.configure_task("runs").defer_async(), "succeeded")
+    assert proxied.swallowed > 0
+    assert len(runs) == 2
+    assert oracle.check(conn) == {"succeeded": 2}
+
+
+async def test_settings_of_the_database_change_nothing(
+    server: Server, app: App, aconn: Conn, db_url: str
+) -> None:
+    started = asyncio.Event()
+
+    @app.task(name="long")
+    async def long() -> None:
+        started.set()
+        await asyncio.get_running_loop().create_future()
+
+    for setting in (
+        "default_transaction_isolation = 'serializable'",
+        "search_path = 'nowhere'",
+        "datestyle = 'German'",
+        "intervalstyle = 'iso_8601'",
+        "timezone = 'Asia/Kathmandu'",
+        "bytea_output = 'escape'",
+        "row_security = off",
+        "statement_timeout = '1 s'",
+        "idle_in_transaction_session_timeout = '1 s'",
+        "standard_conforming_strings = on",
+    ):
+        await aconn.execute(f"ALTER DATABASE {aconn.info.dbname} SET {setting}".encode())
+    other = App(db_url)
+    other.tasks = app.tasks
+    async with other.open_async(), running(other, **HASTY):
+        job_id = await other.configure_task("long").defer_async()
+        await asyncio.wait_for(started.wait(), DEADLINE)
+        await other.job_manager.cancel_job_by_id_async(job_id, abort=True)
+        assert (await until(aconn, job_id))["status"] == "aborted"
+
+
+async def test_a_blocked_line_at_a_stop_does_not_hold_the_worker(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that is gone for good: the worker stops, and says what it could not report."""
+    app = App(own_server.url("own"))
+    go = asyncio.Event()
+
+    @app.task(name="held")
+    async def held() -> None:
+        await go.wait()
+
+    async with app.open_async():
+        job_id = await held.defer_async()
+        async with running(app, **HASTY) as worker:
+            async with await psycopg.AsyncConnection.connect(own_server.url("own")) as conn:
+                await until(conn, job_id, "doing")
+            await asyncio.to_thread(own_server.stop, "immediate")
+            go.set()
+            worker.stop()
+            await wait_until_async(lambda: "Gave up reporting" in caplog.text, DEADLINE)
