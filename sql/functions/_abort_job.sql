@@ -3,6 +3,8 @@ CREATE OR REPLACE FUNCTION pljobs._abort_job(
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET jit = off
 AS $$
 -- doing with an open request -> aborted, or gone if the request asks for deletion; the request is closed as `resolution`.
 -- Returns 'aborted' or 'deleted'. The caller holds the job's row locked, and wakes its lane.

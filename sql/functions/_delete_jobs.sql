@@ -2,6 +2,8 @@ CREATE OR REPLACE FUNCTION pljobs._delete_jobs(job_ids bigint[]) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
 AS $$
 -- any state -> gone, with the events of its attempts; the requests stay. The caller holds the rows locked.
 BEGIN

@@ -5,6 +5,8 @@ CREATE OR REPLACE FUNCTION pljobs._finish_run(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
 AS $$
 -- One run's end, decided from what the worker saw and what was asked; see finish_jobs_v1. Returns the status written, or
 -- 'deleted', 'stale', 'not_found'. The caller has locked the job's row in an earlier statement, and wakes its lane.

@@ -50,7 +50,7 @@ BEGIN
     UPDATE pljobs.job AS j SET waiting_for = 'lock' WHERE j.id = ANY (v_park);
     UPDATE pljobs.job AS j SET waiting_for = NULL
      WHERE j.id = ANY (ARRAY(
-           SELECT w.id FROM pljobs.job AS w WHERE w.id = ANY (v_wake) AND w.waiting_for::text = 'lock'
+           SELECT w.id FROM pljobs.job AS w WHERE w.id = ANY (v_wake) AND w.waiting_for = 'lock'
             ORDER BY w.id FOR NO KEY UPDATE SKIP LOCKED));
     RETURN ARRAY(SELECT c.id FROM unnest(_claim_lanes.job_ids, _claim_lanes.locks) WITH ORDINALITY AS c(id, lock, place)
                   WHERE c.lock IS NULL OR c.id = ANY (v_claim) ORDER BY c.place);
@@ -85,7 +85,7 @@ BEGIN
                 CROSS JOIN LATERAL (
                       SELECT t.id FROM pljobs.job AS t WHERE t.lock = d.lock AND t.status = 'todo'
                        ORDER BY -t.priority, t.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) AS h))
-           AND j.waiting_for::text = 'lock'
+           AND j.waiting_for = 'lock'
         RETURNING j.queue
     )
     SELECT count(*), array_agg(DISTINCT w.queue) FILTER (WHERE w.queue <> ALL (_wake_lanes.except_queues))

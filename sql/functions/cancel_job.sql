@@ -6,6 +6,8 @@ CREATE OR REPLACE FUNCTION pljobs.cancel_job_v1(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
 AS $$
 -- todo -> cancelled, 'cancelled'; with delete_job -> gone, 'deleted'.
 -- doing -> unchanged, 'running'.

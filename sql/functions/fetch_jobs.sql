@@ -4,6 +4,8 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET jit = off
+SET enable_sort = off
+SET enable_bitmapscan = off
 AS $$
 -- `queues` (null: all that have jobs ready) without the paused ones. Walks the index from queue to queue.
 DECLARE
@@ -11,10 +13,11 @@ DECLARE
 BEGIN
     IF v_queues IS NULL THEN
         WITH RECURSIVE ready AS (
-            SELECT min(j.queue) AS name FROM pljobs.job AS j WHERE j.status = 'todo' AND j.waiting_for IS NULL
+            SELECT (SELECT j.queue FROM pljobs.job AS j
+                     WHERE j.status = 'todo' AND j.waiting_for IS NULL ORDER BY j.queue LIMIT 1) AS name
             UNION ALL
-            SELECT (SELECT min(j.queue) FROM pljobs.job AS j
-                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue > ready.name)
+            SELECT (SELECT j.queue FROM pljobs.job AS j
+                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue > ready.name ORDER BY j.queue LIMIT 1)
               FROM ready WHERE ready.name IS NOT NULL
         )
         SELECT array_agg(ready.name) INTO v_queues FROM ready;
@@ -109,12 +112,13 @@ BEGIN
                        AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
                      ORDER BY -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
         ELSIF cardinality(v_queues) = 1 THEN
+            -- The queue as a range, and first in the order: so that no statistics can make this walk all queues' jobs.
             SELECT array_agg(c.id), array_agg(c.lock) INTO v_ids, v_locks
               FROM (SELECT j.id, j.lock FROM pljobs.job AS j
-                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue = v_queues[1]
-                       AND (-j.priority, j.id) >= (v_from_priority, v_from_id)
+                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue <= v_queues[1]
+                       AND (j.queue, -j.priority, j.id) >= (v_queues[1], v_from_priority, v_from_id)
                        AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
-                     ORDER BY -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
+                     ORDER BY j.queue, -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
         ELSE
             -- The heads of each queue, merged, then locked in the merged order.
             SELECT array_agg(c.id), array_agg(c.lock) INTO v_ids, v_locks
@@ -123,14 +127,14 @@ BEGIN
                               FROM (SELECT DISTINCT u.name FROM unnest(v_queues) AS u(name)) AS q
                              CROSS JOIN LATERAL (
                                    SELECT t.id, -t.priority AS place FROM pljobs.job AS t
-                                    WHERE t.status = 'todo' AND t.waiting_for IS NULL AND t.queue = q.name
-                                      AND (-t.priority, t.id) >= (v_from_priority, v_from_id)
+                                    WHERE t.status = 'todo' AND t.waiting_for IS NULL AND t.queue <= q.name
+                                      AND (t.queue, -t.priority, t.id) >= (q.name, v_from_priority, v_from_id)
                                       AND (fetch_jobs_v1.tasks IS NULL OR t.task = ANY (fetch_jobs_v1.tasks))
-                                    ORDER BY -t.priority, t.id LIMIT v_want + v_ahead) AS h
+                                    ORDER BY t.queue, -t.priority, t.id LIMIT v_want + v_ahead) AS h
                              ORDER BY h.place, h.id OFFSET 0) AS m
                       JOIN pljobs.job AS j ON j.id = m.id
-                     -- ::text hides the index predicates: the way to these rows is the primary key.
-                     WHERE j.status::text = 'todo' AND j.waiting_for::text IS NULL
+                     -- NOT DISTINCT hides the predicate of the ready indexes: the way to these rows is the primary key.
+                     WHERE j.status IS NOT DISTINCT FROM 'todo' AND j.waiting_for IS NULL
                      ORDER BY m.place, m.id LIMIT v_want FOR UPDATE OF j SKIP LOCKED) AS c;
         END IF;
         v_ms := 1000 * extract(epoch FROM clock_timestamp() - v_began);

@@ -51,9 +51,8 @@ BEGIN
             SELECT x.* FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
                    job_id bigint, run_id bigint, outcome text, result jsonb, message text, error text, delete_job boolean,
                    retry_at timestamptz, retry_queue text, retry_priority integer, retry_lock text)
-              LEFT JOIN pljobs.job AS j ON j.id = x.job_id
              WHERE (x.run_id = ANY (v_done_runs)) IS NOT TRUE
-             ORDER BY j.queueing_lock, x.job_id
+             ORDER BY (SELECT j.queueing_lock FROM pljobs.job AS j WHERE j.id = x.job_id), x.job_id
         LOOP
             IF v_run.outcome IS NULL OR v_run.outcome NOT IN ('succeeded', 'failed', 'aborted', 'interrupted')
                OR char_length(v_run.retry_queue) NOT BETWEEN 1 AND 255 OR char_length(v_run.retry_lock) NOT BETWEEN 1 AND 255 THEN

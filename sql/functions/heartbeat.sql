@@ -8,6 +8,8 @@ CREATE OR REPLACE FUNCTION pljobs.heartbeat_v1(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
 AS $$
 -- One call for all that ties a worker to its runs. Renews its lease. Answers each run that it lists: 'ok'; 'abort', with
 -- who asked and why, for as long as the run lasts; 'lost', if that run is no longer this job's (rescued, forced, deleted,

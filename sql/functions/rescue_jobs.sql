@@ -3,6 +3,8 @@ RETURNS TABLE (job_id bigint, outcome text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
 AS $$
 -- doing under a worker whose lease ran out, or that is gone:  asked to abort -> aborted, or gone if deletion was asked;
 -- lost fewer than max_crashes times -> todo;  else -> failed, 'worker lost N times'.  Returns each job that it changed and

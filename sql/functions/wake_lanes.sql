@@ -2,6 +2,10 @@ CREATE OR REPLACE FUNCTION pljobs.wake_lanes_v1() RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+SET enable_sort = off
+SET enable_bitmapscan = off
 AS $$
 -- Wakes each lane whose head is parked though nothing of the lane runs: what a race between a person's transaction and a
 -- fetch can leave asleep. Returns the number of lanes woken. Costs one index probe a lane that has waiting jobs. Anybody
@@ -14,9 +18,11 @@ BEGIN
         RETURN 0::bigint;
     END IF;
     WITH RECURSIVE lane AS (
-        SELECT min(j.lock) AS lock FROM pljobs.job AS j WHERE j.status = 'todo' AND j.lock IS NOT NULL
+        SELECT (SELECT j.lock FROM pljobs.job AS j
+                 WHERE j.status = 'todo' AND j.lock IS NOT NULL ORDER BY j.lock LIMIT 1) AS lock
         UNION ALL
-        SELECT (SELECT min(j.lock) FROM pljobs.job AS j WHERE j.status = 'todo' AND j.lock IS NOT NULL AND j.lock > lane.lock)
+        SELECT (SELECT j.lock FROM pljobs.job AS j
+                 WHERE j.status = 'todo' AND j.lock IS NOT NULL AND j.lock > lane.lock ORDER BY j.lock LIMIT 1)
           FROM lane WHERE lane.lock IS NOT NULL
     )
     SELECT array_agg(lane.lock) INTO v_locks

@@ -3,9 +3,7 @@ BEGIN;
 SELECT * FROM no_plan();
 
 SELECT is(pljobs._caller(), session_user::text, 'without SET ROLE the caller is the login');
-CREATE ROLE pljobs_tests_caller;
-GRANT USAGE ON SCHEMA pljobs TO pljobs_tests_caller;
-GRANT EXECUTE ON FUNCTION pljobs._caller(), pljobs.defer_job(text, jsonb, text, integer, text, text, timestamptz) TO pljobs_tests_caller;
+CREATE ROLE pljobs_tests_caller SUPERUSER;
 SET LOCAL ROLE pljobs_tests_caller;
 SELECT pljobs._caller() AS caller, pljobs.defer_job('a task') AS job_id \gset
 RESET ROLE;

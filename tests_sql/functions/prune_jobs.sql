@@ -5,7 +5,7 @@ SELECT * FROM no_plan();
 CREATE FUNCTION age_jobs(VARIADIC job_ids bigint[]) RETURNS void
 LANGUAGE sql VOLATILE
 AS $$
-UPDATE pljobs.job SET finished_at = finished_at - interval '1 day' - id * interval '1 ms' WHERE id = ANY (job_ids);
+UPDATE pljobs.job SET finished_at = finished_at - interval '1 day' - id * interval '1 s' WHERE id = ANY (job_ids);
 $$;
 
 SELECT a_finished_job('succeeded') AS succeeded, a_finished_job('failed') AS failed, a_finished_job('cancelled') AS cancelled, a_finished_job('aborted') AS aborted,

@@ -69,7 +69,7 @@ SELECT lose_worker(:w) \g /dev/null
 SELECT is(ARRAY(SELECT job_id FROM pljobs.rescue_jobs_v1(2)), (:'ids'::bigint[])[1:2], 'at most max_jobs are rescued, the oldest first');
 SELECT is(pljobs.rescue_jobs(), 3::bigint, 'the next call rescues the others: people are told how many');
 SELECT is(pljobs.rescue_jobs(), 0::bigint, 'where nobody is lost nothing is rescued');
-SELECT throws_ok(format('SELECT pljobs.rescue_jobs_v1(%s)', a), 'PJ004', NULL, 'refused: ' || a) FROM unnest('{0,-1,NULL,"1, 0","1, -1","1, NULL"}'::text[]) AS a;
+SELECT throws_ok(format('SELECT pljobs.rescue_jobs_v1(%s)', a), 'PJ004', NULL, 'refused: ' || a) FROM unnest(ARRAY['0', '-1', 'NULL', '1, 0', '1, -1', '1, NULL']) AS a;
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -1,0 +1,113 @@
+-- Ways to the rows: no function may scan a table, nor walk an index from end to end, whatever the statistics say. What is
+-- counted are the scans themselves, by the counters that the server keeps of this transaction. Statistics are none at first
+-- (a session that planned it all on new tables), then stale: taken while nothing was todo or doing.
+BEGIN;
+\ir lib/fixtures.sql
+SELECT take_turns() \g /dev/null
+SELECT * FROM no_plan();
+
+CREATE TABLE seen (relname text PRIMARY KEY, scans bigint, entries bigint);
+CREATE FUNCTION counters() RETURNS TABLE (relname text, is_index boolean, scans bigint, entries bigint)
+LANGUAGE sql VOLATILE
+AS $$
+SELECT c.relname::text, c.relkind = 'i', pg_stat_get_xact_numscans(c.oid), pg_stat_get_xact_tuples_returned(c.oid)
+  FROM pg_class AS c WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'i');
+$$;
+CREATE FUNCTION scans_of(call text) RETURNS TABLE (relname text, is_index boolean, scans bigint, entries bigint)
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    DELETE FROM seen;
+    INSERT INTO seen SELECT c.relname, c.scans, c.entries FROM counters() AS c;
+    EXECUTE call;
+    RETURN QUERY SELECT c.relname, c.is_index, c.scans - s.scans, c.entries - s.entries FROM counters() AS c JOIN seen AS s USING (relname) WHERE c.scans > s.scans;
+END
+$$;
+-- The tables that may be large are not scanned, and no index is walked for more than `most` entries.
+CREATE FUNCTION walks(call text, rule text, most bigint DEFAULT 5000) RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    IF current_setting('tests.warm_up', true) = 'on' THEN
+        EXECUTE walks.call;
+        RETURN;
+    END IF;
+    RETURN NEXT is((SELECT string_agg(format('%s: %s scans, %s entries', s.relname, s.scans, s.entries), '; ') FROM scans_of(walks.call) AS s
+                     WHERE (NOT s.is_index AND s.relname IN ('job', 'request', 'job_event')) OR s.entries > walks.most), NULL, walks.rule);
+END
+$$;
+
+CREATE FUNCTION each_call(what text) RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    v_worker bigint := a_worker();
+    v_lost bigint := a_worker();
+    v_queue text := a_name('queue');
+    v_ids bigint[] := pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 'a task', 'queue', v_queue)) FROM generate_series(1, 60)));
+    v_lane record := a_lane(3);
+    v_runs bigint[];
+    v_job record;
+    v_one text;
+BEGIN
+    v_runs := ARRAY(SELECT f.run_id FROM pljobs.fetch_jobs_v1(v_worker, 20, ARRAY[v_queue]) AS f);
+    PERFORM pljobs.fetch_jobs_v1(v_lost, 5, ARRAY[v_queue]), lose_worker(v_lost);
+    v_one := format('"job_id": %s, "run_id": %s', v_ids[1], v_runs[1]);
+    RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3)', v_worker), what || ': a fetch from all queues walks no further than it must');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3, ARRAY[%L])', v_worker, v_queue), what || ': a fetch from one queue walks no further than it must');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3, ARRAY[%L, ''another'', ''queue''])', v_worker, v_queue), what || ': a fetch from several queues walks no further than it must');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3, ARRAY[''nothing here''])', v_worker), what || ': a fetch from an empty queue walks nothing');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3, ARRAY[%L])', v_worker, v_lane.queue), what || ': a fetch through a lane walks no further than it must');
+    PERFORM pljobs.pause_queue('paused for plans');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3)', v_worker), what || ': a fetch while a queue is paused walks no further than it must');
+    PERFORM pljobs.resume_queue('paused for plans');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.heartbeat_v1(%s, %L)', v_worker, v_runs), what || ': a heartbeat reads its own runs');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.finish_jobs_v1(''[{%s, "outcome": "succeeded"}]'')', v_one), what || ': a success goes to its row');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.finish_jobs_v1(%L)', (SELECT jsonb_agg(jsonb_build_object('job_id', i, 'run_id', r, 'outcome', 'succeeded')) FROM unnest(v_ids[2:8], v_runs[2:8]) AS x(i, r))),
+                              what || ': many successes go to their rows');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.finish_jobs_v1(''[{"job_id": %s, "run_id": %s, "outcome": "failed", "retry_at": "2001-01-01T00:00:00Z"}]'')', v_ids[9], v_runs[9]), what || ': a retry goes to its row');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.finish_jobs_v1(''[{%s, "outcome": "failed"}]'')', v_one), what || ': a replay goes to its row');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_job(%s)', v_ids[60]), what || ': a cancel goes to its row');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_job(%s, abort => true)', v_ids[10]), what || ': an abort goes to its row');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.heartbeat_v1(%s, %L, handling => %L)', v_worker, v_runs, v_runs), what || ': a heartbeat that delivers reads its own requests');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_job(%s, force => true)', v_ids[11]), what || ': a forced abort goes to its row');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.finish_jobs_v1(''[{"job_id": %s, "run_id": %s, "outcome": "aborted"}]'')', v_ids[10], v_runs[10]), what || ': an abort''s end goes to its row');
+    RETURN QUERY SELECT walks('SELECT pljobs.rescue_jobs_v1()', what || ': a rescue reads running jobs');
+    IF what = 'planned while empty' THEN
+        RETURN;   -- What is called rarely may be slow until the next ANALYZE.
+    END IF;
+    RETURN QUERY SELECT walks(format('SELECT pljobs.retry_job(%s)', v_ids[11]), what || ': a retry of a person''s goes to its row');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.delete_job(%s)', v_ids[10]), what || ': a delete goes to its row');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.defer_job(''a task'', queueing_lock => %L)', a_name('lock')), what || ': a queueing lock is looked up');
+    RETURN QUERY SELECT walks('SELECT pljobs.wake_lanes_v1()', what || ': a sweep of lanes reads waiting jobs');
+    RETURN QUERY SELECT walks('SELECT pljobs.prune_jobs(''100 years'')', what || ': a prune that finds nothing old reads nothing');
+    RETURN QUERY SELECT walks('SELECT pljobs.prune_history_v1(''100 years'')', what || ': a prune of requests that finds nothing old reads nothing');
+    RETURN QUERY SELECT walks(format('SELECT count(*) FROM pljobs.jobs WHERE id = %s', v_ids[12]), what || ': one job is looked up');
+    RETURN QUERY SELECT walks(format('SELECT count(*) FROM pljobs.history WHERE job_id = %s', v_ids[12]), what || ': the history of one job is looked up');
+END
+$$;
+
+-- A session that planned everything while the tables were new and empty.
+UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid IN ('pljobs.job'::regclass, 'pljobs.request'::regclass, 'pljobs.job_event'::regclass);
+SET LOCAL tests.warm_up = 'on';
+SELECT count(*) FROM (SELECT each_call('warm up')) AS x \g /dev/null
+SET LOCAL tests.warm_up = 'off';
+INSERT INTO pljobs.job (queue, task, priority, args, status, created_at, started_at, finished_at, attempts, worker_id, deferred_by)
+SELECT 'q' || n % 100, 'a task', n % 5, '{}', CASE n % 10 WHEN 0 THEN 'failed' WHEN 1 THEN 'cancelled' ELSE 'succeeded' END, clock_timestamp(), clock_timestamp(), clock_timestamp(), 1, 1, 'tests'
+  FROM generate_series(1, 30000) AS n;
+INSERT INTO pljobs.request (job_id, requested_at, resolved_at, kind, queue, requested_by, resolution)
+SELECT j.id, clock_timestamp(), clock_timestamp(), 'cancel', j.queue, 'tests', 'cancelled' FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
+INSERT INTO pljobs.job_event (job_id, at, attempt, kind) SELECT j.id, clock_timestamp(), 1, 'retried' FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
+SELECT each_call('planned while empty');
+
+-- Statistics that say that nothing is todo or doing; then there is.
+DISCARD PLANS;
+UPDATE pljobs.job SET status = 'cancelled', run_id = NULL, request_id = NULL, waiting_for = NULL, finished_at = clock_timestamp() WHERE status IN ('todo', 'doing');
+UPDATE pljobs.request SET resolved_at = clock_timestamp(), resolution = 'forced' WHERE resolved_at IS NULL;
+ANALYZE pljobs.job, pljobs.request, pljobs.job_event;
+SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 'a task', 'queue', 'queue ' || n % 3,
+    'scheduled_at', CASE n % 3 WHEN 0 THEN '9999-01-01T00:00:00Z' END, 'lock', CASE n % 3 WHEN 1 THEN 'one long lane' END)) FROM generate_series(1, 30000) AS n)) \g /dev/null
+SELECT each_call('stale statistics');
+
+SELECT * FROM finish();
+ROLLBACK;

@@ -1,0 +1,117 @@
+-- The rules of CONTRIBUTING.md that the catalogue can tell, and who may do what.
+BEGIN;
+\ir lib/fixtures.sql
+SELECT * FROM no_plan();
+
+CREATE VIEW ours AS
+SELECT p.oid, p.oid::regprocedure::text AS name, p.proname::text, p.proname LIKE '\_%' AS is_helper, p.prosrc, p.prosecdef, p.proisstrict, p.provolatile, p.proparallel,
+       p.proconfig, p.prorettype, p.proowner, p.proacl, l.lanname
+  FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang WHERE p.pronamespace = 'pljobs'::regnamespace;
+
+-- Functions.
+SELECT cmp_ok((SELECT count(*) FROM ours), '>', 30::bigint, 'there are functions to look at');
+SELECT is_empty($$SELECT name FROM ours WHERE lanname <> 'plpgsql'$$, 'every function is PL/pgSQL');
+SELECT is_empty($$SELECT name FROM ours WHERE coalesce(obj_description(oid, 'pg_proc'), '') = ''$$, 'every function has a comment, for \df+');
+SELECT is_empty($$SELECT name FROM ours WHERE prosrc !~ '^\n-- \S'$$, 'the first thing in a body is its contract, for \sf');
+SELECT is_empty($$SELECT name FROM ours WHERE NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)$$, 'every function pins its search_path');
+SELECT is_empty($$SELECT name FROM ours WHERE prosecdef = is_helper$$, 'public functions run with their owner''s rights, helpers do not');
+SELECT is_empty($$SELECT name FROM ours WHERE NOT is_helper AND provolatile <> 'v'$$, 'public functions are VOLATILE');
+SELECT set_eq($$SELECT proname FROM ours WHERE proisstrict OR proparallel <> 'u'$$, ARRAY['_lane_key'], 'only a pure helper is STRICT or PARALLEL SAFE');
+SELECT is_empty($$SELECT name FROM ours WHERE proname !~ '^_?[a-z]+(_[a-z]+)*(_v[1-9])?$'$$, 'functions are named verb_noun, with a version for drivers');
+SELECT is_empty($$SELECT o.name FROM ours AS o JOIN pg_type AS t ON t.oid = o.prorettype JOIN pg_class AS c ON c.oid = t.typrelid WHERE c.relkind IN ('r', 'v')$$, 'no function returns a table''s row type');
+SELECT is_empty($$SELECT proname FROM ours GROUP BY 1 HAVING count(*) > 1$$, 'no function is overloaded');
+SELECT set_eq($$SELECT proname FROM ours WHERE prosrc ~ '\mEXECUTE\M'$$, ARRAY['_migrate'], 'there is no dynamic SQL');
+SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~* '\mSELECT\s+\*' OR prosrc LIKE '%#variable_conflict%'$$, 'there is no SELECT *, no #variable_conflict');
+SELECT set_eq($$SELECT proname FROM ours WHERE prosrc LIKE '%pg_notify%'$$, ARRAY['_notify_worker', '_notify_todo'], 'pg_notify is called in two helpers only');
+SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ '\mnow\(\)' OR prosrc ~ 'current_timestamp'$$, 'the clock is clock_timestamp: now() stands still in a long transaction');
+SELECT is_empty($$SELECT name, code FROM ours, regexp_matches(prosrc, 'ERRCODE = ''(\w+)''', 'g') AS m(code) WHERE code[1] !~ '^PJ00[1-6]$'$$, 'the errors raised are those that drivers know');
+SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ 'RAISE EXCEPTION' AND prosrc !~ 'ERRCODE = ''PJ'$$, 'every error raised has a code');
+SELECT is_empty($$SELECT FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid WHERE c.relnamespace = 'pljobs'::regnamespace$$, 'no trigger hides a transition');
+
+-- Tables.
+SELECT is_empty($$SELECT conname FROM pg_constraint WHERE connamespace = 'pljobs'::regnamespace AND contype <> 'n' AND conname ~ '_(check|key|fkey|excl)\d*$'$$, 'constraints are named by what they say');
+SELECT is_empty($$SELECT conname FROM pg_constraint WHERE connamespace = 'pljobs'::regnamespace AND contype = 'f'$$, 'there are no foreign keys: requests outlive jobs');
+SELECT is_empty($$SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                   WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'v') AND
+                         CASE WHEN a.attname ~ '(^|_)at$' OR a.attname = 'last_tick' THEN a.atttypid <> 'timestamptz'::regtype
+                              ELSE a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype, 'time'::regtype, 'timetz'::regtype) END$$,
+                'times are timestamptz and named so');
+SELECT is_empty($$SELECT c.relname, a.attname FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
+                   WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'v') AND (a.attname = 'id' OR (a.attname LIKE '%\_id' AND a.attname <> 'periodic_id')) AND a.atttypid <> 'bigint'::regtype$$, 'ids are bigint');
+SELECT is_empty($$SELECT relname FROM pg_class WHERE relnamespace = 'pljobs'::regnamespace AND relkind = 'v' AND NOT coalesce('security_barrier=true' = ANY (reloptions), false)$$, 'views are security barriers');
+SELECT is_empty($$SELECT relname FROM pg_class WHERE relnamespace = 'pljobs'::regnamespace AND relkind = 'v' AND obj_description(oid, 'pg_class') IS NULL$$, 'every view has a comment');
+SELECT is_empty($$SELECT typname FROM pg_type AS t WHERE t.typnamespace = 'pljobs'::regnamespace AND t.typtype IN ('e', 'd')$$, 'there are no enums and domains');
+
+-- Who may do what. Roles are made as people make them; where they exist they are taken as they are.
+\ir ../sql/roles.sql
+\ir ../sql/grants.sql
+CREATE ROLE pljobs_tests_nobody;
+CREATE TABLE may_call (role text, functions text[]);
+INSERT INTO may_call VALUES
+    ('pljobs_tests_nobody', '{}'),
+    ('pljobs_reader', '{}'),
+    ('pljobs_producer', '{defer_job,defer_jobs_v1,cancel_job,cancel_job_v1,delete_job,delete_job_v1,retry_job,retry_job_v1}'),
+    ('pljobs_worker', '{register_worker_v1,unregister_worker_v1,fetch_jobs_v1,finish_jobs_v1,heartbeat_v1,rescue_jobs,rescue_jobs_v1,wake_lanes_v1,defer_periodic_job_v1,prune_jobs,prune_jobs_v1,prune_history_v1}'),
+    ('pljobs_canceller', '{cancel_job,cancel_job_v1}');
+INSERT INTO may_call SELECT 'pljobs_operator', array_agg(proname) FROM ours WHERE NOT is_helper;
+SELECT set_eq(format('SELECT proname FROM ours WHERE has_function_privilege(%L, oid, ''EXECUTE'')', m.role), m.functions, m.role || ' may call exactly its functions') FROM may_call AS m WHERE m.functions <> '{}';
+SELECT is_empty(format('SELECT name FROM ours WHERE has_function_privilege(%L, oid, ''EXECUTE'')', m.role), m.role || ' may call nothing') FROM may_call AS m WHERE m.functions = '{}';
+
+CREATE TABLE may_read (role text, views text[], columns_of_jobs text[]);
+INSERT INTO may_read VALUES
+    ('pljobs_tests_nobody', '{}', '{}'),
+    ('pljobs_reader', '{workers,queues,requests}', '{id,status,waiting_for,queue,task,priority,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at}'),
+    ('pljobs_producer', '{jobs,queues,history}', NULL),
+    ('pljobs_worker', '{workers,queues}', '{}'),
+    ('pljobs_canceller', '{requests}', '{id,status,waiting_for,queue,task,priority,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at}'),
+    ('pljobs_operator', '{jobs,workers,queues,requests,stalled_jobs,history}', NULL);
+SELECT is(ARRAY(SELECT c.relname::text FROM pg_class AS c WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind = 'v' AND has_table_privilege(m.role, c.oid, 'SELECT') ORDER BY c.relname),
+          ARRAY(SELECT v FROM unnest(m.views) AS v ORDER BY v COLLATE "C"), m.role || ' may read exactly its views') FROM may_read AS m;
+SELECT is(ARRAY(SELECT a.attname::text FROM pg_attribute AS a WHERE a.attrelid = 'pljobs.jobs'::regclass AND a.attnum > 0 AND has_column_privilege(m.role, a.attrelid, a.attnum, 'SELECT') ORDER BY a.attnum),
+          m.columns_of_jobs, m.role || ' may read of jobs all but arguments, results and errors, or nothing') FROM may_read AS m WHERE m.columns_of_jobs IS NOT NULL;
+SELECT is(has_schema_privilege(m.role, 'pljobs', 'USAGE'), m.role <> 'pljobs_tests_nobody', m.role || ': use of the schema') FROM may_read AS m;
+SELECT is(has_schema_privilege(m.role, 'pljobs', 'CREATE'), false, m.role || ' may create nothing in the schema') FROM may_read AS m;
+SELECT is_empty(format($$SELECT c.relname, p FROM pg_class AS c, unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) AS p
+                          WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind = 'r' AND (has_table_privilege(%1$L, c.oid, p) OR p IN ('SELECT', 'INSERT', 'UPDATE') AND has_any_column_privilege(%1$L, c.oid, p))$$, m.role),
+                m.role || ' has no privilege on any table') FROM may_read AS m;
+SELECT is_empty(format($$SELECT c.relname, p FROM pg_class AS c, unnest('{INSERT,UPDATE,DELETE,TRUNCATE}'::text[]) AS p
+                          WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind = 'v' AND has_table_privilege(%L, c.oid, p)$$, m.role), m.role || ' writes through no view') FROM may_read AS m;
+SELECT is_empty(format($$SELECT c.relname FROM pg_class AS c WHERE c.relnamespace = 'pljobs'::regnamespace AND CASE WHEN c.relkind = 'S'
+                          THEN has_sequence_privilege(%L, c.oid, 'USAGE, SELECT, UPDATE') END$$, m.role), m.role || ' has no privilege on any sequence') FROM may_read AS m;
+
+-- PUBLIC, and what CREATE OR REPLACE would have kept.
+SELECT is_empty($$SELECT o.name, a.grantee FROM ours AS o, aclexplode(coalesce(o.proacl, acldefault('f', o.proowner))) AS a WHERE a.grantee = 0$$, 'PUBLIC may call nothing');
+SELECT is_empty($$SELECT o.name FROM ours AS o, aclexplode(coalesce(o.proacl, acldefault('f', o.proowner))) AS a WHERE o.is_helper AND a.grantee <> o.proowner$$, 'helpers are granted to nobody');
+SELECT is_empty($$SELECT c.relname FROM pg_class AS c, aclexplode(c.relacl) AS a WHERE c.relnamespace = 'pljobs'::regnamespace AND a.grantee = 0$$, 'PUBLIC may read nothing');
+SELECT is_empty($$SELECT FROM pg_namespace AS n, aclexplode(n.nspacl) AS a WHERE n.nspname = 'pljobs' AND a.grantee = 0$$, 'PUBLIC may not use the schema');
+GRANT EXECUTE ON FUNCTION pljobs.rescue_jobs() TO PUBLIC;
+\ir ../sql/grants.sql
+SELECT is(has_function_privilege('pljobs_tests_nobody', 'pljobs.rescue_jobs()', 'EXECUTE'), false, 'an install takes back what was granted to PUBLIC by hand');
+
+-- For real: as a producer, a worker, a canceller.
+SET LOCAL ROLE pljobs_producer;
+SELECT pljobs.defer_job('a task', queue => 'policy tests') AS job_id \gset
+RESET ROLE;
+SET LOCAL ROLE pljobs_worker;
+SELECT pljobs.register_worker_v1('w', 'h', 1) AS w \gset
+SELECT run_id FROM pljobs.fetch_jobs_v1(:w, 1, '{policy tests}') \gset
+RESET ROLE;
+SET LOCAL ROLE pljobs_canceller;
+SELECT pljobs.cancel_job(:job_id, abort => true) AS outcome \gset
+RESET ROLE;
+SET LOCAL ROLE pljobs_worker;
+SELECT verdict, requested_by FROM pljobs.heartbeat_v1(:w, ARRAY[:run_id]::bigint[]) \gset
+SELECT status FROM pljobs.finish_jobs_v1(jsonb_build_array(jsonb_build_object('job_id', :job_id, 'run_id', :run_id, 'outcome', 'aborted'))) \gset
+RESET ROLE;
+SELECT is(ARRAY[:'outcome', :'verdict', :'requested_by', :'status'], '{abort_requested,abort,pljobs_canceller,aborted}', 'producer, worker and canceller do their parts with nothing but EXECUTE');
+
+-- What somebody puts in the way is not found: temporary tables, functions, operators of the caller.
+CREATE TEMP TABLE job (id bigint, status text);
+CREATE FUNCTION pg_temp.clock_timestamp() RETURNS timestamptz LANGUAGE sql RETURN '2001-01-01'::timestamptz;
+CREATE FUNCTION md5(text) RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''hijacked''; END';
+SET LOCAL search_path = pg_temp, :test_schema, pljobs, pg_catalog, public;
+SELECT pljobs.defer_job('a task') AS job_id \gset
+SELECT ok((SELECT j.created_at FROM pljobs.job AS j WHERE j.id = :job_id) > '2020-01-01' AND NOT EXISTS (SELECT FROM pg_temp.job), 'a caller''s search_path and temporary objects are not looked at');
+
+SELECT * FROM finish();
+ROLLBACK;
