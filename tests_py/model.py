@@ -1,4 +1,4 @@
-"""What the SQL functions do to one job, in Python: small enough to read, to search exhaustively, and to compare.
+"""What the SQL functions do to one job, in Python: small enough to read, to search through, and to compare.
 
 `variant` puts a mistake in, one that other queues have made: a search that doesn't find it is worth nothing.
 """

@@ -44,6 +44,11 @@ class World:
     bad: str = ""
 
 
+def holding(world: World, name: str, worker: Worker | None) -> World:
+    """Return the world with this worker changed."""
+    return replace(world, a=worker) if name == "a" else replace(world, b=worker)
+
+
 def steps(world: World, variant: str, claims: int) -> Iterator[tuple[str, World]]:
     """Go through all that may happen next."""
     job = world.job
@@ -53,10 +58,10 @@ def steps(world: World, variant: str, claims: int) -> Iterator[tuple[str, World]
             if job.status == "todo" and world.claims < claims:
                 run = world.claims + 1
                 claimed = replace(world, job=job.claim(run), claims=run)
-                yield f"{name} claims run {run}", replace(claimed, **{name: Worker(run)})
+                yield f"{name} claims run {run}", holding(claimed, name, Worker(run))
                 yield f"{name} claims run {run}, reply lost", claimed
             continue
-        yield f"{name} is killed", replace(world, **{name: None})
+        yield f"{name} is killed", holding(world, name, None)
         if worker.outcome is None:
             for outcome, retry in (
                 ("succeeded", False),
@@ -65,14 +70,17 @@ def steps(world: World, variant: str, claims: int) -> Iterator[tuple[str, World]
                 ("interrupted", False),
             ):
                 ended = Worker(worker.run, outcome, retry)
-                yield f"{name}'s body: {outcome}{' (retry)' * retry}", replace(world, **{name: ended})
+                yield f"{name}'s body: {outcome}{' (retry)' * retry}", holding(world, name, ended)
             if job.asked and job.run == worker.run:
-                yield f"{name}'s body: aborted", replace(world, **{name: Worker(worker.run, "aborted", True)})
+                yield (
+                    f"{name}'s body: aborted",
+                    holding(world, name, Worker(worker.run, "aborted", retry=True)),
+                )
         else:
             after, answer = job.finish(worker.run, worker.outcome, retry=worker.retry, variant=variant)
             stolen = after != job and job.run != worker.run
             finished = moved(world, after, bad="a finish of another run was taken" if stolen else "")
-            yield f"{name} finishes run {worker.run}: {answer}", replace(finished, **{name: None})
+            yield f"{name} finishes run {worker.run}: {answer}", holding(finished, name, None)
             yield f"{name} finishes run {worker.run}: {answer}, reply lost", finished
     if job.status == "doing" or (variant == "unguarded rescue" and job.status in FINAL):
         after, answer = job.rescue(variant=variant)
@@ -353,7 +361,7 @@ def test_the_sql_is_the_model(server: Server, db_url: str) -> None:
         run_state_machine_as_test(
             Machine,
             settings=settings(
-                max_examples=150,
+                max_examples=250,
                 stateful_step_count=40,
                 deadline=None,
                 derandomize=True,
