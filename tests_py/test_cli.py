@@ -234,10 +234,8 @@ def test_list_without_jobs_says_so_on_stderr(pljobs: Pljobs) -> None:
 
 def test_list_needs_no_more_rights_than_a_readers(pljobs: Pljobs, conn: psycopg.Connection) -> None:
     pljobs("defer", "a")
-    conn.execute(
-        "DROP ROLE IF EXISTS cli_reader; CREATE ROLE cli_reader LOGIN;"
-        "GRANT USAGE ON SCHEMA pljobs TO cli_reader"
-    )
+    conn.execute("DROP ROLE IF EXISTS cli_reader; CREATE ROLE cli_reader LOGIN")
+    conn.execute("GRANT USAGE ON SCHEMA pljobs TO cli_reader")
     columns = (
         "id, status, waiting_for, queue, task, priority, attempts, crashes, created_at, scheduled_at,"
         " started_at, finished_at, worker_id, run_id, abort_requested, abort_requested_at"
@@ -288,7 +286,7 @@ def test_queues_and_pausing(pljobs: Pljobs) -> None:
     assert pljobs("resume", "mail").stdout == "queue mail: not_paused\n"
 
 
-def test_text_of_jobs_cannot_drive_a_terminal(pljobs: Pljobs, conn: psycopg.Connection, db_url: str) -> None:
+def test_a_jobs_text_cannot_drive_a_terminal(pljobs: Pljobs, conn: psycopg.Connection, db_url: str) -> None:
     evil = "\x1b]0;owned\x07 \x9b31m \u202egnp.exe [red]x[/red]"
     conn.execute("SELECT pljobs.defer_job(%s, queue => %s)", [f"task {evil}", f"queue {evil}"])
     conn.execute("SELECT pljobs.pause_queue(%s, reason => %s)", [f"queue {evil}", evil])
