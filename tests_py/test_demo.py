@@ -1,4 +1,4 @@
-"""The demo: on real files, on a server of its own that stays until told to go, and nothing else left behind."""
+"""The demo: on real files, on a server of its own that stays until told to go; nothing else is left."""
 
 from __future__ import annotations
 
@@ -72,9 +72,7 @@ def run(*arguments: str, home: Path, cwd: Path | None = None) -> subprocess.Comp
 
 
 def database(home: Path) -> psycopg.Connection[TupleRow]:
-    server = Home(home).server()
-    assert server is not None
-    return psycopg.connect(server.url("demo"), autocommit=True)
+    return psycopg.connect(Home(home).url, autocommit=True)
 
 
 @pytest.mark.slow
@@ -124,7 +122,7 @@ def test_job_33_is_the_running_one_where_there_are_files_enough(tmp_path: Path, 
         (tmp_path / f"{number}.txt").write_text(str(number))
     done = run(str(tmp_path), home=home)
     assert "SELECT cancel_job(33, abort => true);\n    -> abort_requested; it ended" in done.stdout
-    # Again, on the server that still runs: in a database made anew.
+    # Again: the server that still runs is replaced.
     again = run(str(tmp_path), home=home)
     assert again.returncode == 0, again.stderr
     assert "33 and 34 run until they are aborted" in again.stdout
