@@ -31,6 +31,8 @@ TEXTS = {
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
+    tmp_path /= "texts"
+    tmp_path.mkdir()
     for name, text in TEXTS.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -54,7 +56,7 @@ def home() -> Iterator[Path]:
 
 
 def pljobs(*arguments: str, home: Path) -> list[str]:
-    return [sys.executable, "-m", "pljobs", "demo", *arguments, "--home", str(home)]
+    return [str(Path(sys.executable).parent / "pljobs"), "demo", *arguments, "--home", str(home)]
 
 
 def run(*arguments: str, home: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -76,8 +78,11 @@ def database(home: Path) -> psycopg.Connection[TupleRow]:
 
 
 @pytest.mark.slow
-def test_the_demo_from_start_to_stop(texts: Path, home: Path) -> None:
-    done = run(str(texts), home=home)
+def test_the_demo_from_start_to_stop(texts: Path, home: Path, tmp_path: Path) -> None:
+    # In a folder with modules of the same names as ours or Python's: none of them is taken for those.
+    (tmp_path / "logging.py").write_text("1 / 0")
+    (tmp_path / "pljobs.py").write_text("1 / 0")
+    done = run(str(texts), home=home, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "left out: 1 binary, 1 with names that are not UTF-8" in done.stdout
 

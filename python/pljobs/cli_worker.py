@@ -188,4 +188,4 @@ def _command(name: str | None, number: int) -> list[str]:
     """Return the command line of one of the processes: this one's, with what makes it one of many."""
     # The last of a repeated option counts.
     own = ["--processes", "1", "--name", f"{name or 'worker'}-{number}"]
-    return [sys.executable, "-m", "pljobs", *sys.argv[1:], *own]
+    return [sys.executable, "-P", "-m", "pljobs", *sys.argv[1:], *own]

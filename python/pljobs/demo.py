@@ -253,7 +253,18 @@ def _database(server: Server) -> str:
 def _worker(place: Home, url: str) -> Iterator[Callable[[], None]]:
     """Run a worker in a process of its own; yields what raises `Failure` once it is dead."""
     options = ["--concurrency", str(CONCURRENCY), "--poll-interval", "1", "--shutdown-timeout", "2"]
-    command = [sys.executable, "-m", "pljobs", "worker", "--app", "pljobs.demo_tasks:app", "--name", "demo"]
+    # -P, and a folder of our own: the user's may hold a logging.py.
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pljobs",
+        "worker",
+        "--app",
+        "pljobs.demo_tasks:app",
+        "--name",
+        "demo",
+    ]
     lifeline, held = os.pipe()
     try:
         with place.worker_log.open("wb") as log:
@@ -264,6 +275,7 @@ def _worker(place: Home, url: str) -> Iterator[Callable[[], None]]:
                 stderr=subprocess.STDOUT,
                 # Ctrl-C is for this process; killed, it takes the worker with it all the same.
                 process_group=0,
+                cwd=place.path,
                 pass_fds=[lifeline],
                 env={**os.environ, "PLJOBS_URL": url, LIFELINE: str(lifeline)},
             )

@@ -73,7 +73,7 @@ class Home:
         return Server(bin_dir=Path(), base=self.base, kept=True)
 
     def _stop(self) -> None:
-        # By signals, not by pg_ctl: the environment that holds the server's binaries may be gone, or closed to us.
+        # By signals, not by pg_ctl: the server's binaries may be gone, or closed to its account.
         server = self._server()
         for number in (signal.SIGINT, signal.SIGQUIT):  # "fast", "immediate"
             if (pid := server.pid) is not None:
