@@ -14,16 +14,24 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pljobs FROM PUBLIC;
 
 DO $$
 DECLARE
-    v_producer text[] := '{defer_job,defer_jobs_v1,cancel_job,cancel_job_v1,delete_job,delete_job_v1,retry_job,retry_job_v1}';
-    v_worker text[] := '{register_worker_v1,unregister_worker_v1,fetch_jobs_v1,finish_jobs_v1,heartbeat_v1,rescue_jobs,
-                         rescue_jobs_v1,wake_lanes_v1,defer_periodic_job_v1,prune_jobs,prune_jobs_v1,prune_history_v1}';
+    v_producer text[] := '{defer_job,defer_jobs_v1,cancel_job,cancel_job_v1,delete_job,delete_job_v1,
+                           retry_job,retry_job_v1}';
+    v_worker text[] := '{register_worker_v1,unregister_worker_v1,fetch_jobs_v1,finish_jobs_v1,heartbeat_v1,
+                         rescue_jobs,rescue_jobs_v1,wake_lanes_v1,defer_periodic_job_v1,
+                         prune_jobs,prune_jobs_v1,prune_history_v1}';
     v_canceller text[] := '{cancel_job,cancel_job_v1}';
+    v_operator text[] := v_producer || v_worker || v_canceller
+                         || '{pause_queue,pause_queue_v1,resume_queue,resume_queue_v1}'::text[];
+    -- Without arguments, results and errors, locks and who deferred it.
+    v_jobs text := 'SELECT (id, status, waiting_for, queue, task, priority, attempts, crashes, created_at, '
+                   'scheduled_at, started_at, finished_at, worker_id, run_id, abort_requested, '
+                   'abort_requested_at) ON pljobs.jobs';
     v_grant record;
 BEGIN
     FOR v_grant IN
         SELECT g.role, p.oid::regprocedure AS function
-          FROM (VALUES ('pljobs_producer', v_producer), ('pljobs_worker', v_worker), ('pljobs_canceller', v_canceller),
-                       ('pljobs_operator', v_producer || v_worker || v_canceller || '{pause_queue,pause_queue_v1,resume_queue,resume_queue_v1}'::text[]))
+          FROM (VALUES ('pljobs_producer', v_producer), ('pljobs_worker', v_worker),
+                       ('pljobs_canceller', v_canceller), ('pljobs_operator', v_operator))
                AS g(role, functions)
           JOIN pg_catalog.pg_roles AS r ON r.rolname = g.role
           JOIN pg_catalog.pg_proc AS p ON p.proname = ANY (g.functions)
@@ -40,14 +48,13 @@ BEGIN
                 ('pljobs_worker', 'USAGE ON SCHEMA pljobs'), ('pljobs_canceller', 'USAGE ON SCHEMA pljobs'),
                 ('pljobs_operator', 'USAGE ON SCHEMA pljobs'),
                 ('pljobs_producer', 'SELECT ON pljobs.jobs, pljobs.queues, pljobs.history'),
-                ('pljobs_operator', 'SELECT ON pljobs.jobs, pljobs.workers, pljobs.queues, pljobs.requests, pljobs.stalled_jobs, pljobs.history'),
+                ('pljobs_operator', 'SELECT ON pljobs.jobs, pljobs.workers, pljobs.queues, pljobs.requests, '
+                                    'pljobs.stalled_jobs, pljobs.history'),
                 ('pljobs_worker', 'SELECT ON pljobs.workers, pljobs.queues'),
                 ('pljobs_reader', 'SELECT ON pljobs.workers, pljobs.queues, pljobs.requests'),
-                ('pljobs_reader', 'SELECT (id, status, waiting_for, queue, task, priority, attempts, crashes, created_at, scheduled_at, '
-                                  'started_at, finished_at, worker_id, run_id, abort_requested, abort_requested_at) ON pljobs.jobs'),
+                ('pljobs_reader', v_jobs),
                 ('pljobs_canceller', 'SELECT ON pljobs.requests'),
-                ('pljobs_canceller', 'SELECT (id, status, waiting_for, queue, task, priority, attempts, crashes, created_at, scheduled_at, '
-                                     'started_at, finished_at, worker_id, run_id, abort_requested, abort_requested_at) ON pljobs.jobs'))
+                ('pljobs_canceller', v_jobs))
                AS g(role, what)
           JOIN pg_catalog.pg_roles AS r ON r.rolname = g.role
     LOOP
