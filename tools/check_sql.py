@@ -1,4 +1,4 @@
-"""Check the SQL without running it: plpgsql_check and pgspot silent, install.sql complete, plain ASCII."""
+"""Check the SQL without running it: plpgsql_check and pgspot silent, install.sql complete, plain ASCII, short lines."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from servers import REPO, SQL, TEMPLATE, debian_version, throw_away
 
 # PS010 wants CREATE SCHEMA to fail where the schema exists; ledger.sql looks at whose it is first.
 _PGSPOT_IGNORES = "PS010"
+_LINE = 110
 # Running the text that it is given is what _migrate is for; only the installer may call it.
 _CHECK = """
 SELECT p.oid::regprocedure || ' line ' || coalesce(c.lineno::text, '?') || ': ' || c.level || ': '
@@ -60,6 +61,10 @@ def _texts() -> Iterator[str]:
             # Whatever the client's encoding, psql and Python then send the same bytes.
             if not line.isascii():
                 yield f"sql/{name}:{number}: not ASCII"
+            if len(line) > _LINE:
+                yield f"sql/{name}:{number}: {len(line)} characters; a line has at most {_LINE}"
+            if line != line.rstrip():
+                yield f"sql/{name}:{number}: ends in a blank"
             if re.match(r"\s*\\", line):
                 yield f"sql/{name}:{number}: a psql command, which `pljobs migrate` doesn't know"
 

@@ -30,8 +30,10 @@ _FUNCTION = re.compile(
 )
 # The catalogue keeps a value without its quotes.
 _SETTING = re.compile(r"^SET (\w+) = '?(.+?)'?$", re.MULTILINE)
-_SETTINGS = "current_setting('lock_timeout'), current_setting('search_path')"
-_RESTORE = "set_config('lock_timeout', %s, true), set_config('search_path', %s, true)"
+_SETTINGS = "current_setting('role'), current_setting('lock_timeout'), current_setting('search_path')"
+_RESTORE = (
+    "set_config('role', %s, true), set_config('lock_timeout', %s, true), set_config('search_path', %s, true)"
+)
 _VIEW = re.compile(r"^CREATE OR REPLACE VIEW pljobs\.(\w+)", re.MULTILINE)
 
 

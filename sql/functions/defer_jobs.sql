@@ -77,9 +77,10 @@ BEGIN
     END IF;
 
     WITH added AS (
-        INSERT INTO pljobs.job (task, args, queue, priority, lock, queueing_lock, scheduled_at, waiting_for,
+        INSERT INTO pljobs.job (id, task, args, queue, priority, lock, queueing_lock, scheduled_at, waiting_for,
                                 created_at, deferred_by)
-        SELECT g.task, coalesce(g.args, '{}'), coalesce(g.queue, 'default'), coalesce(g.priority, 0),
+        OVERRIDING SYSTEM VALUE
+        SELECT g.id, g.task, coalesce(g.args, '{}'), coalesce(g.queue, 'default'), coalesce(g.priority, 0),
                g.lock, g.queueing_lock, coalesce(g.scheduled_at, v_now + g.scheduled_in),
                CASE WHEN coalesce(g.scheduled_at, v_now + g.scheduled_in) > v_now THEN 'schedule'
                     -- The others of a lane queue up behind the first of this call: one commit, so no wake-up
@@ -90,12 +91,15 @@ BEGIN
                          THEN 'lock'
                END,
                v_now, v_by
-          FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
-                   task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
-                   scheduled_at timestamptz, scheduled_in interval))
-               WITH ORDINALITY
-               AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, ord)
-         ORDER BY g.ord
+          FROM (SELECT x.*, nextval(pg_get_serial_sequence('pljobs.job', 'id')) AS id
+                  FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
+                           task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
+                           scheduled_at timestamptz, scheduled_in interval))
+                       WITH ORDINALITY
+                       AS x(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, ord)
+                 ORDER BY x.ord) AS g
+         -- In order of queueing lock: two calls that ask for the same ones must not wait for each other.
+         ORDER BY g.queueing_lock, g.ord
         ON CONFLICT DO NOTHING
         RETURNING id, queue, waiting_for
     )

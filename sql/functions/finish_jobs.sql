@@ -34,7 +34,6 @@ DECLARE
     v_done_jobs bigint[];
     v_done_runs bigint[];
     v_locks text[];
-    v_queues text[];
     v_run record;
     v_retry_at timestamptz;
     v_retry_in interval;
@@ -48,8 +47,7 @@ BEGIN
                          ORDER BY j.id FOR UPDATE SKIP LOCKED);
         v_held := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_ids) AND j.id <> ALL (v_held));
     END IF;
-    SELECT array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL), array_agg(DISTINCT j.queue)
-      INTO v_locks, v_queues
+    SELECT array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL) INTO v_locks
       FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
 
     WITH ended AS (
@@ -80,11 +78,9 @@ BEGIN
             IF v_run.outcome IS NULL OR v_run.outcome NOT IN ('succeeded', 'failed', 'aborted', 'interrupted')
                OR char_length(v_run.retry_queue) NOT BETWEEN 1 AND 255
                OR char_length(v_run.retry_lock) NOT BETWEEN 1 AND 255 THEN
-                RAISE EXCEPTION USING ERRCODE = 'PJ004',
-                    MESSAGE = format('job %s, run %s: the outcome must be succeeded, failed, aborted or '
-                                     'interrupted, and the queue and lock of a retry have 1 to 255 characters',
-                                     v_run.job_id, v_run.run_id),
-                    HINT = 'Nothing was changed.';
+                RAISE EXCEPTION 'job %, run %: the outcome must be succeeded, failed, aborted or interrupted, '
+                                'and the queue and lock of a retry have 1 to 255 characters',
+                    v_run.job_id, v_run.run_id USING ERRCODE = 'PJ004', HINT = 'Nothing was changed.';
             END IF;
             job_id := v_run.job_id;
             run_id := v_run.run_id;
@@ -117,7 +113,7 @@ BEGIN
     END IF;
 
     IF v_locks IS NOT NULL THEN
-        PERFORM pljobs._wake_lanes(v_locks, take_lane => true, except_queues => v_queues);
+        PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
     END IF;
     RETURN QUERY SELECT d.job_id, d.run_id, 'succeeded'
                    FROM unnest(v_done_jobs, v_done_runs) AS d(job_id, run_id);
