@@ -1,5 +1,6 @@
-CREATE OR REPLACE FUNCTION pljobs.pause_queue_v1(queue text, reason text DEFAULT NULL, actor text DEFAULT NULL)
-RETURNS text
+CREATE OR REPLACE FUNCTION pljobs.pause_queue_v1(
+    queue text, reason text DEFAULT NULL, actor text DEFAULT NULL
+) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -27,8 +28,9 @@ $$;
 COMMENT ON FUNCTION pljobs.pause_queue_v1(text, text, text)
     IS 'Keeps workers from fetching from a queue. Driver contract, version 1.';
 
-CREATE OR REPLACE FUNCTION pljobs.pause_queue(queue text, reason text DEFAULT NULL, actor text DEFAULT NULL)
-RETURNS text
+CREATE OR REPLACE FUNCTION pljobs.pause_queue(
+    queue text, reason text DEFAULT NULL, actor text DEFAULT NULL
+) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$

@@ -1,5 +1,6 @@
-CREATE OR REPLACE FUNCTION pljobs.resume_queue_v1(queue text, reason text DEFAULT NULL, actor text DEFAULT NULL)
-RETURNS text
+CREATE OR REPLACE FUNCTION pljobs.resume_queue_v1(
+    queue text, reason text DEFAULT NULL, actor text DEFAULT NULL
+) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -20,8 +21,9 @@ $$;
 COMMENT ON FUNCTION pljobs.resume_queue_v1(text, text, text)
     IS 'Lets workers fetch from a paused queue again. Driver contract, version 1.';
 
-CREATE OR REPLACE FUNCTION pljobs.resume_queue(queue text, reason text DEFAULT NULL, actor text DEFAULT NULL)
-RETURNS text
+CREATE OR REPLACE FUNCTION pljobs.resume_queue(
+    queue text, reason text DEFAULT NULL, actor text DEFAULT NULL
+) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
