@@ -80,10 +80,10 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
--- Wakes the head of each lane if it is parked, and notifies its queue's workers. Returns the number woken. Call it after a lane's job left
--- doing or todo, and last: with take_lane it waits for the lanes, in order of their keys. Functions that
--- people call inside transactions of their own take no lane, so that they can't stall a worker; what a rare
--- race leaves asleep then, wake_lanes_v1 wakes.
+-- Wakes the head of each lane if it is parked, and notifies its queue's workers. Returns the number woken.
+-- Call it after a lane's job left doing or todo, and last: with take_lane it waits for the lanes, in order of
+-- their keys. Functions that people call inside transactions of their own take no lane, so that they can't
+-- stall a worker; what a rare race leaves asleep then, wake_lanes_v1 wakes.
 DECLARE
     v_queues text[];
     v_woken bigint;
