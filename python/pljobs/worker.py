@@ -310,7 +310,7 @@ class Worker:
                 logger.warning("Jobs still run after %s s: asking them to abort", self.graceful_timeout)
                 self.abort()
             if loop.time() >= remind_at:
-                names = sorted(run.job.call_string for run in running)
+                names = ", ".join(sorted(run.job.call_string for run in running))
                 logger.warning("Worker %s still waits for: %s", self.worker_id, names, extra=self._ids())
                 remind_at = loop.time() + REMIND_EVERY
             wake_at = remind_at if abort_at is None or self._aborting else min(abort_at, remind_at)
