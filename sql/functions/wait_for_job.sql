@@ -1,0 +1,42 @@
+CREATE OR REPLACE FUNCTION pljobs.get_job_statuses_v1(job_ids bigint[]) RETURNS TABLE (job_id bigint, status text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Returns each job's status, in one call for any number that somebody waits for: as in pljobs.jobs, or 'deleted' if a
+-- request says so, or 'not_found'. Locks nothing.
+BEGIN
+    RETURN QUERY
+    SELECT w.id, coalesce(j.status, CASE WHEN EXISTS (
+               SELECT FROM pljobs.request AS r WHERE r.job_id = w.id AND (r.resolution = 'deleted' OR r.delete_job)
+           ) THEN 'deleted' ELSE 'not_found' END)
+      FROM (SELECT DISTINCT u.id FROM unnest(get_job_statuses_v1.job_ids) AS u(id)) AS w
+      LEFT JOIN pljobs.job AS j ON j.id = w.id;
+END
+$$;
+COMMENT ON FUNCTION pljobs.get_job_statuses_v1(bigint[]) IS 'The status of each of these jobs. Driver contract, version 1.';
+
+CREATE OR REPLACE PROCEDURE pljobs.wait_for_job(
+    job_id bigint, timeout interval DEFAULT '30 s', INOUT status text DEFAULT NULL
+)
+LANGUAGE plpgsql
+AS $$
+-- Waits until the job is no longer todo or doing, at most `timeout`, and answers its status then: a final one, 'deleted',
+-- 'not_found', or after the timeout still todo or doing. Looks first after 10 ms, then less often, once a second at last;
+-- holds no lock and no snapshot between. Not inside a transaction. With the caller's rights, and no settings of its own:
+-- PostgreSQL lets nothing else commit.
+DECLARE
+    v_until timestamptz := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) wait_for_job.timeout;
+    v_pause double precision := 0.01;
+BEGIN
+    LOOP
+        SELECT s.status INTO wait_for_job.status FROM pljobs.get_job_statuses_v1(ARRAY[wait_for_job.job_id]) AS s;
+        EXIT WHEN wait_for_job.status OPERATOR(pg_catalog.<>) ALL ('{todo,doing}')
+               OR pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>=) v_until;
+        COMMIT;
+        PERFORM pg_catalog.pg_sleep(v_pause);
+        v_pause := LEAST(v_pause OPERATOR(pg_catalog.*) 1.5, 1.0);
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE pljobs.wait_for_job(bigint, interval, text)
+    IS 'Waits until a job has ended, and answers its status: CALL wait_for_job(33, ''30 s'');';
