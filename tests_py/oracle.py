@@ -1,4 +1,4 @@
-"""Two witnesses besides the status: each transition, by a trigger, and what the jobs' bodies wrote themselves."""
+"""Two witnesses besides the status: each transition, by a trigger, and what the bodies of jobs wrote."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ALLOWED = {
 INSTALL = f"""
     {SIDE_TABLE};
     CREATE TABLE public.event (
-        id bigint GENERATED ALWAYS AS IDENTITY, job_id bigint, run_id bigint, lock text, was text, is_now text,
-        asked boolean);
+        id bigint GENERATED ALWAYS AS IDENTITY, job_id bigint, run_id bigint, lock text, was text,
+        is_now text, asked boolean);
     CREATE FUNCTION public.note_event() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         INSERT INTO public.event (job_id, run_id, lock, was, is_now, asked)

@@ -1,4 +1,4 @@
-"""A TCP proxy before the server's socket, which can swallow what passes: a network that fails without a word."""
+"""A TCP proxy before the server's socket that can swallow what passes: a network that fails silently."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pljobs.embedded import PORT, SUPERUSER, Server
 
 
 class Proxy:
-    """Forward TCP connections to the server; `swallow_up` and `swallow_down` drop what passes, and keep all open.
+    """Forward TCP connections; `swallow_up` and `swallow_down` drop what passes, and keep all open.
 
     Runs in a thread of its own, so that it works whatever the test's event loop does.
     """

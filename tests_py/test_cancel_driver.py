@@ -7,7 +7,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -493,12 +493,11 @@ async def test_a_task_group_after_a_swallowed_abort_fails_as_a_group(
     async def fails() -> None:
         raise ValueError("one of the group")
 
-    async def body(ready: asyncio.Event) -> object:
+    async def body(ready: asyncio.Event) -> None:
         await swallowing(ready)
         async with asyncio.TaskGroup() as group:
             group.create_task(fails())
             await asyncio.sleep(1000)
-        return "nothing"
 
     async with aborted_run(app, body) as job_id:
         found = await until(aconn, job_id)
@@ -522,7 +521,7 @@ async def test_a_timeout_of_the_bodys_own_before_any_abort_is_a_timeout(app: App
 
 
 async def test_an_abort_inside_of_a_timeout_is_no_timeout(app: App, aconn: Conn) -> None:
-    async def body(ready: asyncio.Event) -> object:
+    async def body(ready: asyncio.Event) -> None:
         async with asyncio.timeout(DEADLINE):
             ready.set()
             await asyncio.get_running_loop().create_future()
@@ -576,11 +575,9 @@ async def catches_everything(ready: asyncio.Event, go: asyncio.Event) -> None:
 
 async def library_eats_it(ready: asyncio.Event, go: asyncio.Event) -> None:
     async def library() -> None:
-        while True:
-            with contextlib.suppress(asyncio.CancelledError):
-                ready.set()
-                await _forever()
-            return
+        with contextlib.suppress(asyncio.CancelledError):
+            ready.set()
+            await _forever()
 
     await library()
     await go.wait()
@@ -632,7 +629,7 @@ async def test_what_a_task_does_with_its_abort_is_seen(
     async with aborted_run(app, lambda ready: shape(ready, go)) as job_id:
 
         async def reported() -> bool:
-            return (await request(aconn, job_id))["handling"] == handling
+            return bool((await request(aconn, job_id))["handling"] == handling)
 
         if handling is not None:
             await wait_until_async(reported, DEADLINE, f"the request is seen as {handling}")
@@ -664,7 +661,7 @@ async def test_an_abort_beats_a_broad_except_in_a_loop(app: App, aconn: Conn) ->
             try:
                 started.set()
                 if context.abort_flag.wait(0.05):
-                    raise JobAborted("stops here")
+                    raise JobAborted("stops here")  # noqa: TRY301
             except Exception:
                 pass
         return "never heard"
@@ -716,7 +713,7 @@ class Tasks:
         lambda tasks: tasks.returns_awaitable,
         lambda tasks: functools.partial(tasks.returns_awaitable),
         lambda tasks: tasks.returns_custom_awaitable,
-        lambda tasks: lambda: tasks.method(),
+        lambda tasks: lambda: tasks.method(),  # noqa: PLW0108
     ],
     ids=[
         "method",
@@ -888,7 +885,7 @@ async def test_a_blocked_event_loop_keeps_its_lease_and_threads_hear_of_aborts(
             assert state == "alive"
             if beat - before[0] > timedelta(seconds=1.5) and lag > timedelta(seconds=1):
                 return "seen"
-            time.sleep(0.05)
+            time.sleep(0.05)  # noqa: ASYNC251
         return "the lag was not seen"
 
     def heartbeat() -> tuple[Any, Any, str]:
@@ -923,9 +920,8 @@ class Unprintable:
     ["NUL \0", "surrogate \ud800", "long " * 1000, "two\nlines", Unprintable(), 3],
     ids=["NUL", "surrogate", "long", "lines", "unprintable", "number"],
 )
-async def test_no_abort_message_keeps_a_job_from_ending(
-    app: App, aconn: Conn, given: object, _quiet: None
-) -> None:
+@pytest.mark.usefixtures("_quiet")
+async def test_no_abort_message_keeps_a_job_from_ending(app: App, aconn: Conn, given: object) -> None:
     started = threading.Event()
 
     @app.task(name="aborts", pass_context=True)
@@ -944,7 +940,6 @@ async def test_no_abort_message_keeps_a_job_from_ending(
 
 
 @pytest.fixture
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let logging print what it can't write, as it does outside of tests."""
     monkeypatch.setattr("_pytest.logging.LogCaptureHandler.handleError", lambda *_: None)
-    yield

@@ -349,3 +349,17 @@ def test_the_calls_of_the_driver_are_those_of_the_sql_page() -> None:
         function = re.search(r"pljobs\.(\w+_v\d+)\(", call.statement)
         assert function is not None
         assert function[1] in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_the_commands_that_a_page_names_exist(page: Path) -> None:
+    from pljobs.cli_commands import cli
+
+    text = " ".join(page.read_text().split())
+    for said in re.findall(r"`pljobs ([a-z][^`]*)`", text):
+        words = said.split()
+        command = cli.commands.get(words[0])
+        assert command is not None, f"{page.name}: pljobs {said}"
+        options = {option for parameter in command.params for option in parameter.opts}
+        wanted = {word for word in words[1:] if re.match(r"--?[a-z]", word)}
+        assert wanted <= options, f"{page.name}: pljobs {said}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -31,8 +32,8 @@ KINDS = pytest.mark.parametrize("kind", ["async", "sync"])
 def cancel(request: pytest.FixtureRequest, app: App, server: Server, db_url: str) -> Cancel:
     """The three ways to cancel a job; True where it is, or is asked to be, stopped."""
 
-    async def from_sync(job_id: int, **flags: bool) -> bool:
-        return await asyncio.to_thread(app.job_manager.cancel_job_by_id, job_id, **flags)
+    async def from_sync(job_id: int, **flags: Any) -> bool:
+        return await asyncio.to_thread(lambda: app.job_manager.cancel_job_by_id(job_id, **flags))
 
     async def from_psql(job_id: int, **flags: bool) -> bool:
         named = "".join(f", {name} => {str(value).lower()}" for name, value in flags.items())
@@ -231,6 +232,16 @@ class Counted:
         await wait_until_async(lambda: self.count(name) >= wanted, DEADLINE, f"{more} more {name}")
 
 
+async def until_first_heartbeat(aconn: Conn) -> None:
+    """Wait for the one that every worker makes when it begins."""
+
+    async def made() -> bool:
+        cursor = await aconn.execute("SELECT FROM pljobs.workers WHERE heartbeat_at > started_at")
+        return await cursor.fetchone() is not None
+
+    await wait_until_async(made, DEADLINE)
+
+
 async def test_it_polls_for_requests_only_while_it_runs_a_job(
     app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,11 +250,11 @@ async def test_it_polls_for_requests_only_while_it_runs_a_job(
     @app.task(name="held")
     async def held() -> None:
         body.started.set()
-        while not body.go.is_set():
-            await asyncio.sleep(0.005)
+        await asyncio.to_thread(body.go.wait, DEADLINE)
 
     counted = Counted(monkeypatch)
     async with running(app, **POLLING | {"fetch_job_polling_interval": 0.02}):
+        await until_first_heartbeat(aconn)
         await counted.until_more("fetch_jobs", 10)
         assert counted.count("heartbeat") == 1  # the one when it began
         job_id = await held.defer_async()
@@ -277,14 +288,13 @@ async def test_the_poll_for_requests_respects_its_interval(
         await counted.until_more("heartbeat", 5)
     # The first one is the worker's own beginning; the last one may be its end.
     polls = counted.times["heartbeat"][1:]
-    assert all(later - earlier >= 0.1 for earlier, later in zip(polls, polls[1:], strict=False))
+    assert all(later - earlier >= 0.1 for earlier, later in itertools.pairwise(polls))
 
 
 async def test_a_long_interval_for_requests_is_respected_too(
     app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = abortable(app, "async")
-    job_id = await app.configure_task("abortable").defer_async()
     counted = Counted(monkeypatch)
     options = POLLING | {
         "concurrency": 2,
@@ -292,6 +302,8 @@ async def test_a_long_interval_for_requests_is_respected_too(
         "abort_job_polling_interval": 500.0,
     }
     async with running(app, **options):
+        await until_first_heartbeat(aconn)
+        job_id = await app.configure_task("abortable").defer_async()
         await body.until_started()
         await app.job_manager.cancel_job_by_id_async(job_id, abort=True)
         await counted.until_more("fetch_jobs", 20)

@@ -1,4 +1,4 @@
-"""What keeps the queue in order: rescue, lanes, periodic tasks, pruning; in any number of processes at once."""
+"""What keeps the queue in order: rescue, lanes, periodic tasks, pruning; in any number at once."""
 
 from __future__ import annotations
 
@@ -126,7 +126,10 @@ async def test_each_tick_of_a_periodic_task_is_one_job_however_many_managers(app
         aconn, "SELECT count(DISTINCT args ->> 'timestamp') FROM pljobs.jobs"
     )
     # One after the other, with none left out.
-    gaps = "SELECT max(n) - min(n) + 1 - count(*) FROM (SELECT (args ->> 'timestamp')::int AS n FROM pljobs.jobs) AS t"
+    gaps = (
+        "SELECT max(n) - min(n) + 1 - count(*)"
+        " FROM (SELECT (args ->> 'timestamp')::int AS n FROM pljobs.jobs) AS t"
+    )
     assert await count(aconn, gaps) == 0
 
 

@@ -160,7 +160,7 @@ async def test_two_jobs_of_one_lock_never_run_at_once_and_run_in_order(app: App)
     for lock in ("one", "two"):
         assert at_once[lock].most == 1
         assert len(at_once[lock].order) == 6
-        assert at_once[lock].order == sorted(map(int, at_once[lock].order))  # type: ignore[arg-type, call-overload]
+        assert at_once[lock].order == sorted(map(int, at_once[lock].order))  # type: ignore[arg-type]
     assert len(at_once[None].order) == 6
 
 
@@ -316,12 +316,12 @@ async def test_no_result_keeps_a_job_from_succeeding(
     assert found["message"] is None if message is None else found["message"].startswith(message)
 
 
-class Unprintable(Exception):
+class UnprintableError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
 
-class Impolite(Exception):
+class ImpoliteError(Exception):
     def __str__(self) -> str:
         raise ValueError
 
@@ -336,8 +336,8 @@ class Impolite(Exception):
         (ValueError("NUL \0"), "ValueError: NUL \ufffd"),
         (ValueError("lone \ud800 surrogate"), "ValueError: lone \ufffd surrogate"),
         (ValueError("long " * 100_000), None),
-        (Unprintable(), "Unprintable: (its text can't be had)"),
-        (Impolite(), "Impolite: (its text can't be had)"),
+        (UnprintableError(), "UnprintableError: (its text can't be had)"),
+        (ImpoliteError(), "ImpoliteError: (its text can't be had)"),
         (
             ExceptionGroup("group", [ValueError("one"), KeyError("two")]),
             "ExceptionGroup: group (2 sub-exceptions)",

@@ -44,7 +44,8 @@ def job(conn: Conn, job_id: int) -> tuple[str, int, int]:
         "SELECT status, attempts, crashes FROM pljobs.jobs WHERE id = %s", [job_id]
     ).fetchone()
     assert found is not None
-    return found
+    status, attempts, crashes = found
+    return status, attempts, crashes
 
 
 def until_status(conn: Conn, job_id: int, status: str) -> tuple[str, int, int]:

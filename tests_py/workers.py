@@ -91,8 +91,7 @@ async def until(
         return found if found["status"] in wanted else None
 
     found = await wait_until_async(reached, deadline, f"job {job_id} becomes {' or '.join(wanted)}")
-    assert found is not None
-    return found
+    return found or {}
 
 
 async def psql(server: Server, db_url: str, sql: str) -> str:
@@ -107,7 +106,7 @@ async def psql(server: Server, db_url: str, sql: str) -> str:
     return output.decode().strip()
 
 
-# Workers as processes: `python worker_process.py URL OPTIONS`, whose tasks write what they do into a side table.
+# Workers as processes: `python worker_process.py URL OPTIONS`; their tasks write into a side table.
 
 SIDE_TABLE = """
     CREATE TABLE IF NOT EXISTS public.side (

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import Literal, Self, TypedDict, Unpack
 
@@ -30,6 +31,7 @@ class WorkerOptions(TypedDict, total=False):
     SIGTERM. `additional_context`: for `JobContext`. `update_heartbeat_interval`: how often to tell the
     database that the worker lives; `stalled_worker_timeout`: after how long without that its jobs are taken
     from it. `unknown_tasks`: fail jobs whose task isn't registered here, or leave them for other workers.
+    `retention`: delete jobs and history that ended longer ago; None keeps them.
     """
 
     queues: Iterable[str] | None
@@ -46,6 +48,7 @@ class WorkerOptions(TypedDict, total=False):
     update_heartbeat_interval: float
     stalled_worker_timeout: float
     unknown_tasks: Literal["fail", "leave"]
+    retention: timedelta | None
 
 
 class PeriodicDefaults(TypedDict, total=False):

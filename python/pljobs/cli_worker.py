@@ -15,7 +15,7 @@ from pljobs import processes
 from pljobs.app import App, WorkerOptions
 from pljobs.cli_base import Exit, Failure, app_option, connector, duration, load_app, url_option
 from pljobs.cli_logging import set_up
-from pljobs.exceptions import InvalidArgument, SchemaMissing
+from pljobs.exceptions import SchemaMissing
 from pljobs.maintenance import Manager
 
 T = TypeVar("T")
@@ -73,6 +73,9 @@ def logging_options(command: Callable[..., T]) -> Callable[..., T]:
     help="Fail jobs of tasks that the App doesn't know, or leave them for others. Default: fail.",
 )
 @click.option(
+    "--retention", type=duration, help="Delete jobs and history that ended longer ago: 30d. Default: never."
+)
+@click.option(
     "--processes", "process_count", type=click.IntRange(min=1), default=1, help="Use more cores. Default: 1."
 )
 @logging_options
@@ -90,6 +93,7 @@ def worker(
     listen_notify: bool | None,
     delete_jobs: Literal["never", "successful", "always"] | None,
     unknown_tasks: Literal["fail", "leave"] | None,
+    retention: timedelta | None,
     process_count: int,
 ) -> None:
     """Run jobs, until SIGINT or SIGTERM: the first lets running jobs end, the second aborts them.
@@ -125,10 +129,9 @@ def worker(
         options["delete_jobs"] = delete_jobs
     if unknown_tasks is not None:
         options["unknown_tasks"] = unknown_tasks
-    try:
-        asyncio.run(_work(app, options))
-    except InvalidArgument as error:
-        raise Failure(str(error), Exit.USAGE) from error
+    if retention is not None:
+        options["retention"] = retention
+    asyncio.run(_work(app, options))
 
 
 @click.command()
@@ -160,10 +163,7 @@ def manager(
     periodic tasks.
     """
     app = App(connector(url)) if app_path is None else load_app(app_path, url)
-    try:
-        asyncio.run(_manage(app, interval=interval, retention=retention, max_crashes=max_crashes))
-    except InvalidArgument as error:
-        raise Failure(str(error), Exit.USAGE) from error
+    asyncio.run(_manage(app, interval=interval, retention=retention, max_crashes=max_crashes))
 
 
 async def _work(app: App, options: WorkerOptions) -> None:

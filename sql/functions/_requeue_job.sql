@@ -6,12 +6,13 @@ CREATE OR REPLACE FUNCTION pljobs._requeue_job(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
+SET lock_timeout = '500ms'
 AS $$
 -- any state but todo -> todo.  Writes how the attempt before ended as a job_event of `kind`, and notifies the queue's
 -- workers if the job can run at once. `charged` false takes the attempt back. A queueing lock that another waiting job
--- holds meanwhile is given up: else a bulk rescue could never succeed. Waits for a transaction that is inserting the same
--- queueing lock: who requeues many does so in order of queueing_lock. The caller holds the job's row locked, and wakes the
--- lane that it was in.
+-- holds meanwhile is given up: else a bulk rescue could never succeed. So is one that a transaction has been inserting for
+-- longer than the lock_timeout above: no person's open transaction may stop a worker's heartbeat. Who requeues many does so
+-- in order of queueing_lock. The caller holds the job's row locked, and wakes the lane that it was in.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_waiting_for text;
@@ -40,7 +41,7 @@ BEGIN
              WHERE j.id = _requeue_job.job_id
             RETURNING j.waiting_for, j.queue INTO v_waiting_for, v_queue;
             EXIT;
-        EXCEPTION WHEN unique_violation THEN
+        EXCEPTION WHEN unique_violation OR lock_not_available THEN
             v_queueing_lock := NULL;
         END;
     END LOOP;

@@ -50,12 +50,14 @@ BEGIN
            handling = CASE WHEN r.run_id = ANY (heartbeat_v1.handling) THEN 'handling'
                            WHEN r.run_id = ANY (heartbeat_v1.swallowed) THEN 'swallowed' ELSE r.handling END
      WHERE r.id = ANY (ARRAY(
-           SELECT o.id FROM pljobs.job AS j JOIN pljobs.request AS o ON o.id = j.request_id
-            WHERE j.worker_id = heartbeat_v1.worker_id AND j.status = 'doing'
+           SELECT o.id FROM pljobs.request AS o
+            -- An array, not a join: no plan may walk all requests.
+            WHERE o.id = ANY (ARRAY(SELECT j.request_id FROM pljobs.job AS j
+                                     WHERE j.worker_id = heartbeat_v1.worker_id AND j.status = 'doing' AND j.request_id IS NOT NULL))
               AND (o.delivered_at IS NULL
                    OR (o.run_id = ANY (heartbeat_v1.handling) AND o.handling IS DISTINCT FROM 'handling')
                    OR (o.run_id = ANY (heartbeat_v1.swallowed) AND o.handling IS DISTINCT FROM 'swallowed'))
-            ORDER BY o.id FOR NO KEY UPDATE OF o SKIP LOCKED));
+            ORDER BY o.id FOR NO KEY UPDATE SKIP LOCKED));
 
     RETURN QUERY
     SELECT coalesce(h.run_id, j.run_id), j.id,
@@ -64,7 +66,8 @@ BEGIN
       FROM unnest(heartbeat_v1.run_ids) AS h(run_id)
       FULL JOIN (SELECT d.id, d.run_id, d.request_id FROM pljobs.job AS d
                   WHERE d.worker_id = heartbeat_v1.worker_id AND d.status = 'doing') AS j ON j.run_id = h.run_id
-      LEFT JOIN pljobs.request AS r ON r.id = j.request_id
+      LEFT JOIN LATERAL (SELECT o.id, o.requested_by, o.actor, o.reason, o.requested_at
+                           FROM pljobs.request AS o WHERE o.id = j.request_id OFFSET 0) AS r ON true
      WHERE h.run_id IS NOT NULL OR j.request_id IS NOT NULL;
 
     PERFORM pljobs._wake_lanes(v_locks, take_lane => true);

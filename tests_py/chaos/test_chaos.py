@@ -135,8 +135,8 @@ class Chaos:
         for worker in self.workers:
             assert worker.popen.poll() is None, worker.log.read_text(errors="replace")
         with self.connect() as conn:
-            for job_id in conn.execute("SELECT id FROM pljobs.jobs WHERE task = 'forever'").fetchall():
-                self._cancel(conn, *job_id, abort=True)
+            for (job_id,) in conn.execute("SELECT id FROM pljobs.jobs WHERE task = 'forever'").fetchall():
+                self._cancel(conn, job_id, abort=True)
         wait_until(self._all_ended, 60, "all jobs end")
 
     def stop(self) -> None:

@@ -1,0 +1,130 @@
+"""What the SQL functions do to one job, in Python: small enough to read, to search through, and to compare.
+
+`variant` puts a mistake in, one that other queues have made: a search that doesn't find it is worth nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+Status = Literal["todo", "doing", "succeeded", "failed", "cancelled", "aborted", "gone"]
+FINAL = ("succeeded", "failed", "cancelled", "aborted")
+
+VARIANTS = MappingProxyType(
+    {
+        "finish by id": "a finish is taken for any job that is todo or doing",
+        "finish by state": "a finish is taken for any job that is doing, whichever run it is of",
+        "flag lost": "a rescue forgets the request",
+        "retry after request": "a failure is retried though an abort was asked for",
+        "unguarded rescue": "a rescue requeues what has ended meanwhile",
+        "flag kept": "a person's retry leaves the old request open",
+        "interrupted wins": "a shutdown requeues a job that was asked to abort",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobModel:
+    """One job. `written` holds what each run's own finish wrote, for replays."""
+
+    status: Status = "todo"
+    run: int | None = None
+    asked: bool = False
+    delete: bool = False
+    attempts: int = 0
+    crashes: int = 0
+    written: tuple[tuple[int, str], ...] = ()
+
+    # Each verb returns the job as it is then, and the answer.
+
+    def claim(self, run: int) -> JobModel:
+        assert self.status == "todo"
+        return replace(self, status="doing", run=run, attempts=self.attempts + 1)
+
+    def cancel(
+        self, *, abort: bool = False, delete: bool = False, force: bool = False
+    ) -> tuple[JobModel, str]:
+        if self.status == "gone":
+            return self, "not_found"
+        if self.status == "doing":
+            if not (abort or force):
+                return self, "running"
+            answer = "abort_already_requested" if self.asked else "abort_requested"
+            asked = replace(self, asked=True, delete=self.delete or delete)
+            if not force:
+                return asked, answer
+            ended = asked._aborted()
+            return ended, "deleted" if ended.status == "gone" else "aborted"
+        if self.status == "todo" or (delete and self.status in {"cancelled", "aborted"}):
+            return (self._gone(), "deleted") if delete else (replace(self, status="cancelled"), "cancelled")
+        return self, "already_cancelled" if self.status in {"cancelled", "aborted"} else "already_finished"
+
+    def finish(
+        self, run: int, outcome: str, *, retry: bool = False, delete: bool = False, variant: str = ""
+    ) -> tuple[JobModel, str]:
+        if self.status == "gone":
+            return self, "not_found"
+        fits = {
+            "finish by id": self.status in {"todo", "doing"},
+            "finish by state": self.status == "doing",
+        }.get(variant, self.status == "doing" and self.run == run)
+        if not fits:
+            return self, dict(self.written).get(run, "stale")
+        asked = self.asked and not (variant == "retry after request" and outcome == "failed")
+        if asked and variant == "interrupted wins" and outcome == "interrupted":
+            asked = False
+        if asked and outcome in {"aborted", "interrupted"}:
+            ended = self._aborted(run)
+            return ended, "deleted" if ended.status == "gone" else "aborted"
+        if not asked and outcome == "interrupted":
+            return self._todo(run, attempts=self.attempts - 1), "todo"
+        if outcome == "aborted":
+            outcome = "failed"
+        if outcome == "failed" and retry and not asked:
+            return self._todo(run), "todo"
+        if delete:
+            return self._gone(), "deleted"
+        return self._ended(outcome, run), outcome
+
+    def rescue(self, *, max_crashes: int = 3, variant: str = "") -> tuple[JobModel, str]:
+        if variant == "unguarded rescue" and self.status in FINAL:
+            return self._todo(), "todo"
+        assert self.status == "doing"
+        if self.asked and variant != "flag lost":
+            ended = self._aborted()
+            return ended, "deleted" if ended.status == "gone" else "aborted"
+        if self.crashes + 1 < max_crashes:
+            return self._todo(crashes=self.crashes + 1), "todo"
+        return replace(self._ended("failed"), crashes=self.crashes + 1), "failed"
+
+    def give_back(self) -> JobModel:
+        """Return what the worker never received."""
+        return self._aborted() if self.asked else self._todo(attempts=self.attempts - 1)
+
+    def delete_job(self) -> tuple[JobModel, str]:
+        answers = {"gone": "not_found", "todo": "todo", "doing": "running"}
+        return (self._gone(), "deleted") if self.status in FINAL else (self, answers[self.status])
+
+    def retry_job(self, *, variant: str = "") -> tuple[JobModel, str]:
+        answers = {"gone": "not_found", "todo": "todo", "doing": "running", "succeeded": "succeeded"}
+        if self.status in answers:
+            return self, answers[self.status]
+        return replace(self._todo(crashes=0), asked=variant == "flag kept"), "requeued"
+
+    def _aborted(self, run: int | None = None) -> JobModel:
+        return self._gone() if self.delete else self._ended("aborted", run)
+
+    def _gone(self) -> JobModel:
+        return JobModel(status="gone")
+
+    def _ended(self, status: str, run: int | None = None) -> JobModel:
+        return replace(self._closed(run, status), status=status)  # type: ignore[arg-type]
+
+    def _todo(self, run: int | None = None, **changes: int) -> JobModel:
+        return replace(self._closed(run, "todo"), status="todo", **changes)  # type: ignore[arg-type]
+
+    def _closed(self, run: int | None, wrote: str) -> JobModel:
+        written = (*self.written, (run, wrote)) if run is not None else self.written
+        return replace(self, run=None, asked=False, delete=False, written=written)

@@ -1,0 +1,371 @@
+"""Every interleaving of two workers and a person over one job, in a model; and that the SQL is that model."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from psycopg.types.json import Jsonb
+
+from model import FINAL, VARIANTS, JobModel
+from pljobs.embedded import Server
+
+# The model
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker with a run: its body goes on, or has ended so."""
+
+    run: int
+    outcome: str | None = None
+    retry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The job, two workers, and what a person knows."""
+
+    job: JobModel = field(default_factory=JobModel)
+    a: Worker | None = None
+    b: Worker | None = None
+    claims: int = 0
+    retries: int = 0
+    ends: int = 0
+    # Somebody was told that the job is asked to abort, or that it is cancelled.
+    told: str = ""
+    bad: str = ""
+
+
+def holding(world: World, name: str, worker: Worker | None) -> World:
+    """Return the world with this worker changed."""
+    return replace(world, a=worker) if name == "a" else replace(world, b=worker)
+
+
+def steps(world: World, variant: str, claims: int) -> Iterator[tuple[str, World]]:
+    """Go through all that may happen next."""
+    job = world.job
+    for name in ("a", "b"):
+        worker: Worker | None = getattr(world, name)
+        if worker is None:
+            if job.status == "todo" and world.claims < claims:
+                run = world.claims + 1
+                claimed = replace(world, job=job.claim(run), claims=run)
+                yield f"{name} claims run {run}", holding(claimed, name, Worker(run))
+                yield f"{name} claims run {run}, reply lost", claimed
+            continue
+        yield f"{name} is killed", holding(world, name, None)
+        if worker.outcome is None:
+            for outcome, retry in (
+                ("succeeded", False),
+                ("failed", False),
+                ("failed", True),
+                ("interrupted", False),
+            ):
+                ended = Worker(worker.run, outcome, retry)
+                yield f"{name}'s body: {outcome}{' (retry)' * retry}", holding(world, name, ended)
+            if job.asked and job.run == worker.run:
+                yield (
+                    f"{name}'s body: aborted",
+                    holding(world, name, Worker(worker.run, "aborted", retry=True)),
+                )
+        else:
+            after, answer = job.finish(worker.run, worker.outcome, retry=worker.retry, variant=variant)
+            stolen = after != job and job.run != worker.run
+            finished = moved(world, after, bad="a finish of another run was taken" if stolen else "")
+            yield f"{name} finishes run {worker.run}: {answer}", holding(finished, name, None)
+            yield f"{name} finishes run {worker.run}: {answer}, reply lost", finished
+    if job.status == "doing" or (variant == "unguarded rescue" and job.status in FINAL):
+        after, answer = job.rescue(variant=variant)
+        yield f"rescue: {answer}", moved(world, after)
+    for delete in (False, True):
+        after, answer = job.cancel(abort=True, delete=delete)
+        if after != job:
+            told = answer if answer in {"cancelled", "abort_requested"} else world.told
+            yield f"cancel: {answer}", replace(moved(world, after), told=told)
+    after, answer = job.cancel(force=True)
+    if after != job:
+        yield f"force: {answer}", moved(world, after)
+    if world.retries < 1:
+        after, answer = job.retry_job(variant=variant)
+        if answer == "requeued":
+            bad = "an old request meets the new run" if after.asked else ""
+            yield "retry", replace(world, job=after, retries=1, ends=0, told="", bad=bad)
+
+
+def moved(world: World, after: JobModel, bad: str = "") -> World:
+    """Return the world with the job moved on, and what is wrong with that."""
+    before = world.job
+    ends = world.ends + (after.status in FINAL and after.status != before.status)
+    if before.status in FINAL and after.status not in {before.status, "gone"}:
+        bad = bad or f"{before.status} became {after.status}"
+    if ends > 1:
+        bad = bad or "two ends"
+    if world.told == "abort_requested" and after.status == "todo":
+        bad = bad or "runs again after an abort was asked for"
+    if world.told == "cancelled" and after.status == "doing":
+        bad = bad or "runs though it was cancelled"
+    return replace(world, job=after, ends=ends, bad=bad)
+
+
+def search(variant: str = "", claims: int = 3) -> tuple[int, list[str]]:
+    """Go through all states, nearest first; return how many there are, and the way to the first bad one."""
+    start = World()
+    parents: dict[World, tuple[World, str] | None] = {start: None}
+    todo = deque([start])
+    while todo:
+        world = todo.popleft()
+        if world.bad:
+            trace = [world.bad]
+            while (parent := parents[world]) is not None:
+                world, step = parent
+                trace.append(step)
+            return len(parents), trace[::-1]
+        for step, after in steps(world, variant, claims):
+            if after not in parents:
+                parents[after] = (world, step)
+                todo.append(after)
+    return len(parents), []
+
+
+def test_no_interleaving_breaks_a_rule() -> None:
+    states, trace = search()
+    assert trace == []
+    assert states > 1000
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_mistake_of_other_queues_is_found(variant: str) -> None:
+    _, trace = search(variant)
+    assert trace, VARIANTS[variant]
+
+
+# The SQL is the model
+
+OUTCOMES = st.sampled_from(["succeeded", "failed", "aborted", "interrupted"])
+WORKER = st.sampled_from([0, 1])
+JOB = st.sampled_from([0, 1])
+
+
+@dataclass(slots=True)
+class WorkerModel:
+    id: int
+    alive: bool = True
+    stopped: bool = False
+
+
+class Machine(RuleBasedStateMachine):
+    """Call the functions at random, and the model beside them; all answers and rows must be the same."""
+
+    conn: psycopg.Connection[Any]
+
+    @initialize(locked=st.booleans())
+    def begin(self, locked: bool) -> None:
+        self.conn.execute("TRUNCATE pljobs.job, pljobs.job_event, pljobs.request, pljobs.worker")
+        self.locked = locked
+        self.ids = [self.new_job() for _ in range(2)]
+        self.jobs = [JobModel(), JobModel()]
+        self.workers = [WorkerModel(self.ask(REGISTER, None)) for _ in range(2)]
+        self.owner: dict[int, int] = {}  # run -> worker
+        self.job_of: dict[int, int] = {}  # run -> job
+        self.old: set[int] = set()  # runs older than a lease
+
+    def ask(self, query: str, *params: object) -> Any:
+        found = self.conn.execute(query.encode(), params).fetchone()
+        assert found is not None
+        return found[0] if len(found) == 1 else found
+
+    def new_job(self) -> int:
+        return int(self.ask("SELECT pljobs.defer_job('t', lock => %s)", "lane" if self.locked else None))
+
+    @precondition(lambda self: any(job.status in {"gone", "succeeded"} for job in self.jobs))
+    @rule()
+    def defer_anew(self) -> None:
+        """Put a new job in the place of one with which nothing more can happen."""
+        place = next(place for place, job in enumerate(self.jobs) if job.status in {"gone", "succeeded"})
+        self.ids[place], self.jobs[place] = self.new_job(), JobModel()
+        self.job_of = {run: at for run, at in self.job_of.items() if at != place}
+
+    @rule(worker=WORKER, count=st.integers(1, 3))
+    def fetch(self, worker: int, count: int) -> None:
+        who = self.workers[worker]
+        query = "SELECT job_id, run_id, attempts FROM pljobs.fetch_jobs_v1(%s, max_jobs => %s)"
+        if who.stopped or not who.alive:
+            with pytest.raises(psycopg.Error) as caught:
+                self.conn.execute(query, [who.id, count])
+            assert caught.value.sqlstate == "PJ003"
+            return
+        rows = self.conn.execute(query, [who.id, count]).fetchall()
+        ready = sorted(
+            (place for place, job in enumerate(self.jobs) if job.status == "todo"), key=self.ids.__getitem__
+        )
+        if self.locked:
+            busy = any(job.status == "doing" for job in self.jobs)
+            ready = [] if busy else ready[:1]
+        assert [job_id for job_id, _, _ in rows] == [self.ids[place] for place in ready[:count]]
+        for place, (_, run, attempts) in zip(ready, rows, strict=False):
+            self.jobs[place] = self.jobs[place].claim(run)
+            assert attempts == self.jobs[place].attempts
+            self.owner[run], self.job_of[run] = worker, place
+
+    @precondition(lambda self: self.job_of)
+    @rule(data=st.data(), outcome=OUTCOMES, retry=st.booleans(), delete=st.booleans())
+    def finish(self, data: st.DataObject, outcome: str, retry: bool, delete: bool) -> None:
+        # The newest first: half of the time a run that goes on, else any, also an old one.
+        runs = sorted(self.job_of, reverse=True)
+        current = [run for run in runs if any(job.run == run for job in self.jobs)]
+        run = data.draw(st.sampled_from(current or runs) | st.sampled_from(runs), label="run")
+        self.end(run, outcome, retry, delete)
+
+    @precondition(lambda self: any(job.asked for job in self.jobs))
+    @rule(outcome=OUTCOMES, retry=st.booleans())
+    def finish_what_was_asked_to_abort(self, outcome: str, retry: bool) -> None:
+        self.end(next(job.run for job in self.jobs if job.asked and job.run), outcome, retry, delete=False)
+
+    def end(self, run: int, outcome: str, retry: bool, delete: bool) -> None:
+        place = self.job_of[run]
+        end = {"job_id": self.ids[place], "run_id": run, "outcome": outcome, "delete_job": delete}
+        if retry:
+            end["retry_at"] = "2020-01-01T00:00:00Z"
+        said = self.ask("SELECT status FROM pljobs.finish_jobs_v1(%s)", Jsonb([end]))
+        self.jobs[place], answer = self.jobs[place].finish(run, outcome, retry=retry, delete=delete)
+        assert said == answer
+
+    @rule(place=JOB, abort=st.booleans(), delete=st.booleans(), force=st.booleans())
+    def cancel(self, place: int, abort: bool, delete: bool, force: bool) -> None:
+        query = "SELECT pljobs.cancel_job(%s, abort => %s, delete_job => %s, force => %s)"
+        said = self.ask(query, self.ids[place], abort, delete, force)
+        self.jobs[place], answer = self.jobs[place].cancel(abort=abort, delete=delete, force=force)
+        assert said == answer
+
+    @rule(place=JOB)
+    def abort(self, place: int) -> None:
+        self.cancel(place, abort=True, delete=False, force=False)
+
+    @rule(place=JOB)
+    def delete(self, place: int) -> None:
+        said = self.ask("SELECT pljobs.delete_job(%s)", self.ids[place])
+        self.jobs[place], answer = self.jobs[place].delete_job()
+        assert said == answer
+
+    @rule(place=JOB)
+    def retry(self, place: int) -> None:
+        said = self.ask("SELECT pljobs.retry_job(%s)", self.ids[place])
+        self.jobs[place], answer = self.jobs[place].retry_job()
+        assert said == answer
+
+    @rule(worker=WORKER)
+    def lease_runs_out(self, worker: int) -> None:
+        who = self.workers[worker]
+        self.conn.execute(
+            "UPDATE pljobs.worker SET expires_at = now() - interval '1 s' WHERE id = %s", [who.id]
+        )
+        who.alive = False
+
+    @rule(worker=WORKER)
+    def register_again(self, worker: int) -> None:
+        who = self.workers[worker]
+        assert self.ask(REGISTER, who.id) == who.id
+        who.alive, who.stopped = True, False
+
+    @rule(max_crashes=st.integers(1, 3))
+    def rescue(self, max_crashes: int) -> None:
+        rows = self.conn.execute(
+            "SELECT * FROM pljobs.rescue_jobs_v1(max_crashes => %s)", [max_crashes]
+        ).fetchall()
+        expected = {}
+        for place, job in enumerate(list(self.jobs)):
+            if job.run is not None and not self.workers[self.owner[job.run]].alive:
+                self.jobs[place], expected[self.ids[place]] = job.rescue(max_crashes=max_crashes)
+        assert dict(rows) == expected
+        for worker in self.workers:
+            worker.stopped = worker.stopped or not worker.alive
+
+    @rule(worker=WORKER)
+    def worker_is_lost(self, worker: int) -> None:
+        self.lease_runs_out(worker)
+        self.rescue(3)
+        self.register_again(worker)
+
+    @rule()
+    def time_passes(self) -> None:
+        self.conn.execute("UPDATE pljobs.job SET started_at = now() - interval '1 h' WHERE status = 'doing'")
+        self.old |= {job.run for job in self.jobs if job.run is not None}
+
+    @rule(data=st.data(), worker=WORKER)
+    def heartbeat(self, data: st.DataObject, worker: int) -> None:
+        listed = data.draw(st.lists(st.sampled_from(sorted(self.job_of) or [0]), unique=True), label="runs")
+        who = self.workers[worker]
+        query = "SELECT run_id, verdict FROM pljobs.heartbeat_v1(%s, %s)"
+        if who.stopped:
+            with pytest.raises(psycopg.Error) as caught:
+                self.conn.execute(query, [who.id, listed])
+            assert caught.value.sqlstate == "PJ003"
+            return
+        said = dict(self.conn.execute(query, [who.id, listed]).fetchall())
+        who.alive = True
+        expected = dict.fromkeys(listed, "lost")
+        for place, job in enumerate(list(self.jobs)):
+            if job.run is None or self.owner[job.run] != worker:
+                continue
+            if job.run not in listed and job.run in self.old:
+                self.jobs[place] = job.give_back()
+            elif job.run in listed or job.asked:
+                expected[job.run] = "abort" if job.asked else "ok"
+        assert said == expected
+
+    @invariant()
+    def rows_are_as_the_model_says(self) -> None:
+        if not hasattr(self, "jobs"):
+            return
+        rows = self.conn.execute(
+            "SELECT id, status, run_id, abort_requested, attempts, crashes FROM pljobs.jobs"
+        )
+        found = {job_id: tuple(rest) for job_id, *rest in rows}
+        for job_id, job in zip(self.ids, self.jobs, strict=True):
+            expected = (job.status, job.run, job.asked, job.attempts, job.crashes)
+            assert found.get(job_id, ("gone", None, False, 0, 0)) == expected
+
+    @invariant()
+    def a_request_is_open_only_for_a_run_that_goes_on(self) -> None:
+        if hasattr(self, "jobs"):
+            open_runs = {
+                run
+                for (run,) in self.conn.execute(
+                    "SELECT run_id FROM pljobs.requests WHERE resolved_at IS NULL"
+                )
+            }
+            assert open_runs == {job.run for job in self.jobs if job.asked}
+
+    @invariant()
+    def nobody_sleeps_in_a_free_lane(self) -> None:
+        if hasattr(self, "jobs"):
+            assert self.ask("SELECT pljobs.wake_lanes_v1()") == 0
+
+
+REGISTER = "SELECT pljobs.register_worker_v1('w', 'h', 1, lease => '30 s', worker_id => %s)"
+
+
+def test_the_sql_is_the_model(server: Server, db_url: str) -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    with psycopg.connect(db_url, autocommit=True) as conn:
+        Machine.conn = conn
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=250,
+                stateful_step_count=40,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
