@@ -23,7 +23,14 @@ from pljobs.install import migrate
 HERE = Path(__file__).parent
 # Durable commits, as in production; autovacuum on, as in production.
 SETTINGS = {"shared_buffers": "512MB", "max_wal_size": "4GB", "max_connections": "50"}
-BARE = "CREATE TABLE bench_bare (id bigint PRIMARY KEY, taken boolean NOT NULL DEFAULT false) WITH (fillfactor = 90)"
+BARE = (
+    "CREATE TABLE bench_bare (id bigint PRIMARY KEY, taken boolean NOT NULL DEFAULT false)"
+    " WITH (fillfactor = 90)"
+)
+PLAIN_INSERT = "INSERT INTO bench_bare (taken) SELECT false FROM generate_series(1, %s)"
+DEFER = (
+    'SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(\'{"task": "noop"}\'::jsonb) FROM generate_series(1, %s)))'
+)
 BARE_INDEX = "CREATE INDEX ON bench_bare (id) WHERE NOT taken"
 
 
@@ -74,13 +81,13 @@ def bench_defer(server: Server, url: str, seconds: int) -> None:  # noqa: ARG001
             ours = batch * calls / (time.perf_counter() - began)
             began = time.perf_counter()
             for _ in range(calls):
-                conn.execute("INSERT INTO bench_bare (taken) SELECT false FROM generate_series(1, %s)", [batch])
+                conn.execute(PLAIN_INSERT, [batch])
             floor = batch * calls / (time.perf_counter() - began)
             print(f"{batch:>4} a call: {ours:>9,.0f} {floor:>9,.0f}   {ours / floor:.2f}")
 
 
 def bench_worker(server: Server, url: str, seconds: int) -> None:
-    """One worker, concurrency 32, no-op async tasks, beside pgbench's bare claim and delete, one client, one a call."""
+    """One worker, concurrency 32, no-op async tasks, beside pgbench's bare dequeue by one client."""
     app = App(url)
     jobs = 20_000
 
@@ -105,8 +112,9 @@ def bench_worker(server: Server, url: str, seconds: int) -> None:
         conn.execute("VACUUM ANALYZE bench_bare")
         floor = pgbench(server, url, "bare.sql", 1, seconds, clients=1)
     ours = statistics.median(rates)
-    print("jobs/s, one worker, concurrency 32, no-op async tasks; pgbench's bare dequeue, one client; their ratio")
-    print(f"{ours:>16,.0f} {floor:>9,.0f}   {ours / floor:.2f}   (runs: {', '.join(f'{r:,.0f}' for r in rates)})")
+    print("jobs/s: one worker, concurrency 32, no-op async tasks; a bare dequeue, one client; their ratio")
+    runs = ", ".join(f"{rate:,.0f}" for rate in rates)
+    print(f"{ours:>16,.0f} {floor:>9,.0f}   {ours / floor:.2f}   (runs: {runs})")
 
 
 def bench_abort(server: Server, url: str, seconds: int) -> None:  # noqa: ARG001
@@ -137,9 +145,12 @@ async def abort_times(url: str, listen: bool, interval: float, times: int) -> li
     async with app.open_async(), await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
         worker = asyncio.create_task(
             app.run_worker_async(
-                concurrency=4, listen_notify=listen, abort_job_polling_interval=interval,
-                fetch_job_polling_interval=0.05 if not listen else 5.0, install_signal_handlers=False,
-            )  # fmt: skip
+                concurrency=4,
+                listen_notify=listen,
+                abort_job_polling_interval=interval,
+                fetch_job_polling_interval=5.0 if listen else 0.05,
+                install_signal_handlers=False,
+            )
         )
         for number in range(times):
             await sleeper.defer_async()  # type: ignore[call-arg]
@@ -158,18 +169,14 @@ def defer(conn: psycopg.Connection, jobs: int) -> None:
     """Defer no-op jobs in one call, by at most 10,000."""
     while jobs > 0:
         now = min(jobs, 10_000)
-        conn.execute(
-            "SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg('{\"task\": \"noop\"}'::jsonb) FROM generate_series(1, %s)))", [now]
-        )
+        conn.execute(DEFER, [now])
         jobs -= now
 
 
 def pgbench(server: Server, url: str, script: str, batch: int, seconds: int, clients: int = 8) -> float:
     """Run a script and return its transactions a second."""
-    command = [
-        str(server.bin_dir / "pgbench"), "-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds), "-D", f"batch={batch}",
-        "-f", str(HERE / script), url,
-    ]  # fmt: skip
+    how = ["-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds), "-D", f"batch={batch}"]
+    command = [str(server.bin_dir / "pgbench"), *how, "-f", str(HERE / script), url]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     found = re.search(r"tps = ([\d.]+)", done.stdout)
     if found is None:

@@ -22,7 +22,7 @@ BEGIN
     FOR v_grant IN
         SELECT g.role, p.oid::regprocedure AS function
           FROM (VALUES ('pljobs_producer', v_producer), ('pljobs_worker', v_worker), ('pljobs_canceller', v_canceller),
-                       ('pljobs_operator', v_producer || v_worker || v_canceller || '{pause_queue,resume_queue}'::text[]))
+                       ('pljobs_operator', v_producer || v_worker || v_canceller || '{pause_queue,pause_queue_v1,resume_queue,resume_queue_v1}'::text[]))
                AS g(role, functions)
           JOIN pg_catalog.pg_roles AS r ON r.rolname = g.role
           JOIN pg_catalog.pg_proc AS p ON p.proname = ANY (g.functions)

@@ -18,7 +18,9 @@ def a_job(attempts: int = 0) -> Job:
 
 def wait_of(decision: RetryDecision | None) -> float:
     assert decision is not None
-    return round((decision.retry_at - datetime.now(UTC)).total_seconds())
+    assert decision.retry_at is None
+    assert decision.retry_in is not None
+    return round(decision.retry_in.total_seconds())
 
 
 @pytest.mark.parametrize(

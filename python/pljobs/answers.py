@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, Literal, TypeVar
 
 from pljobs.jobs import Status
@@ -18,7 +18,7 @@ CancelOutcome = Literal[
     "already_cancelled", "already_finished", "not_found",
 ]  # fmt: skip
 Outcome = Literal["succeeded", "failed", "aborted", "interrupted"]
-FinishStatus = Literal["succeeded", "failed", "aborted", "todo", "deleted", "stale", "not_found"]
+FinishStatus = Literal["succeeded", "failed", "aborted", "todo", "deleted", "stale", "not_found", "locked"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,6 +107,7 @@ class RunEnd:
     message: str | None = None
     error: str | None = None
     retry_at: datetime | None = None
+    retry_in: timedelta | None = None
     retry_queue: str | None = None
     retry_priority: int | None = None
     retry_lock: str | None = None

@@ -19,6 +19,7 @@ from pljobs.exceptions import InvalidArgument, InvalidJob
 from pljobs.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, Status
 
 FINAL = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.ABORTED)
+NOW, LONGEST_WAIT = timedelta(0), timedelta(days=3650)
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -35,6 +36,8 @@ def encode_job(job: Job, dumps: JsonDumps | None = None) -> str:
         fields["queueing_lock"] = checks.name("queueing_lock", job.queueing_lock, error=InvalidJob)
     if job.scheduled_at is not None:
         fields["scheduled_at"] = checks.aware("schedule_at", job.scheduled_at, error=InvalidJob).isoformat()
+    if job.scheduled_in is not None:
+        fields["scheduled_in"] = checks.as_seconds("schedule_in", job.scheduled_in, error=InvalidJob)
     args = arguments.encode_arguments(job.task_name, job.task_kwargs, dumps)
     return f'{json.dumps(fields)[:-1]}, "args": {args}}}'
 
@@ -155,15 +158,20 @@ def fetch_jobs(
     )
 
 
-def finish_jobs(runs: Sequence[RunEnd], *, dumps: JsonDumps | None = None) -> Call[list[FinishAnswer]]:
+def finish_jobs(
+    runs: Sequence[RunEnd], *, wait: bool = True, dumps: JsonDumps | None = None
+) -> Call[list[FinishAnswer]]:
     """Report how runs ended; answers what was written for each.
+
+    `wait` False: for a job that somebody's open transaction holds, answers `locked` at once instead.
 
     Send at most 100 at once: with a result of 1 MiB each, more would not fit into one JSON value of
     PostgreSQL's.
     """
     return Call(
-        "SELECT a.job_id, a.run_id, a.status FROM pljobs.finish_jobs_v1(runs => %(runs)s::jsonb) AS a",
-        {"runs": f"[{', '.join(_encode_run_end(run, dumps) for run in runs)}]"},
+        "SELECT a.job_id, a.run_id, a.status FROM pljobs.finish_jobs_v1(runs => %(runs)s::jsonb,"
+        " wait => %(wait)s::boolean) AS a",
+        {"runs": f"[{', '.join(_encode_run_end(run, dumps) for run in runs)}]", "wait": wait},
         lambda rows: [FinishAnswer(**row) for row in rows],
     )
 
@@ -276,7 +284,7 @@ def _encode_run_end(run: RunEnd, dumps: JsonDumps | None) -> str:
         fields["error"] = arguments.clip_text(run.error, arguments.MAX_ERROR)
     if run.delete_job:
         fields["delete_job"] = True
-    if run.retry_at is not None:
+    if run.retry_at is not None or run.retry_in is not None:
         fields |= _encode_retry(run)
     encoded = json.dumps(fields)
     return encoded if result is None else f'{encoded[:-1]}, "result": {result}}}'
@@ -288,6 +296,8 @@ def _encode_retry(run: RunEnd) -> dict[str, object]:
     with contextlib.suppress(InvalidArgument):
         if run.retry_at is not None:
             fields["retry_at"] = max(checks.aware("retry_at", run.retry_at), EARLIEST).isoformat()
+    if run.retry_in is not None:
+        fields["retry_in"] = checks.as_seconds("retry_in", min(max(run.retry_in, NOW), LONGEST_WAIT))
     with contextlib.suppress(InvalidArgument):
         if run.retry_priority is not None:
             fields["retry_priority"] = checks.priority(run.retry_priority)

@@ -81,7 +81,7 @@ def retry_job(
 def pause_queue(queue: str, *, reason: str | None = None, actor: str | None = None) -> Call[str]:
     """Stop a queue's jobs from being fetched; answers `paused` or `already_paused`."""
     return Call(
-        "SELECT pljobs.pause_queue(queue => %(queue)s::text, reason => %(reason)s::text,"
+        "SELECT pljobs.pause_queue_v1(queue => %(queue)s::text, reason => %(reason)s::text,"
         " actor => %(actor)s::text) AS outcome",
         {
             "queue": checks.name("queue", queue),
@@ -95,7 +95,7 @@ def pause_queue(queue: str, *, reason: str | None = None, actor: str | None = No
 def resume_queue(queue: str, *, reason: str | None = None, actor: str | None = None) -> Call[str]:
     """Let a paused queue's jobs be fetched again; answers `resumed` or `not_paused`."""
     return Call(
-        "SELECT pljobs.resume_queue(queue => %(queue)s::text, reason => %(reason)s::text,"
+        "SELECT pljobs.resume_queue_v1(queue => %(queue)s::text, reason => %(reason)s::text,"
         " actor => %(actor)s::text) AS outcome",
         {
             "queue": checks.name("queue", queue),

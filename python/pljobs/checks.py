@@ -12,6 +12,8 @@ MAX_NAME = 255
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 
+# From now, that is still a time which everybody can read.
+LONGEST_INTERVAL = timedelta(days=365 * 7000)
 Interval = timedelta | float | Mapping[str, float]
 """A length of time: a timedelta, a number of seconds, or timedelta's keywords as a mapping ({"hours": 2})."""
 
@@ -126,12 +128,11 @@ def interval(
         raise error(f"{what} is too long") from None
 
 
-def from_now(
+def as_seconds(
     what: str, value: Interval, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument
-) -> datetime:
-    """Return the time that lies this far from now, in UTC, or raise `error`."""
+) -> str:
+    """Return a length of time as PostgreSQL reads an interval, or raise `error`."""
     length = interval(what, value, error=error)
-    try:
-        return datetime.now(UTC) + length
-    except OverflowError:
-        raise error(f"{what} is too long: it ends after the year 9999") from None
+    if abs(length) > LONGEST_INTERVAL:
+        raise error(f"{what} is too long: it ends after the year 9999")
+    return f"{length // timedelta(microseconds=1)} microseconds"

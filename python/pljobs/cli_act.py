@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import click
 
-from pljobs import calls_cli, calls_people, db, exceptions
+from pljobs import calls_cli, calls_people, db
 from pljobs.answers import CancelResult
 from pljobs.app import App
 from pljobs.cli_base import (
@@ -80,12 +80,7 @@ def defer(
             schedule_in=schedule_in,
             connection=conn,
         )
-        try:
-            job_id = deferrer.batch_defer(args)[0]
-        except exceptions.AlreadyEnqueued as error:
-            raise Failure(str(error), Exit.REFUSED) from error
-        except exceptions.InvalidJob as error:
-            raise Failure(str(error), Exit.USAGE) from error
+        job_id = deferrer.batch_defer(args)[0]
     job = deferrer.job
     if as_json:
         click.echo(to_json({"job_id": job_id, "task": job.task_name, "queue": job.queue}))

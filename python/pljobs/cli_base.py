@@ -70,24 +70,30 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except exceptions.PljobsException as error:
-            raise Failure(_explained(error)) from error
+            raise Failure(*_explained(error)) from error
         except KeyboardInterrupt:
             click.echo("pljobs: interrupted", err=True)
             ctx.exit(Exit.INTERRUPTED)
 
 
-def _explained(error: exceptions.PljobsException) -> str:
+def _explained(error: exceptions.PljobsException) -> tuple[str, Exit]:
+    """Return what to say about an error, and the exit code."""
     match error:
         case exceptions.SchemaMissing():
             said = str(error).split("\n", 1)[0]
-            return f"the schema pljobs is not (or not wholly) in this database ({said}): run `pljobs migrate`"
+            missing = "the schema pljobs is not (or not wholly) in this database"
+            return f"{missing} ({said}): run `pljobs migrate`", Exit.ERROR
         case exceptions.DatabaseUnavailable():
-            return (
-                f"can't reach the database: {error} (say where it is with --url, PLJOBS_URL, or libpq's own"
-                " PGHOST, PGDATABASE ...)"
-            )
+            where = "say where it is with --url, PLJOBS_URL, or libpq's own PGHOST, PGDATABASE ..."
+            return f"can't reach the database: {error} ({where})", Exit.ERROR
+        case exceptions.InvalidJob() | exceptions.InvalidArgument():
+            return str(error), Exit.USAGE
+        case exceptions.AlreadyEnqueued():
+            return str(error), Exit.REFUSED
+        case exceptions.JobNotFound():
+            return str(error), Exit.NOT_FOUND
         case _:
-            return str(error)
+            return str(error), Exit.ERROR
 
 
 def job_id(text: str) -> int:

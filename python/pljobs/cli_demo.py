@@ -19,14 +19,14 @@ from pljobs.cli_base import Exit, Failure
     "--home",
     envvar="PLJOBS_DEMO_HOME",
     type=click.Path(path_type=Path),
-    help="An empty folder for PostgreSQL. Default: in ~/.local/state; root: in /var/lib.",
+    help="An empty folder for PostgreSQL. Default: in ~/.local/state (root: /var/lib).",
 )
 def demo(*, folder: Path | None, stay: bool, stop: bool, home: Path | None) -> None:
     """Show it on your own files, in an embedded PostgreSQL.
 
     Hashes every text file under FOLDER, one job a file, and counts its words. Meanwhile it cancels a waiting
-    job, deletes one, and aborts two running ones, from psql and from Python. FOLDER is by default the checkout
-    that pljobs runs from, else the current folder.
+    job, deletes one, and aborts two running ones, from psql and from Python. FOLDER is by default the
+    checkout that pljobs runs from, else the current folder.
     """
     from pljobs import demo as story
 

@@ -32,7 +32,7 @@ _COLOURS = {
     "alive": "green",
     "stalled": "red",
     "stopped": "dim",
-    "paused": "yellow",
+    "deleted": "dim",
 }
 
 
@@ -106,13 +106,19 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, empty
         for line in _columns([list(headings), *(list(row) for row in rows)]):
             click.echo(line)
         return
+    coloured = [name in {"status", "status now", "state", "outcome"} for name in headings]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in headings:
         # An id that is cut is no id.
         table.add_column(Text(heading), no_wrap=heading in {"id", "job"}, overflow="fold")
     for row in rows:
         # Text, never markup: what stands in square brackets is the job's, not a style.
-        table.add_row(*(Text(value, style=_COLOURS.get(value.split(" ", 1)[0], "")) for value in row))
+        table.add_row(
+            *(
+                Text(value, style=_COLOURS.get(value.split(" ", 1)[0], "") if has_colour else "")
+                for value, has_colour in zip(row, coloured, strict=True)
+            )
+        )
     Console().print(table)
 
 

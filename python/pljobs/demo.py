@@ -19,6 +19,7 @@ import click
 
 from pljobs import demo_files, demo_report, demo_tasks, embedded, install
 from pljobs.cli_base import Failure
+from pljobs.cli_output import visible
 from pljobs.connector import PsycopgConnector
 from pljobs.demo_report import Connection, Screen
 from pljobs.demo_server import DATABASE, SIGNALS, Home, find_home, interruptible_later
@@ -63,7 +64,7 @@ def run(folder: Path | None, *, home: Path | None = None, stay: bool = False) ->
             if ours:
                 with interruptible_later():
                     place.remove()
-                click.echo(f"\nThe server was stopped, and {place.path} removed.", err=True)
+                click.echo(f"\nWhat was started is stopped, and {place.path} removed.", err=True)
             raise
 
 
@@ -117,9 +118,9 @@ class _Demo:
         self.ids["cancel"], self.ids["delete"] = (tonight.defer(paths=looped) for _ in range(2))
         tasks.hash_file.batch_defer(*hashing[before:])
         click.echo(
-            f"Deferred {len(files)} jobs, one for each text file under {self.found.folder}"
-            f"{self.found.left_out()},\nand four to play with: {self.ids['async']} and {self.ids['sync']} run until they are aborted,"
-            f" {self.ids['cancel']} and {self.ids['delete']} wait for tonight."
+            f"Deferred {len(files)} jobs, one for each text file under {visible(str(self.found.folder))}"
+            f"{self.found.left_out()},\nand four to play with: {self.ids['async']} and {self.ids['sync']} run"
+            f" until they are aborted, {self.ids['cancel']} and {self.ids['delete']} wait for tonight."
             f"\nA worker runs them in a process of its own, {CONCURRENCY} at once.\n"
         )
 
@@ -206,10 +207,10 @@ class _Demo:
         if not stay:
             example = self.ids["async"]
             lines += [
-                f"Try  SELECT cancel_job({example}, abort => true);  and  SELECT * FROM requests;",
+                f"Try  SELECT cancel_job({example}, abort => true);  and  TABLE requests;",
                 f"`{pljobs} demo --stay{home}` leaves a job running, for you to abort by hand.",
             ]
-        lines.append(f"`{pljobs} demo --stop{home}` stops the server, and removes {self.place.path}.")
+        lines.append(f"`{pljobs} demo --stop{home}` stops the server and removes {self.place.path}.")
         demo_report.print_end(lines)
 
     def _stay(self, conn: Connection, alive: Callable[[], None]) -> None:

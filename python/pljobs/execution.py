@@ -218,6 +218,7 @@ def _with_retry(end: RunEnd, run: Run, error: BaseException) -> RunEnd:
         return dataclasses.replace(
             end,
             retry_at=decision.retry_at,
+            retry_in=decision.retry_in,
             retry_queue=decision.queue,
             retry_priority=decision.priority,
             retry_lock=decision.lock,

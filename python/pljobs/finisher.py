@@ -17,8 +17,7 @@ from pljobs.link import Link
 logger = logging.getLogger(__name__)
 
 BATCH = 100
-LOCK_NOT_AVAILABLE = "55P03"
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 5.0
 
 # Called with the status that was written, or None where it could not be told before the worker had to give
 # up.
@@ -75,7 +74,8 @@ class Finisher:
 
     async def _send(self, batch: Sequence[_Pending]) -> None:
         try:
-            answers = await self._link.execute(calls.finish_jobs([p.end for p in batch], dumps=self._dumps))
+            call = calls.finish_jobs([p.end for p in batch], wait=False, dumps=self._dumps)
+            answers = await self._link.execute(call)
         except DatabaseUnavailable as error:
             logger.warning("Can't report %s ended jobs, trying again: %s", len(batch), error)
             self._again(batch)
@@ -88,18 +88,16 @@ class Finisher:
         else:
             status = {(answer.job_id, answer.run_id): answer.status for answer in answers}
             for pending in batch:
-                self._answer(pending, status.get((pending.end.job_id, pending.end.run_id)))
+                written = status.get((pending.end.job_id, pending.end.run_id))
+                if written == "locked":
+                    self._held(pending)
+                else:
+                    self._answer(pending, written)
 
     def _refused(self, pending: _Pending, error: Exception) -> None:
         end = pending.end
         ids = {"job_id": end.job_id, "run_id": end.run_id}
-        if isinstance(error, ConnectorException) and error.sqlstate == LOCK_NOT_AVAILABLE:
-            logger.info(
-                "Job %s has ended, but somebody's open transaction holds it; trying again",
-                end.job_id,
-                extra=ids,
-            )
-        elif not isinstance(error, ConnectorException) and (end.result is not None or end.error):
+        if not isinstance(error, ConnectorException) and (end.result is not None or end.error):
             # What the task produced must never keep its job from ending.
             logger.error("The result or error of job %s can't be stored: %s", end.job_id, error, extra=ids)
             pending.end = dataclasses.replace(
@@ -107,6 +105,16 @@ class Finisher:
             )
         else:
             logger.error("Can't report the end of job %s, trying again: %s", end.job_id, error, extra=ids)
+        self._again([pending])
+
+    def _held(self, pending: _Pending) -> None:
+        if pending.pause > FIRST_PAUSE:  # a cancel_job that is about to commit is not worth a line
+            end = pending.end
+            logger.info(
+                "Job %s has ended, but somebody's open transaction holds it; trying again",
+                end.job_id,
+                extra={"job_id": end.job_id, "run_id": end.run_id},
+            )
         self._again([pending])
 
     def _again(self, batch: Sequence[_Pending]) -> None:

@@ -28,7 +28,8 @@ _FUNCTION = re.compile(
     r"^CREATE OR REPLACE FUNCTION pljobs\.(?P<name>\w+)\((?P<header>.*?)^AS \$\$(?P<body>.*?)\$\$;",
     re.DOTALL | re.MULTILINE,
 )
-_SETTING = re.compile(r"^SET (\w+) = (.+)$", re.MULTILINE)
+# The catalogue keeps a value without its quotes.
+_SETTING = re.compile(r"^SET (\w+) = '?(.+?)'?$", re.MULTILINE)
 _SETTINGS = "current_setting('lock_timeout'), current_setting('search_path')"
 _RESTORE = "set_config('lock_timeout', %s, true), set_config('search_path', %s, true)"
 _VIEW = re.compile(r"^CREATE OR REPLACE VIEW pljobs\.(\w+)", re.MULTILINE)

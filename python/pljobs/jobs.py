@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 DEFAULT_QUEUE = "default"
@@ -65,6 +65,7 @@ class Job:
     task_name: str
     task_kwargs: dict[str, object] = dataclasses.field(default_factory=dict, repr=False, hash=False)
     scheduled_at: datetime | None = None
+    scheduled_in: timedelta | None = None
     attempts: int = 0
     abort_requested: bool = False
     worker_id: int | None = None

@@ -18,11 +18,12 @@ class RetryDecision:
     """Decide that a job runs again: when, and in which queue, priority and lock if they change.
 
     Give at most one of `retry_at`, a timezone-aware time, and `retry_in`, a mapping such as `{"minutes": 5}`,
-    a timedelta, or a number of seconds; neither means at once. Raises `InvalidArgument` (a ValueError)
-    otherwise. Follows procrastinate's class of the same name.
+    a timedelta, or a number of seconds, which the database's clock counts; neither means at once. Raises
+    `InvalidArgument` (a ValueError) otherwise. Follows procrastinate's class of the same name.
     """
 
-    retry_at: datetime
+    retry_at: datetime | None
+    retry_in: timedelta | None
     queue: str | None
     priority: int | None
     lock: str | None
@@ -38,11 +39,13 @@ class RetryDecision:
     ) -> None:
         if retry_in is not None and retry_at is not None:
             raise InvalidArgument("give retry_in or retry_at, not both")
+        at = wait = None
         if retry_at is not None:
             at = checks.aware("retry_at", retry_at)
         else:
-            at = checks.from_now("retry_in", retry_in if retry_in is not None else 0)
+            wait = checks.interval("retry_in", retry_in if retry_in is not None else 0)
         object.__setattr__(self, "retry_at", at)
+        object.__setattr__(self, "retry_in", wait)
         object.__setattr__(self, "queue", checks.optional_name("queue", queue))
         object.__setattr__(self, "priority", None if priority is None else checks.priority(priority))
         object.__setattr__(self, "lock", checks.optional_name("lock", lock))

@@ -223,7 +223,7 @@ def configure(
     if schedule_at is not None:
         schedule_at = checks.aware("schedule_at", schedule_at, error=InvalidJob)
     if schedule_in is not None:
-        schedule_at = checks.from_now("schedule_in", schedule_in, error=InvalidJob)
+        schedule_in = checks.interval("schedule_in", schedule_in, error=InvalidJob)
     job = Job(
         task_name=task,
         queue=queue if queue is not None else DEFAULT_QUEUE,
@@ -232,6 +232,7 @@ def configure(
         queueing_lock=queueing_lock,
         task_kwargs=dict(task_kwargs or {}),
         scheduled_at=schedule_at,
+        scheduled_in=schedule_in,
     )
     return JobDeferrer(job=job, connector=connector, connection=connection)
 

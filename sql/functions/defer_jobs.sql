@@ -4,12 +4,16 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 -- - -> todo, for each element of a JSON array of objects {"task", "args", "queue", "priority", "lock", "queueing_lock",
--- "scheduled_at"}, of which only the task is required (queue 'default', priority 0, args {}).
+-- "scheduled_at", "scheduled_in"}, of which only the task is required (queue 'default', priority 0, args {}; not both
+-- of the times; scheduled_in is an interval from now, by the database's clock).
 -- Returns the ids in the order given. All or none: raises PJ002 for a job that can't be deferred, naming its place and
 -- what is wrong with it; PJ001 if a waiting job holds the queueing lock, or two of the call ask for one.
 -- Locks nothing; waits only for a transaction that is inserting the same queueing lock.
 -- Notifies pljobs_todo, one message a queue, unless notify is false or the jobs can't run yet.
 DECLARE
+    -- What every client can read.
+    c_earliest CONSTANT timestamptz := '0001-01-02 00:00+00';
+    c_latest CONSTANT timestamptz := '9999-12-30 00:00+00';
     v_now timestamptz := clock_timestamp();
     v_by text := pljobs._caller();
     v_bad record;
@@ -32,13 +36,15 @@ BEGIN
                    WHEN octet_length(g.args::text) > 1048576
                         THEN format('args have %s bytes; at most 1 MiB (1048576) is accepted', octet_length(g.args::text))
                    WHEN g.priority = -2147483648 THEN 'priority must be above -2147483648'
-                   WHEN g.scheduled_at NOT BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
-                        THEN 'scheduled_at must be in the years 1 to 9999'
+                   WHEN num_nonnulls(g.scheduled_at, g.scheduled_in) = 2 THEN 'give scheduled_at or scheduled_in, not both'
+                   WHEN coalesce(g.scheduled_at, v_now + g.scheduled_in) NOT BETWEEN c_earliest AND c_latest
+                        THEN 'its time must be in the years 1 to 9999'
                END AS what
           INTO v_bad
           FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
-                   task text, args jsonb, queue text, priority integer, lock text, queueing_lock text, scheduled_at timestamptz))
-               WITH ORDINALITY AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, ord)
+                   task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
+                   scheduled_at timestamptz, scheduled_in interval))
+               WITH ORDINALITY AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, ord)
          WHERE g.task IS NULL
             OR NOT char_length(g.task) BETWEEN 1 AND 255
             OR NOT char_length(g.queue) BETWEEN 1 AND 255
@@ -48,7 +54,8 @@ BEGIN
             -- As text, for so it is sent to a worker: 1e131000 is a few bytes of jsonb.
             OR octet_length(g.args::text) > 1048576
             OR g.priority = -2147483648
-            OR g.scheduled_at NOT BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+            OR num_nonnulls(g.scheduled_at, g.scheduled_in) = 2
+            OR coalesce(g.scheduled_at, v_now + g.scheduled_in) NOT BETWEEN c_earliest AND c_latest
          LIMIT 1;
     EXCEPTION WHEN data_exception THEN
         RAISE EXCEPTION 'jobs can''t be deferred: %', SQLERRM USING ERRCODE = 'PJ002',
@@ -62,16 +69,17 @@ BEGIN
     WITH added AS (
         INSERT INTO pljobs.job (task, args, queue, priority, lock, queueing_lock, scheduled_at, waiting_for, created_at, deferred_by)
         SELECT g.task, coalesce(g.args, '{}'), coalesce(g.queue, 'default'), coalesce(g.priority, 0), g.lock, g.queueing_lock,
-               g.scheduled_at,
-               CASE WHEN g.scheduled_at > v_now THEN 'schedule'
+               coalesce(g.scheduled_at, v_now + g.scheduled_in),
+               CASE WHEN coalesce(g.scheduled_at, v_now + g.scheduled_in) > v_now THEN 'schedule'
                     -- The others of a lane queue up behind the first of this call: one commit, so no wake-up is lost.
                     WHEN g.lock IS NOT NULL
                      AND row_number() OVER (PARTITION BY g.lock ORDER BY coalesce(g.priority, 0) DESC, g.ord) > 1 THEN 'lock'
                END,
                v_now, v_by
           FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
-                   task text, args jsonb, queue text, priority integer, lock text, queueing_lock text, scheduled_at timestamptz))
-               WITH ORDINALITY AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, ord)
+                   task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
+                   scheduled_at timestamptz, scheduled_in interval))
+               WITH ORDINALITY AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, ord)
          ORDER BY g.ord
         ON CONFLICT DO NOTHING
         RETURNING id, queue, waiting_for

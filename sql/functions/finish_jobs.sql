@@ -1,4 +1,5 @@
-CREATE OR REPLACE FUNCTION pljobs.finish_jobs_v1(runs jsonb) RETURNS TABLE (job_id bigint, run_id bigint, status text)
+CREATE OR REPLACE FUNCTION pljobs.finish_jobs_v1(runs jsonb, wait boolean DEFAULT true)
+RETURNS TABLE (job_id bigint, run_id bigint, status text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
@@ -6,20 +7,23 @@ SET enable_seqscan = off
 SET jit = off
 AS $$
 -- Ends runs. `runs`: a JSON array of objects {"job_id", "run_id", "outcome", "result", "message", "error", "delete_job",
--- "retry_at", "retry_queue", "retry_priority", "retry_lock"}. The worker says what happened; what is written depends on
+-- "retry_at", "retry_in", "retry_queue", "retry_priority", "retry_lock"}. The worker says what happened; what is written depends on
 -- whether somebody had asked for an abort:
 --   succeeded               -> succeeded; asked: the request is resolved 'finished_first'
---   failed                  -> failed, or todo at retry_at; asked: failed, never retried, 'failed_first'
+--   failed                  -> failed, or todo at retry_at, or after retry_in (an interval); asked: failed, never retried, 'failed_first'
 --   aborted                 -> asked: aborted, or gone if deletion was asked; nobody asked: as failed
 --   interrupted (shutdown)  -> todo at once, attempt not charged; asked: aborted
 -- delete_job: gone, where it would have ended. Returns the status written, or 'deleted', for each run. A run that isn't
 -- this job's changes nothing: it is answered the status then written if that run itself ended the job (so a lost reply can
--- be replayed), else 'stale'; 'not_found' if the job is gone.
+-- be replayed), else 'stale'; 'not_found' if the job is gone. With wait => false a job that somebody else holds locked (a
+-- person's open transaction) is left as it is, and answered 'locked': report it again a little later.
 -- Message and error are cut at 1,000 and 16,384 characters, a result of more than 1 MiB is left out: what a task produced
 -- never keeps it from ending. Raises PJ004 for an unknown outcome or a retry's queue or lock not of 1 to 255 characters.
 -- Locks the jobs by ascending id, then their requests, then their lanes. Notifies workers of retries and of woken lanes.
 DECLARE
     v_now timestamptz := clock_timestamp();
+    v_ids bigint[];
+    v_held bigint[];
     v_done_jobs bigint[];
     v_done_runs bigint[];
     v_locks text[];
@@ -27,10 +31,15 @@ DECLARE
     v_run record;
 BEGIN
     -- A bulk UPDATE locks in the order of its plan, and two of them deadlock: lock first, in order.
-    SELECT array_agg(h.lock) FILTER (WHERE h.lock IS NOT NULL), array_agg(DISTINCT h.queue) INTO v_locks, v_queues
-      FROM (SELECT j.lock, j.queue FROM pljobs.job AS j
-             WHERE j.id = ANY (ARRAY(SELECT x.job_id FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(job_id bigint)))
-             ORDER BY j.id FOR UPDATE) AS h;
+    v_ids := ARRAY(SELECT x.job_id FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(job_id bigint));
+    IF finish_jobs_v1.wait IS NOT FALSE THEN
+        PERFORM FROM pljobs.job AS j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE;
+    ELSE
+        v_held := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE SKIP LOCKED);
+        v_held := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_ids) AND j.id <> ALL (v_held));
+    END IF;
+    SELECT array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL), array_agg(DISTINCT j.queue) INTO v_locks, v_queues
+      FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
 
     WITH ended AS (
         UPDATE pljobs.job AS j
@@ -39,7 +48,7 @@ BEGIN
                result = CASE WHEN octet_length(x.result::text) <= 1048576 THEN x.result END
           FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
                job_id bigint, run_id bigint, outcome text, result jsonb, message text, delete_job boolean)
-         WHERE j.id = x.job_id AND j.run_id = x.run_id AND j.request_id IS NULL
+         WHERE j.id = x.job_id AND j.run_id = x.run_id AND j.request_id IS NULL AND (j.id = ANY (v_held)) IS NOT TRUE
            AND x.outcome = 'succeeded' AND x.delete_job IS NOT TRUE
         RETURNING j.id, j.last_run_id
     )
@@ -50,7 +59,7 @@ BEGIN
         FOR v_run IN
             SELECT x.* FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
                    job_id bigint, run_id bigint, outcome text, result jsonb, message text, error text, delete_job boolean,
-                   retry_at timestamptz, retry_queue text, retry_priority integer, retry_lock text)
+                   retry_at timestamptz, retry_in interval, retry_queue text, retry_priority integer, retry_lock text)
              WHERE (x.run_id = ANY (v_done_runs)) IS NOT TRUE
              ORDER BY (SELECT j.queueing_lock FROM pljobs.job AS j WHERE j.id = x.job_id), x.job_id
         LOOP
@@ -61,11 +70,18 @@ BEGIN
             END IF;
             job_id := v_run.job_id;
             run_id := v_run.run_id;
+            IF job_id = ANY (v_held) THEN
+                status := 'locked';
+                RETURN NEXT;
+                CONTINUE;
+            END IF;
             status := pljobs._finish_run(
                 v_run.job_id, v_run.run_id, v_run.outcome,
                 CASE WHEN octet_length(v_run.result::text) <= 1048576 THEN v_run.result END,
                 left(v_run.message, 1000), left(v_run.error, 16384), v_run.delete_job IS TRUE,
-                v_run.retry_at, v_run.retry_queue, v_run.retry_priority, v_run.retry_lock);
+                coalesce(v_run.retry_at, CASE WHEN v_run.retry_in IS NOT NULL
+                                              THEN v_now + greatest(least(v_run.retry_in, interval '10 years'), interval '0') END),
+                v_run.retry_queue, v_run.retry_priority, v_run.retry_lock);
             RETURN NEXT;
         END LOOP;
     END IF;
@@ -76,4 +92,5 @@ BEGIN
     RETURN QUERY SELECT d.job_id, d.run_id, 'succeeded' FROM unnest(v_done_jobs, v_done_runs) AS d(job_id, run_id);
 END
 $$;
-COMMENT ON FUNCTION pljobs.finish_jobs_v1(jsonb) IS 'Ends runs and answers the status written for each. Driver contract, version 1.';
+COMMENT ON FUNCTION pljobs.finish_jobs_v1(jsonb, boolean)
+    IS 'Ends runs and answers the status written for each. Driver contract, version 1.';

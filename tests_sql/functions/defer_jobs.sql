@@ -90,5 +90,15 @@ SELECT results_eq(format('SELECT task, queue, lock, queueing_lock FROM pljobs.jo
                   'quotes, semicolons, per cent signs, U+202E and emoji are stored as they are');
 SELECT throws_ok(format('SELECT pljobs.defer_jobs_v1(%L)', jsonb_build_array(jsonb_build_object('task', :'evil'::text, 'queueing_lock', :'evil'::text))), 'PJ001', NULL, 'and held as they are');
 
+-- Relative times, by the database's clock.
+SELECT pljobs.defer_jobs_v1('[{"task": "t", "scheduled_in": "1 hour"}]') AS ids \gset
+SELECT ok(j.waiting_for = 'schedule' AND j.scheduled_at BETWEEN clock_timestamp() + interval '59 min' AND clock_timestamp() + interval '61 min',
+          'a job may be scheduled after an interval from now') FROM pljobs.job AS j WHERE j.id = ANY (:'ids');
+SELECT pljobs.defer_jobs_v1('[{"task": "t", "scheduled_in": "-1 hour"}]') AS ids \gset
+SELECT is(j.waiting_for, NULL, 'one in the past runs at once') FROM pljobs.job AS j WHERE j.id = ANY (:'ids');
+SELECT refused(jsonb_build_object('task', 't', 'scheduled_in', i), 'not scheduled in ' || i)
+  FROM unnest('{9000 years,-9000 years,200000000 years,soon}'::text[]) AS i;
+SELECT refused('{"task": "t", "scheduled_in": "1 h", "scheduled_at": "2030-01-01T00:00:00Z"}', 'not scheduled both at a time and after an interval');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -167,5 +167,26 @@ SELECT throws_ok(format('SELECT finish_run(%s, %s, %s)', :job_id, :run_id, o), '
                     $$'failed', jsonb_build_object('retry_lock', repeat('l', 256))$$]) AS o;
 SELECT is(status_of(:job_id), 'doing', 'a refused end changes nothing');
 
+-- A retry after an interval, by the database's clock.
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"retry_in": "1 hour"}'), 'todo', 'a failed run may go back after an interval');
+SELECT ok(j.waiting_for = 'schedule' AND j.scheduled_at BETWEEN clock_timestamp() + interval '59 min' AND clock_timestamp() + interval '61 min',
+          'to run then') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"retry_in": "-100000000 years"}'), 'todo', 'an interval in the past is now');
+SELECT is(wait_of(:job_id), 'ready', 'and the job can run at once');
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"retry_in": "100000000 years"}'), 'todo', 'an interval without end is cut');
+SELECT * FROM a_doing_job() \gset
+SELECT finish_run(:job_id, :run_id, 'failed', '{"retry_in": "1 day", "retry_at": "2001-01-01T00:00:00Z"}') \g /dev/null
+SELECT is(wait_of(:job_id), 'ready', 'a time of retry comes before an interval');
+
+-- Without waiting: what somebody holds is answered 'locked' (races/finish_wait.spec).
+SELECT * FROM a_doing_job() \gset
+SELECT results_eq(format($$SELECT status FROM pljobs.finish_jobs_v1('[{"job_id": %s, "run_id": %s, "outcome": "succeeded"}]', wait => false)$$, :job_id, :run_id),
+                  $$VALUES ('succeeded')$$, 'a job that nobody holds is ended without waiting, too');
+SELECT results_eq($$SELECT status FROM pljobs.finish_jobs_v1('[{"job_id": -1, "run_id": 1, "outcome": "succeeded"}]', wait => false)$$,
+                  $$VALUES ('not_found')$$, 'a job that is gone is not taken for a locked one');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -1,0 +1,192 @@
+"""The supervisor of worker processes: signals passed on, crashed ones started again, nothing left running."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pljobs.processes import Backoff, Supervisor
+from waiting import wait_until, wait_until_async
+
+QUICK = Backoff(first=0.05, longest=0.2, healthy=60)
+
+# Says in a folder what happens to it: each start, each signal.
+CHILD = """
+import os, signal, sys, time
+from pathlib import Path
+from pljobs.processes import follow_lifeline
+folder, number, way = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+follow_lifeline()
+seen = []
+def on_signal(which, frame):
+    seen.append(which)
+    (folder / f"{number}.signal{len(seen)}").write_text(signal.Signals(which).name)
+    if way != "stubborn" or len(seen) == 2:
+        sys.exit(0)
+signal.signal(signal.SIGTERM, on_signal)
+signal.signal(signal.SIGINT, on_signal)
+starts = len(list(folder.glob(f"{number}.start*")))
+(folder / f"{number}.start{starts + 1}").write_text(f"{os.getpid()} {os.getpgrp()} {os.isatty(0)}")
+match way:
+    case "done": sys.exit(0)
+    case "usage": sys.exit(2)
+    case "crash once" if number == "1" and not starts: os._exit(7)
+    case "crash": os._exit(7)
+    case "killed once" if not starts: os.kill(os.getpid(), signal.SIGKILL)
+    case "crash once" | "killed once": sys.exit(0)
+while True: time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[[str], Callable[[int], Sequence[str]]]:
+    (tmp_path / "child.py").write_text(CHILD)
+    return lambda way: lambda number: [
+        sys.executable, str(tmp_path / "child.py"), str(tmp_path), str(number), way,
+    ]  # fmt: skip
+
+
+Command = Callable[[str], Callable[[int], Sequence[str]]]
+
+
+def starts(folder: Path, number: int) -> int:
+    return len(list(folder.glob(f"{number}.start*")))
+
+
+async def test_all_that_end_well_end_it_with_0(command: Command, tmp_path: Path) -> None:
+    assert await Supervisor(command("done"), 3, QUICK).run() == 0
+    assert [starts(tmp_path, number) for number in (1, 2, 3)] == [1, 1, 1]
+
+
+async def test_a_crashed_process_is_started_again_and_the_others_are_not(
+    command: Command, tmp_path: Path
+) -> None:
+    assert await Supervisor(command("crash once"), 2, QUICK).run() == 0
+    assert (starts(tmp_path, 1), starts(tmp_path, 2)) == (2, 1)
+
+
+async def test_a_killed_process_is_started_again(command: Command, tmp_path: Path) -> None:
+    assert await Supervisor(command("killed once"), 1, QUICK).run() == 0
+    assert starts(tmp_path, 1) == 2
+
+
+async def test_a_wrong_command_line_is_not_tried_again(command: Command, tmp_path: Path) -> None:
+    assert await Supervisor(command("usage"), 2, QUICK).run() == 2
+    assert starts(tmp_path, 1) == 1
+
+
+async def test_the_pause_before_the_next_start_grows_up_to_a_limit(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = asyncio.create_task(Supervisor(command("crash"), 1, QUICK).run())
+    await wait_until_async(lambda: starts(tmp_path, 1) >= 5, what="five starts")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running != 0
+    pauses = [
+        record.getMessage().rsplit(" in ", 1)[1] for record in caplog.records if "again in" in record.message
+    ]
+    assert pauses[:5] == ["0.05 s", "0.1 s", "0.2 s", "0.2 s", "0.2 s"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_is_passed_on_once_to_each(
+    command: Command, tmp_path: Path, number: signal.Signals
+) -> None:
+    running = asyncio.create_task(Supervisor(command("wait"), 2, QUICK).run())
+    await wait_until_async(lambda: starts(tmp_path, 1) and starts(tmp_path, 2))
+    os.kill(os.getpid(), number)
+    assert await running == 0
+    for child in (1, 2):
+        assert (tmp_path / f"{child}.signal1").read_text() == number.name
+        assert not (tmp_path / f"{child}.signal2").exists()
+
+
+async def test_a_second_signal_is_passed_on_too(command: Command, tmp_path: Path) -> None:
+    running = asyncio.create_task(Supervisor(command("stubborn"), 1, QUICK).run())
+    await wait_until_async(lambda: starts(tmp_path, 1))
+    os.kill(os.getpid(), signal.SIGINT)
+    await wait_until_async((tmp_path / "1.signal1").exists)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
+    assert (tmp_path / "1.signal2").read_text() == "SIGTERM"
+
+
+async def test_a_terminals_ctrl_c_does_not_reach_the_processes_themselves(
+    command: Command, tmp_path: Path
+) -> None:
+    running = asyncio.create_task(Supervisor(command("wait"), 2, QUICK).run())
+    await wait_until_async(lambda: starts(tmp_path, 1) and starts(tmp_path, 2))
+    groups = {(tmp_path / f"{number}.start1").read_text().split()[1] for number in (1, 2)}
+    assert str(os.getpgrp()) not in groups
+    assert len(groups) == 2
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
+
+
+def test_processes_end_when_their_supervisor_is_killed(command: Command, tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys; from pljobs.processes import Supervisor;"
+        "asyncio.run(Supervisor(lambda number: [*sys.argv[1:4], str(number), 'wait'], 2).run())"
+    )
+    argv = [sys.executable, "-c", code, sys.executable, str(tmp_path / "child.py"), str(tmp_path)]
+    with subprocess.Popen(argv) as supervisor:
+        wait_until(lambda: starts(tmp_path, 1) and starts(tmp_path, 2))
+        supervisor.kill()
+        wait_until(lambda: (tmp_path / "1.signal1").exists() and (tmp_path / "2.signal1").exists())
+    assert (tmp_path / "1.signal1").read_text() == "SIGTERM"
+
+
+def test_worker_processes_share_the_jobs_and_drain_on_a_signal(
+    db_url: str, conn: psycopg.Connection, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(
+        "import os, time\nfrom pljobs import App\napp = App('')\n"
+        "@app.task(name='pid')\ndef pid():\n    time.sleep(0.05)\n    return os.getpid()\n"
+    )
+    conn.execute("SELECT pljobs.defer_job('pid') FROM generate_series(1, 40)")
+    argv = [
+        sys.executable,
+        "-m",
+        "pljobs",
+        "worker",
+        "--app",
+        "shop:app",
+        "--processes",
+        "2",
+        "--name",
+        "w",
+        "-c",
+        "2",
+    ]
+    environment = {**os.environ, "PLJOBS_URL": db_url}
+    with subprocess.Popen(argv, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as supervisor:
+        wait_until(lambda: counted(conn, "succeeded") == 40, 20)
+        names = conn.execute("SELECT name FROM pljobs.workers ORDER BY name").fetchall()
+        assert names == [("w-1",), ("w-2",)]
+        # A crashed one comes back under its name.
+        row = conn.execute("SELECT pid FROM pljobs.workers WHERE name = 'w-1'").fetchone()
+        assert row is not None
+        os.kill(row[0], signal.SIGKILL)
+        wait_until(lambda: workers(conn, "w-1") == 2, 20)
+        supervisor.terminate()
+        assert supervisor.wait(20) == 0
+    stopped = "SELECT count(*) FROM pljobs.workers WHERE state = 'stopped'"
+    assert conn.execute(stopped).fetchone() == (2,)
+
+
+def counted(conn: psycopg.Connection, status: str) -> int:
+    row = conn.execute("SELECT count(*) FROM pljobs.jobs WHERE status = %s", [status]).fetchone()
+    return row[0] if row else 0
+
+
+def workers(conn: psycopg.Connection, name: str) -> int:
+    row = conn.execute("SELECT count(*) FROM pljobs.workers WHERE name = %s", [name]).fetchone()
+    return row[0] if row else 0
