@@ -12,16 +12,22 @@ SET enable_seqscan = off
 SET jit = off
 AS $$
 -- What cancel_job_v1 does, for each job that is waiting or running (status: only these) and matches all the filters that
--- are given: ids, queue, task, lock, args (contained in the job's), older_than (deferred longer ago). At most max_jobs, by
--- ascending id; the next call goes on behind after_id. Returns a row a job, with cancel_job's words.
--- dry_run, the default: changes nothing, and answers would_cancel, would_delete, would_abort, would_force, or running.
+-- are given: ids, queue, task, lock, args (contained in the job's), older_than (deferred longer ago). At most max_jobs,
+-- those of the lowest ids; the next call goes on behind after_id, the highest id answered. Returns a row for each of them,
+-- in no order, with cancel_job's words; or 'changed', 'not_found' for one that matched until it was locked, and was left
+-- alone. dry_run, the default: changes and locks nothing, and answers would_cancel, would_delete, would_abort,
+-- would_force, or running (left alone: abort is not asked for).
 -- Raises PJ004 without a filter, for a status that is not todo or doing, a max_jobs below 1, a negative older_than.
 -- Locks the jobs by ascending id, waiting for each. Notifies each worker concerned once.
 DECLARE
     v_abort boolean := coalesce(cancel_jobs_v1.abort, false) OR coalesce(cancel_jobs_v1.force, false);
     v_delete boolean := coalesce(cancel_jobs_v1.delete_job, false);
+    v_statuses text[] := CASE WHEN cancel_jobs_v1.status IS NULL THEN '{todo,doing}'::text[]
+                              ELSE ARRAY[cancel_jobs_v1.status] END;
     v_ids bigint[];
+    v_changed bigint[];
     v_todo bigint[];
+    v_doing bigint[];
     v_locks text[];
     v_now timestamptz;
 BEGIN
@@ -30,10 +36,8 @@ BEGIN
             USING ERRCODE = 'PJ004';
     END IF;
     v_ids := pljobs._matching_jobs(
-        cancel_jobs_v1.job_ids, cancel_jobs_v1.queue, cancel_jobs_v1.task,
-        CASE WHEN cancel_jobs_v1.status IS NULL THEN '{todo,doing}'::text[] ELSE ARRAY[cancel_jobs_v1.status] END,
-        cancel_jobs_v1.lock, cancel_jobs_v1.args, cancel_jobs_v1.older_than, cancel_jobs_v1.after_id,
-        cancel_jobs_v1.max_jobs);
+        cancel_jobs_v1.job_ids, cancel_jobs_v1.queue, cancel_jobs_v1.task, v_statuses, cancel_jobs_v1.lock,
+        cancel_jobs_v1.args, cancel_jobs_v1.older_than, cancel_jobs_v1.after_id, cancel_jobs_v1.max_jobs);
 
     IF cancel_jobs_v1.dry_run IS NOT FALSE THEN
         RETURN QUERY
@@ -43,23 +47,20 @@ BEGIN
                     WHEN j.status = 'doing' THEN 'would_abort'
                     WHEN v_delete THEN 'would_delete'
                     ELSE 'would_cancel' END
-          FROM pljobs.job AS j WHERE j.id = ANY (v_ids) ORDER BY j.id;
+          FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
         RETURN;
     END IF;
 
-    -- Lock, then decide: what moved on meanwhile is answered as it is now.
-    SELECT array_agg(h.id) FILTER (WHERE h.status = 'todo'),
-           array_agg(h.lock) FILTER (WHERE h.status = 'todo' AND h.lock IS NOT NULL) INTO v_todo, v_locks
-      FROM (SELECT j.id, j.status, j.lock FROM pljobs.job AS j
-             WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE) AS h;
+    SELECT l.matching, l.others INTO v_ids, v_changed
+      FROM pljobs._lock_matching_jobs(
+           v_ids, cancel_jobs_v1.queue, cancel_jobs_v1.task, v_statuses, cancel_jobs_v1.lock, cancel_jobs_v1.args,
+           cancel_jobs_v1.older_than) AS l;
+    SELECT array_agg(j.id) FILTER (WHERE j.status = 'todo'), array_agg(j.id) FILTER (WHERE j.status = 'doing'),
+           array_agg(DISTINCT j.lock) FILTER (WHERE j.status = 'todo' AND j.lock IS NOT NULL)
+      INTO v_todo, v_doing, v_locks
+      FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
 
-    RETURN QUERY
-    SELECT j.id, j.queue, j.task, j.status, c.outcome
-      FROM (SELECT h.id, h.queue, h.task, h.status FROM pljobs.job AS h
-             WHERE h.id = ANY (v_ids) AND h.id <> ALL (coalesce(v_todo, '{}')) ORDER BY h.id OFFSET 0) AS j
-     CROSS JOIN LATERAL pljobs.cancel_job_v1(
-           j.id, cancel_jobs_v1.abort, v_delete, cancel_jobs_v1.force, cancel_jobs_v1.reason, cancel_jobs_v1.actor) AS c;
-
+    -- The waiting ones at once: a statement each would take ten times as long.
     v_now := clock_timestamp();
     RETURN QUERY
     WITH asked AS (
@@ -70,14 +71,23 @@ BEGIN
           FROM pljobs.job AS j WHERE j.id = ANY (v_todo) ORDER BY j.id
         RETURNING request.job_id, request.queue, request.task, request.resolution
     )
-    SELECT a.job_id, a.queue, a.task, 'todo', a.resolution FROM asked AS a ORDER BY a.job_id;
+    SELECT a.job_id, a.queue, a.task, 'todo', a.resolution FROM asked AS a;
     IF v_delete THEN
         PERFORM pljobs._delete_jobs(v_todo);
     ELSE
         UPDATE pljobs.job AS j
-           SET status = 'cancelled', finished_at = v_now, waiting_for = NULL, message = left(cancel_jobs_v1.reason, 1000)
+           SET status = 'cancelled', finished_at = v_now, waiting_for = NULL,
+               message = left(cancel_jobs_v1.reason, 1000), error = NULL, result = NULL
          WHERE j.id = ANY (v_todo);
     END IF;
+
+    RETURN QUERY
+    SELECT j.id, j.queue, j.task, c.status_before, c.outcome
+      FROM (SELECT h.id, h.queue, h.task FROM pljobs.job AS h WHERE h.id = ANY (v_doing) ORDER BY h.id OFFSET 0) AS j
+     CROSS JOIN LATERAL pljobs.cancel_job_v1(
+           j.id, cancel_jobs_v1.abort, v_delete, cancel_jobs_v1.force, cancel_jobs_v1.reason, cancel_jobs_v1.actor) AS c;
+    RETURN QUERY
+    SELECT c.job_id, c.queue_name, c.task_name, c.status_before, c.outcome FROM pljobs._changed_jobs(v_changed) AS c;
     PERFORM pljobs._wake_lanes(v_locks, take_lane => false);
 END
 $$;
@@ -95,7 +105,8 @@ CREATE OR REPLACE FUNCTION pljobs.cancel_jobs(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- What cancel_jobs_v1 does, for people: with a NOTICE where nothing was changed (dry_run), and where max_jobs was reached.
+-- What cancel_jobs_v1 does, for people: by ascending id; with a NOTICE where nothing was changed (dry_run), where running
+-- jobs are left alone, and where max_jobs was reached.
 DECLARE
     v_jobs bigint;
 BEGIN
@@ -111,13 +122,13 @@ BEGIN
         RAISE NOTICE '% jobs match, and nothing was changed; to do it: dry_run => false', v_jobs;
     END IF;
     IF v_jobs = cancel_jobs.max_jobs THEN
-        RAISE NOTICE 'there may be more than these % (max_jobs): call again, or use CALL pljobs.cancel_jobs_in_batches', v_jobs;
+        RAISE NOTICE 'there may be more than these % (max_jobs): CALL pljobs.cancel_jobs_in_batches takes all', v_jobs;
     END IF;
 END
 $$;
 COMMENT ON FUNCTION pljobs.cancel_jobs(
     bigint[], text, text, text, jsonb, interval, text, boolean, boolean, boolean, text, text, boolean, integer, bigint
-) IS 'Cancels all jobs that match; shows what it would do, until dry_run => false: SELECT * FROM cancel_jobs(task => ''mail'');';
+) IS 'Shows which jobs it would cancel; with dry_run => false cancels them: SELECT * FROM cancel_jobs(task => ''mail'');';
 
 CREATE OR REPLACE PROCEDURE pljobs.cancel_jobs_in_batches(
     job_ids bigint[] DEFAULT NULL, queue text DEFAULT NULL, task text DEFAULT NULL, lock text DEFAULT NULL,
@@ -127,18 +138,19 @@ CREATE OR REPLACE PROCEDURE pljobs.cancel_jobs_in_batches(
 )
 LANGUAGE plpgsql
 AS $$
--- What cancel_jobs_v1 does with dry_run => false, for any number of jobs, in batches that are committed one by one, so that
--- workers never wait for long. `jobs` is how many were cancelled, deleted, aborted or asked to. Not inside a transaction.
--- With the caller's rights, and no settings of its own: PostgreSQL lets nothing else commit.
+-- What cancel_jobs_v1 does with dry_run => false, for any number of jobs, in batches that are committed one by one, so
+-- that workers never wait for long; interrupted, what is committed stays. Jobs deferred meanwhile are taken too. `jobs`:
+-- how many were cancelled, deleted, aborted or asked to. Not inside a transaction.
+-- With the caller's rights and no settings of its own, for PostgreSQL lets nothing else commit: all names are qualified.
 DECLARE
-    v_after bigint := 0;
+    v_after bigint;
     v_seen bigint;
     v_done bigint;
 BEGIN
     jobs := 0;
     LOOP
-        SELECT pg_catalog.max(c.job_id), pg_catalog.count(*),
-               pg_catalog.count(*) FILTER (WHERE c.outcome OPERATOR(pg_catalog.<>) ALL ('{running,already_finished,already_cancelled,not_found}'))
+        SELECT pg_catalog.max(c.job_id), pg_catalog.count(*), pg_catalog.count(*) FILTER (
+                   WHERE c.outcome OPERATOR(pg_catalog.<>) ALL ('{running,changed,not_found}'))
           INTO v_after, v_seen, v_done
           FROM pljobs.cancel_jobs_v1(
                cancel_jobs_in_batches.job_ids, cancel_jobs_in_batches.queue, cancel_jobs_in_batches.task,
@@ -154,4 +166,4 @@ END
 $$;
 COMMENT ON PROCEDURE pljobs.cancel_jobs_in_batches(
     bigint[], text, text, text, jsonb, interval, text, boolean, boolean, boolean, text, text, integer, bigint
-) IS 'Cancels any number of jobs, committing each batch: CALL cancel_jobs_in_batches(task => ''mail'', abort => true);';
+) IS 'Cancels any number of jobs, at once, committing each batch: CALL cancel_jobs_in_batches(task => ''mail'');';
