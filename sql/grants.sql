@@ -1,5 +1,6 @@
--- Who may do what. Nobody is granted anything on a table; PUBLIC is granted nothing at all. The roles below are groups that
--- roles.sql makes; where one doesn't exist, its grants are left out. Whoever installs owns everything, and may do everything.
+-- Who may do what. Nobody is granted anything on a table; PUBLIC is granted nothing at all. The roles below
+-- are groups that roles.sql makes; where one doesn't exist, its grants are left out. Whoever installs owns
+-- everything, and may do everything.
 --
 --   pljobs_reader     views, without arguments, results and errors
 --   pljobs_producer   defer, and see, cancel, delete and retry jobs

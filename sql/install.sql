@@ -1,9 +1,10 @@
--- Installs or upgrades pljobs. Safe to run again; one transaction; refuses an edited migration and a newer database.
+-- Installs or upgrades pljobs. Safe to run again; one transaction; refuses an edited migration and a newer
+-- database.
 --
 --     psql -1 -v ON_ERROR_STOP=1 -f sql/install.sql
 --
--- This file is the table of contents and holds nothing but comments and \ir lines: `pljobs migrate` reads the same
--- list. Every file named here is plain SQL.
+-- This file is the table of contents and holds nothing but comments and \ir lines: `pljobs migrate` reads the
+-- same list. Every file named here is plain SQL.
 
 -- The schema, its ledger of migrations, and the function that runs each migration once.
 \ir ledger.sql

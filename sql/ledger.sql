@@ -4,7 +4,8 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 -- One installer at a time: the others wait here, then find everything done.
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pljobs.install', 0));
 
--- From here on, a table that somebody holds is waited for briefly: a migration must not queue up in front of the workers.
+-- From here on, a table that somebody holds is waited for briefly: a migration must not queue up in front of
+-- the workers.
 SET LOCAL lock_timeout = '5s';
 
 DO $$
@@ -41,8 +42,8 @@ CREATE OR REPLACE FUNCTION pljobs._migrate(name text, body text) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Runs a migration once.  Not in the ledger -> run, recorded, 'applied'.  In it with the same text -> 'already_applied'.
--- In it with another text -> PJ005: what a database has run is never edited.
+-- Runs a migration once.  Not in the ledger -> run, recorded, 'applied'.  In it with the same text ->
+-- 'already_applied'. In it with another text -> PJ005: what a database has run is never edited.
 DECLARE
     v_checksum text := encode(sha256(convert_to(_migrate.body, 'UTF8')), 'hex');
     v_recorded text := (SELECT m.checksum FROM pljobs.migration AS m WHERE m.name = _migrate.name);
@@ -60,7 +61,8 @@ BEGIN
     RETURN 'applied';
 END
 $$;
-COMMENT ON FUNCTION pljobs._migrate(text, text) IS 'Runs a migration once and records it; refuses an edited one (PJ005).';
+COMMENT ON FUNCTION pljobs._migrate(text, text)
+    IS 'Runs a migration once and records it; refuses an edited one (PJ005).';
 
 CREATE OR REPLACE FUNCTION pljobs._refuse_newer(latest text) RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -76,4 +78,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION pljobs._refuse_newer(text) IS 'Raises PJ006 if a newer release of pljobs has migrated this database.';
+COMMENT ON FUNCTION pljobs._refuse_newer(text)
+    IS 'Raises PJ006 if a newer release of pljobs has migrated this database.';

@@ -1,5 +1,5 @@
--- Makes the group roles that grants.sql grants to. Once a cluster, by a role that may create roles; then run install.sql
--- (again). Grant them to logins: GRANT pljobs_worker TO my_worker;
+-- Makes the group roles that grants.sql grants to. Once a cluster, by a role that may create roles; then run
+-- install.sql (again). Grant them to logins: GRANT pljobs_worker TO my_worker;
 DO $$
 DECLARE
     v_role text;

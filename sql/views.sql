@@ -32,7 +32,8 @@ SELECT coalesce(c.queue, q.name) AS queue, q.paused_at IS NOT NULL AS paused, q.
                count(*) FILTER (WHERE j.status = 'aborted') AS aborted
           FROM pljobs.job AS j GROUP BY j.queue) AS c
   FULL JOIN pljobs.queue AS q ON q.name = c.queue;
-COMMENT ON VIEW pljobs.queues IS 'Every queue that has jobs or settings, with the number of its jobs in each status.';
+COMMENT ON VIEW pljobs.queues
+    IS 'Every queue that has jobs or settings, with the number of its jobs in each status.';
 
 CREATE OR REPLACE VIEW pljobs.requests WITH (security_barrier) AS
 SELECT r.id, r.job_id, r.run_id, r.worker_id, r.task, r.queue, r.kind, r.force, r.delete_job, r.requested_by, r.actor,
@@ -48,7 +49,8 @@ SELECT j.id, j.status, j.waiting_for, j.queue, j.task, j.args, j.priority, j.loc
   FROM pljobs.jobs AS j
  WHERE j.status = 'doing' AND NOT EXISTS (
        SELECT FROM pljobs.worker AS w WHERE w.id = j.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp());
-COMMENT ON VIEW pljobs.stalled_jobs IS 'Running jobs whose worker''s lease ran out: rescue_jobs() takes them.';
+COMMENT ON VIEW pljobs.stalled_jobs
+    IS 'Running jobs whose worker''s lease ran out: rescue_jobs() takes them.';
 
 CREATE OR REPLACE VIEW pljobs.history WITH (security_barrier) AS
 WITH entry AS (

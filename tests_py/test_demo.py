@@ -1,4 +1,4 @@
-"""The demo: on real files, with a server of its own that stays until it is told to go, and nothing else left behind."""
+"""The demo: on real files, on a server of its own that stays until told to go, and nothing else left behind."""
 
 from __future__ import annotations
 

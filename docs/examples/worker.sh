@@ -57,8 +57,8 @@ run() { # $1 job, $2 run, $3 task, $4 arguments
     while kill -0 "$pid" 2>/dev/null; do
         heartbeat "$2"
         if [ -z "$asked" ] && [ "$verdict$stopping" != ok ]; then
-            asked=$verdict # abort, lost; ok: it is only this worker that stops
-            kill -TERM -- "-$pid" 2>/dev/null
+            # abort, lost; ok: it is only this worker that stops. Again, if the process group isn't there yet.
+            kill -TERM -- "-$pid" 2>/dev/null && asked=$verdict
         fi
         timeout "$every" tail --pid="$pid" -s 0.05 -f /dev/null
     done

@@ -37,7 +37,7 @@ def encode_job(job: Job, dumps: JsonDumps | None = None) -> str:
     if job.scheduled_at is not None:
         fields["scheduled_at"] = checks.aware("schedule_at", job.scheduled_at, error=InvalidJob).isoformat()
     if job.scheduled_in is not None:
-        fields["scheduled_in"] = checks.as_seconds("schedule_in", job.scheduled_in, error=InvalidJob)
+        fields["scheduled_in"] = checks.as_interval(job.scheduled_in)
     args = arguments.encode_arguments(job.task_name, job.task_kwargs, dumps)
     return f'{json.dumps(fields)[:-1]}, "args": {args}}}'
 
@@ -297,7 +297,7 @@ def _encode_retry(run: RunEnd) -> dict[str, object]:
         if run.retry_at is not None:
             fields["retry_at"] = max(checks.aware("retry_at", run.retry_at), EARLIEST).isoformat()
     if run.retry_in is not None:
-        fields["retry_in"] = checks.as_seconds("retry_in", min(max(run.retry_in, NOW), LONGEST_WAIT))
+        fields["retry_in"] = checks.as_interval(min(max(run.retry_in, NOW), LONGEST_WAIT))
     with contextlib.suppress(InvalidArgument):
         if run.retry_priority is not None:
             fields["retry_priority"] = checks.priority(run.retry_priority)

@@ -116,23 +116,22 @@ def interval(
     """Return a length of time as a timedelta, or raise `error`."""
     try:
         if isinstance(value, timedelta):
-            return value
-        if isinstance(value, Mapping):
-            return timedelta(**value)
-        return timedelta(seconds=value)
+            length = value
+        elif isinstance(value, Mapping):
+            length = timedelta(**value)
+        else:
+            length = timedelta(seconds=value)
     except (TypeError, ValueError):
         raise error(
             f'{what} must be a mapping such as {{"seconds": 30}}, a timedelta, or a number of seconds'
         ) from None
     except OverflowError:
         raise error(f"{what} is too long") from None
-
-
-def as_seconds(
-    what: str, value: Interval, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument
-) -> str:
-    """Return a length of time as PostgreSQL reads an interval, or raise `error`."""
-    length = interval(what, value, error=error)
     if abs(length) > LONGEST_INTERVAL:
         raise error(f"{what} is too long: it ends after the year 9999")
+    return length
+
+
+def as_interval(length: timedelta) -> str:
+    """Return a length of time as PostgreSQL reads an interval, to the microsecond."""
     return f"{length // timedelta(microseconds=1)} microseconds"

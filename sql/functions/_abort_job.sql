@@ -6,7 +6,8 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET jit = off
 AS $$
--- doing with an open request -> aborted, or gone if the request asks for deletion; the request is closed as `resolution`.
+-- doing with an open request -> aborted, or gone if the request asks for deletion; the request is closed as
+-- `resolution`.
 -- Returns 'aborted' or 'deleted'. The caller holds the job's row locked, and wakes its lane.
 DECLARE
     v_delete_job boolean;
@@ -21,4 +22,5 @@ BEGIN
     RETURN 'aborted';
 END
 $$;
-COMMENT ON FUNCTION pljobs._abort_job(bigint, bigint, text, text, text, bigint) IS 'Ends a running job as its abort request asks.';
+COMMENT ON FUNCTION pljobs._abort_job(bigint, bigint, text, text, text, bigint)
+    IS 'Ends a running job as its abort request asks.';

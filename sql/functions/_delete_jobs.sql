@@ -11,4 +11,5 @@ BEGIN
     DELETE FROM pljobs.job_event AS e WHERE e.job_id = ANY (_delete_jobs.job_ids);
 END
 $$;
-COMMENT ON FUNCTION pljobs._delete_jobs(bigint[]) IS 'Deletes jobs and the events of their attempts; requests stay.';
+COMMENT ON FUNCTION pljobs._delete_jobs(bigint[])
+    IS 'Deletes jobs and the events of their attempts; requests stay.';

@@ -6,9 +6,9 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
--- todo, doing -> the given final status.  `ended_run_id` is the run that ended by its own finish, null where it was ended
--- from outside: its finish is then answered 'stale'. The caller holds the job's row locked, has closed its request, and
--- wakes its lane.
+-- todo, doing -> the given final status.  `ended_run_id` is the run that ended by its own finish, null where
+-- it was ended from outside: its finish is then answered 'stale'. The caller holds the job's row locked, has
+-- closed its request, and wakes its lane.
 BEGIN
     UPDATE pljobs.job AS j
        SET status = _end_job.status, finished_at = clock_timestamp(), waiting_for = NULL, run_id = NULL, request_id = NULL,
@@ -17,4 +17,5 @@ BEGIN
      WHERE j.id = _end_job.job_id;
 END
 $$;
-COMMENT ON FUNCTION pljobs._end_job(bigint, text, text, text, jsonb, bigint) IS 'Writes a job''s final status.';
+COMMENT ON FUNCTION pljobs._end_job(bigint, text, text, text, jsonb, bigint)
+    IS 'Writes a job''s final status.';

@@ -8,8 +8,9 @@ SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET jit = off
 AS $$
--- One run's end, decided from what the worker saw and what was asked; see finish_jobs_v1. Returns the status written, or
--- 'deleted', 'stale', 'not_found'. The caller has locked the job's row in an earlier statement, and wakes its lane.
+-- One run's end, decided from what the worker saw and what was asked; see finish_jobs_v1. Returns the status
+-- written, or 'deleted', 'stale', 'not_found'. The caller has locked the job's row in an earlier statement,
+-- and wakes its lane.
 DECLARE
     v_job record;
     v_outcome text := _finish_run.outcome;

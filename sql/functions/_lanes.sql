@@ -1,8 +1,9 @@
--- A lane is the jobs that share a `lock`: one runs at a time, in order of priority, then id. Deferring does not coordinate.
--- A fetch that meets a job with a lock takes the lane, runs its head if the lane is free, and parks the others
--- (waiting_for 'lock'); whoever ends a lane's job wakes the lane's head.
+-- A lane is the jobs that share a `lock`: one runs at a time, in order of priority, then id. Deferring does
+-- not coordinate. A fetch that meets a job with a lock takes the lane, runs its head if the lane is free, and
+-- parks the others (waiting_for 'lock'); whoever ends a lane's job wakes the lane's head.
 --
--- What keeps this free of deadlocks: whoever holds a lane (its transaction advisory lock) never waits for a row.
+-- What keeps this free of deadlocks: whoever holds a lane (its transaction advisory lock) never waits for a
+-- row.
 
 CREATE OR REPLACE FUNCTION pljobs._lane_key(lock text) RETURNS bigint
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
@@ -20,9 +21,10 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
--- Of candidates that the caller holds locked (`locks` parallel to `job_ids`, null without a lock) returns those that may
--- run now, in the order given: all without a lock, and the head of each free lane. Parks the others; where the head itself is parked in a
--- free lane, wakes it. Takes lanes without waiting: a lane that somebody is busy in keeps its candidates as they are.
+-- Of candidates that the caller holds locked (`locks` parallel to `job_ids`, null without a lock) returns
+-- those that may run now, in the order given: all without a lock, and the head of each free lane. Parks the
+-- others; where the head itself is parked in a free lane, wakes it. Takes lanes without waiting: a lane that
+-- somebody is busy in keeps its candidates as they are.
 DECLARE
     v_lanes text[];
     v_claim bigint[];
@@ -56,17 +58,20 @@ BEGIN
                   WHERE c.lock IS NULL OR c.id = ANY (v_claim) ORDER BY c.place);
 END
 $$;
-COMMENT ON FUNCTION pljobs._claim_lanes(bigint[], text[]) IS 'Of locked candidates, returns those whose lane lets them run; parks the others.';
+COMMENT ON FUNCTION pljobs._claim_lanes(bigint[], text[])
+    IS 'Of locked candidates, returns those whose lane lets them run; parks the others.';
 
-CREATE OR REPLACE FUNCTION pljobs._wake_lanes(locks text[], take_lane boolean, except_queues text[] DEFAULT '{}') RETURNS bigint
+CREATE OR REPLACE FUNCTION pljobs._wake_lanes(locks text[], take_lane boolean, except_queues text[] DEFAULT '{}')
+RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
--- Wakes the head of each lane if it is parked, and notifies its queue's workers, but for `except_queues` (the caller is
--- a worker of those and fetches next). Returns the number woken. Call it after a lane's job left doing or todo, and last:
--- with take_lane it waits for the lanes, in order of their keys. Functions that people call inside transactions of their
--- own take no lane, so that they can't stall a worker; what a rare race leaves asleep then, wake_lanes_v1 wakes.
+-- Wakes the head of each lane if it is parked, and notifies its queue's workers, but for `except_queues` (the
+-- caller is a worker of those and fetches next). Returns the number woken. Call it after a lane's job left
+-- doing or todo, and last: with take_lane it waits for the lanes, in order of their keys. Functions that
+-- people call inside transactions of their own take no lane, so that they can't stall a worker; what a rare
+-- race leaves asleep then, wake_lanes_v1 wakes.
 DECLARE
     v_queues text[];
     v_woken bigint;
@@ -94,4 +99,5 @@ BEGIN
     RETURN v_woken;
 END
 $$;
-COMMENT ON FUNCTION pljobs._wake_lanes(text[], boolean, text[]) IS 'Wakes the head of each of these lanes if it is parked.';
+COMMENT ON FUNCTION pljobs._wake_lanes(text[], boolean, text[])
+    IS 'Wakes the head of each of these lanes if it is parked.';

@@ -2,8 +2,8 @@ CREATE OR REPLACE FUNCTION pljobs._notify_worker(worker_id bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Tells a worker to look at its runs (heartbeat_v1), on channel pljobs_worker_<id>. The payload is empty, so that any
--- number of requests in one transaction is one notification.
+-- Tells a worker to look at its runs (heartbeat_v1), on channel pljobs_worker_<id>. The payload is empty, so
+-- that any number of requests in one transaction is one notification.
 BEGIN
     PERFORM pg_notify('pljobs_worker_' || _notify_worker.worker_id, '');
 END
@@ -14,8 +14,8 @@ CREATE OR REPLACE FUNCTION pljobs._notify_todo(queues text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Tells workers that these queues have jobs to run, on channel pljobs_todo: one message a queue. The payload is the md5
--- of the queue's name, for a name may be longer than what a notification should carry.
+-- Tells workers that these queues have jobs to run, on channel pljobs_todo: one message a queue. The payload
+-- is the md5 of the queue's name, for a name may be longer than what a notification should carry.
 BEGIN
     PERFORM pg_notify('pljobs_todo', md5(q.name)) FROM unnest(_notify_todo.queues) AS q(name);
 END

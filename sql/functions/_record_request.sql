@@ -5,8 +5,8 @@ CREATE OR REPLACE FUNCTION pljobs._record_request(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Writes one row of the audit trail and returns its id; `resolution` null leaves it open. A reason or actor longer than
--- 1,000 characters is cut: nobody is kept from stopping a job by the length of the explanation.
+-- Writes one row of the audit trail and returns its id; `resolution` null leaves it open. A reason or actor
+-- longer than 1,000 characters is cut: nobody is kept from stopping a job by the length of the explanation.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_id bigint;

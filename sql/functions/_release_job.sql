@@ -1,12 +1,14 @@
-CREATE OR REPLACE FUNCTION pljobs._release_job(job_id bigint, crashed boolean, max_crashes integer) RETURNS text
+CREATE OR REPLACE FUNCTION pljobs._release_job(job_id bigint, crashed boolean, max_crashes integer)
+RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
--- doing under a worker that doesn't have it (any more):  asked to abort -> aborted or gone, request 'worker_lost';
--- not crashed (the worker never received it) -> todo, attempt not charged;  crashed below the cap -> todo;  at the cap ->
--- failed.  Returns todo, failed, aborted or deleted. The caller has locked the job's row in an earlier statement (this one
--- must see a request that committed while the caller waited for the lock), and wakes its lane.
+-- doing under a worker that doesn't have it (any more):  asked to abort -> aborted or gone, request
+-- 'worker_lost'; not crashed (the worker never received it) -> todo, attempt not charged;  crashed below the
+-- cap -> todo;  at the cap -> failed.  Returns todo, failed, aborted or deleted. The caller has locked the
+-- job's row in an earlier statement (this one must see a request that committed while the caller waited for
+-- the lock), and wakes its lane.
 DECLARE
     v_job record;
 BEGIN
@@ -28,4 +30,5 @@ BEGIN
     RETURN 'failed';
 END
 $$;
-COMMENT ON FUNCTION pljobs._release_job(bigint, boolean, integer) IS 'Ends a run whose worker doesn''t have it (any more).';
+COMMENT ON FUNCTION pljobs._release_job(bigint, boolean, integer)
+    IS 'Ends a run whose worker doesn''t have it (any more).';

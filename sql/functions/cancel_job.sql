@@ -11,16 +11,19 @@ SET jit = off
 AS $$
 -- todo -> cancelled, 'cancelled'; with delete_job -> gone, 'deleted'.
 -- doing -> unchanged, 'running'.
--- doing, abort -> doing with an open request, its worker notified: 'abort_requested'; once there is one, it is only made
+-- doing, abort -> doing with an open request, its worker notified: 'abort_requested'; once there is one, it
+-- is only made
 --     stronger (delete_job added): 'abort_already_requested'. The job is never retried after that.
--- doing, force -> aborted now, whatever its worker does: 'aborted'; with delete_job -> gone, 'deleted'. The run is void and
+-- doing, force -> aborted now, whatever its worker does: 'aborted'; with delete_job -> gone, 'deleted'. The
+-- run is void and
 --     its worker is told to stop it; until it has, its code may still run.
 -- cancelled, aborted, delete_job -> gone, 'deleted'.
 -- cancelled, aborted -> unchanged, 'already_cancelled'.  succeeded, failed -> unchanged, 'already_finished'.
 -- unknown id -> 'not_found'.
--- Null flags mean false; force implies abort. status_after is null for a deleted job. Rolled back, it never happened.
--- Locks the job (waiting for a fetch or finish under way), then its request. Every answer that changed something leaves a
--- row in pljobs.requests.
+-- Null flags mean false; force implies abort. status_after is null for a deleted job. Rolled back, it never
+-- happened.
+-- Locks the job (waiting for a fetch or finish under way), then its request. Every answer that changed
+-- something leaves a row in pljobs.requests.
 DECLARE
     v_abort boolean := coalesce(cancel_job_v1.abort, false) OR coalesce(cancel_job_v1.force, false);
     v_delete boolean := coalesce(cancel_job_v1.delete_job, false);
@@ -89,7 +92,8 @@ CREATE OR REPLACE FUNCTION pljobs.cancel_job(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- What cancel_job_v1 does, for people: returns its outcome, one word, and for a running job a NOTICE that says how to stop it.
+-- What cancel_job_v1 does, for people: returns its outcome, one word, and for a running job a NOTICE that
+-- says how to stop it.
 DECLARE
     v_outcome text;
 BEGIN

@@ -5,8 +5,9 @@ CREATE OR REPLACE FUNCTION pljobs.defer_job(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- - -> todo.  Returns the new job's id. Raises as defer_jobs_v1 does, which it calls: PJ002 for a job that can't be
--- deferred, PJ001 if a waiting job holds the queueing lock. Locks nothing. Notifies the queue's workers.
+-- - -> todo.  Returns the new job's id. Raises as defer_jobs_v1 does, which it calls: PJ002 for a job that
+-- can't be deferred, PJ001 if a waiting job holds the queueing lock. Locks nothing. Notifies the queue's
+-- workers.
 BEGIN
     RETURN (pljobs.defer_jobs_v1(jsonb_build_array(jsonb_build_object(
         'task', defer_job.task, 'args', defer_job.args, 'queue', defer_job.queue, 'priority', defer_job.priority,

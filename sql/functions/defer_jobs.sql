@@ -3,17 +3,18 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
--- - -> todo, for each element of a JSON array of objects {"task", "args", "queue", "priority", "lock", "queueing_lock",
--- "scheduled_at", "scheduled_in"}, of which only the task is required (queue 'default', priority 0, args {}; not both
--- of the times; scheduled_in is an interval from now, by the database's clock).
--- Returns the ids in the order given. All or none: raises PJ002 for a job that can't be deferred, naming its place and
--- what is wrong with it; PJ001 if a waiting job holds the queueing lock, or two of the call ask for one.
+-- - -> todo, for each element of a JSON array of objects {"task", "args", "queue", "priority", "lock",
+-- "queueing_lock", "scheduled_at", "scheduled_in"}, of which only the task is required (queue 'default',
+-- priority 0, args {}; not both of the times; scheduled_in is an interval from now, by the database's clock).
+-- Returns the ids in the order given. All or none: raises PJ002 for a job that can't be deferred, naming its
+-- place and what is wrong with it; PJ001 if a waiting job holds the queueing lock, or two of the call ask for
+-- one.
 -- Locks nothing; waits only for a transaction that is inserting the same queueing lock.
 -- Notifies pljobs_todo, one message a queue, unless notify is false or the jobs can't run yet.
 DECLARE
     -- What every client can read.
-    c_earliest CONSTANT timestamptz := '0001-01-02 00:00+00';
-    c_latest CONSTANT timestamptz := '9999-12-30 00:00+00';
+    c_earliest CONSTANT timestamptz := timestamptz '0001-01-02 00:00+00';
+    c_latest CONSTANT timestamptz := timestamptz '9999-12-30 00:00+00';
     v_now timestamptz := clock_timestamp();
     v_by text := pljobs._caller();
     v_bad record;
@@ -71,7 +72,8 @@ BEGIN
         SELECT g.task, coalesce(g.args, '{}'), coalesce(g.queue, 'default'), coalesce(g.priority, 0), g.lock, g.queueing_lock,
                coalesce(g.scheduled_at, v_now + g.scheduled_in),
                CASE WHEN coalesce(g.scheduled_at, v_now + g.scheduled_in) > v_now THEN 'schedule'
-                    -- The others of a lane queue up behind the first of this call: one commit, so no wake-up is lost.
+                    -- The others of a lane queue up behind the first of this call: one commit, so no wake-up
+                    -- is lost.
                     WHEN g.lock IS NOT NULL
                      AND row_number() OVER (PARTITION BY g.lock ORDER BY coalesce(g.priority, 0) DESC, g.ord) > 1 THEN 'lock'
                END,

@@ -6,9 +6,10 @@ CREATE OR REPLACE FUNCTION pljobs.defer_periodic_job_v1(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- - -> todo, at most once for each tick of (task, periodic_id), whoever calls and however many at once: 'deferred' with the
--- job's id.  That tick or a later one already done -> nothing changed, 'already_deferred'.  A waiting job holds the
--- queueing lock -> the tick counts as done, 'already_enqueued'.  Raises PJ002 as defer_jobs_v1 does, and for a null or infinite tick.
+-- - -> todo, at most once for each tick of (task, periodic_id), whoever calls and however many at once:
+-- 'deferred' with the job's id.  That tick or a later one already done -> nothing changed,
+-- 'already_deferred'.  A waiting job holds the queueing lock -> the tick counts as done, 'already_enqueued'. 
+-- Raises PJ002 as defer_jobs_v1 does, and for a null or infinite tick.
 -- Locks the periodic task's row. Notifies the queue's workers.
 BEGIN
     IF defer_periodic_job_v1.task IS NULL OR isfinite(defer_periodic_job_v1.tick) IS NOT TRUE

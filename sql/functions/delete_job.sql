@@ -4,8 +4,8 @@ CREATE OR REPLACE FUNCTION pljobs.delete_job_v1(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- succeeded, failed, cancelled, aborted -> gone, 'deleted'; the requests about it stay.  todo -> unchanged, 'todo' (cancel
--- it: cancel_job with delete_job).  doing -> unchanged, 'running'.  Unknown id -> 'not_found'.
+-- succeeded, failed, cancelled, aborted -> gone, 'deleted'; the requests about it stay.  todo -> unchanged,
+-- 'todo' (cancel it: cancel_job with delete_job).  doing -> unchanged, 'running'.  Unknown id -> 'not_found'.
 -- `status` is the one before, null for an unknown id. Locks the job. Notifies nobody.
 DECLARE
     v_job record;
@@ -26,13 +26,16 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION pljobs.delete_job_v1(bigint, text, text) IS 'Deletes a finished job. Driver contract, version 1.';
+COMMENT ON FUNCTION pljobs.delete_job_v1(bigint, text, text)
+    IS 'Deletes a finished job. Driver contract, version 1.';
 
-CREATE OR REPLACE FUNCTION pljobs.delete_job(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL) RETURNS text
+CREATE OR REPLACE FUNCTION pljobs.delete_job(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL)
+RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- What delete_job_v1 does, for people: returns its outcome, one word, and a NOTICE for a job that isn't finished.
+-- What delete_job_v1 does, for people: returns its outcome, one word, and a NOTICE for a job that isn't
+-- finished.
 DECLARE
     v_outcome text;
 BEGIN

@@ -35,19 +35,21 @@ CREATE OR REPLACE FUNCTION pljobs.fetch_jobs_v1(
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
--- PL/pgSQL would plan LIMIT $n anew each time; no statistics, however stale, may turn the walk into a scan or a sort; and the
--- price that this puts on a plan must not start the JIT compiler.
+-- PL/pgSQL would plan LIMIT $n anew each time; no statistics, however stale, may turn the walk into a scan or
+-- a sort; and the price that this puts on a plan must not start the JIT compiler.
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET jit = off
 SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$
--- todo -> doing, for up to max_jobs jobs that can run now: due, not paused, first of their lane if they have a lock, in
--- `queues` and among `tasks` (null: all). Higher priority first, then lower id. Draws a run_id, counts the attempt, and
--- returns what the worker needs, in that order. The worker must list each run in its heartbeats until its finish.
--- Skips rows that somebody holds; never waits for a row. Locks the lanes it meets, without waiting.
--- Raises PJ003 if the worker is not registered or its lease ran out, PJ004 for max_jobs below 1. Notifies nobody.
+-- todo -> doing, for up to max_jobs jobs that can run now: due, not paused, first of their lane if they have
+-- a lock, in `queues` and among `tasks` (null: all). Higher priority first, then lower id. Draws a run_id,
+-- counts the attempt, and returns what the worker needs, in that order. The worker must list each run in its
+-- heartbeats until its finish. Skips rows that somebody holds; never waits for a row. Locks the lanes it
+-- meets, without waiting.
+-- Raises PJ003 if the worker is not registered or its lease ran out, PJ004 for max_jobs below 1. Notifies
+-- nobody.
 -- Call it in a short READ COMMITTED transaction of its own.
 DECLARE
     v_queues text[] := fetch_jobs_v1.queues;
@@ -90,9 +92,10 @@ BEGIN
 
     -- Up to 20 rounds: one that finds nothing but jobs of busy lanes parks them, and looks further.
     FOR v_round IN 1..20 LOOP
-        -- While somebody holds an old snapshot, every walk passes the index entries of all the jobs that are done since.
-        -- The session keeps a hint: a walk was slow, and found its first row there. The next walks start there, for at
-        -- most 20 times what that walk cost, and 5 s: so long may a more urgent job wait. Nothing else depends on it.
+        -- While somebody holds an old snapshot, every walk passes the index entries of all the jobs that are
+        -- done since. The session keeps a hint: a walk was slow, and found its first row there. The next
+        -- walks start there, for at most 20 times what that walk cost, and 5 s: so long may a more urgent job
+        -- wait. Nothing else depends on it.
         v_from_priority := -2147483648;
         v_from_id := 0;
         v_hint := string_to_array(current_setting('pljobs.fetch_hint', true), '|');
@@ -112,7 +115,8 @@ BEGIN
                        AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
                      ORDER BY -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
         ELSIF cardinality(v_queues) = 1 THEN
-            -- The queue as a range, and first in the order: so that no statistics can make this walk all queues' jobs.
+            -- The queue as a range, and first in the order: so that no statistics can make this walk all
+            -- queues' jobs.
             SELECT array_agg(c.id), array_agg(c.lock) INTO v_ids, v_locks
               FROM (SELECT j.id, j.lock FROM pljobs.job AS j
                      WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue <= v_queues[1]
@@ -133,7 +137,8 @@ BEGIN
                                     ORDER BY t.queue, -t.priority, t.id LIMIT v_want + v_ahead) AS h
                              ORDER BY h.place, h.id OFFSET 0) AS m
                       JOIN pljobs.job AS j ON j.id = m.id
-                     -- NOT DISTINCT hides the predicate of the ready indexes: the way to these rows is the primary key.
+                     -- NOT DISTINCT hides the predicate of the ready indexes: the way to these rows is the
+                     -- primary key.
                      WHERE j.status IS NOT DISTINCT FROM 'todo' AND j.waiting_for IS NULL
                      ORDER BY m.place, m.id LIMIT v_want FOR UPDATE OF j SKIP LOCKED) AS c;
         END IF;
@@ -145,7 +150,8 @@ BEGIN
             PERFORM set_config('pljobs.fetch_hint', '', false);
             CONTINUE;
         ELSIF v_ids IS NULL THEN
-            -- With several queues: perhaps others held all that it looked at. Look further ahead, then give up.
+            -- With several queues: perhaps others held all that it looked at. Look further ahead, then give
+            -- up.
             EXIT WHEN coalesce(cardinality(v_queues), 0) < 2 OR v_ahead > 10000;
             v_ahead := v_ahead * 16;
             CONTINUE;

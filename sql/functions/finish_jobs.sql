@@ -6,20 +6,22 @@ SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET jit = off
 AS $$
--- Ends runs. `runs`: a JSON array of objects {"job_id", "run_id", "outcome", "result", "message", "error", "delete_job",
--- "retry_at", "retry_in", "retry_queue", "retry_priority", "retry_lock"}. The worker says what happened; what is written depends on
--- whether somebody had asked for an abort:
+-- Ends runs. `runs`: a JSON array of objects {"job_id", "run_id", "outcome", "result", "message", "error",
+-- "delete_job", "retry_at", "retry_in", "retry_queue", "retry_priority", "retry_lock"}. The worker says what
+-- happened; what is written depends on whether somebody had asked for an abort:
 --   succeeded               -> succeeded; asked: the request is resolved 'finished_first'
---   failed                  -> failed, or todo at retry_at, or after retry_in (an interval); asked: failed, never retried, 'failed_first'
---   aborted                 -> asked: aborted, or gone if deletion was asked; nobody asked: as failed
---   interrupted (shutdown)  -> todo at once, attempt not charged; asked: aborted
--- delete_job: gone, where it would have ended. Returns the status written, or 'deleted', for each run. A run that isn't
--- this job's changes nothing: it is answered the status then written if that run itself ended the job (so a lost reply can
--- be replayed), else 'stale'; 'not_found' if the job is gone. With wait => false a job that somebody else holds locked (a
--- person's open transaction) is left as it is, and answered 'locked': report it again a little later.
--- Message and error are cut at 1,000 and 16,384 characters, a result of more than 1 MiB is left out: what a task produced
--- never keeps it from ending. Raises PJ004 for an unknown outcome or a retry's queue or lock not of 1 to 255 characters.
--- Locks the jobs by ascending id, then their requests, then their lanes. Notifies workers of retries and of woken lanes.
+--   failed                  -> failed, or todo at retry_at, or after retry_in (an interval); asked: failed,
+--   never retried, 'failed_first' aborted                 -> asked: aborted, or gone if deletion was asked;
+--   nobody asked: as failed interrupted (shutdown)  -> todo at once, attempt not charged; asked: aborted
+-- delete_job: gone, where it would have ended. Returns the status written, or 'deleted', for each run. A run
+-- that isn't this job's changes nothing: it is answered the status then written if that run itself ended the
+-- job (so a lost reply can be replayed), else 'stale'; 'not_found' if the job is gone. With wait => false a
+-- job that somebody else holds locked (a person's open transaction) is left as it is, and answered 'locked':
+-- report it again a little later. Message and error are cut at 1,000 and 16,384 characters, a result of more
+-- than 1 MiB is left out: what a task produced never keeps it from ending. Raises PJ004 for an unknown
+-- outcome or a retry's queue or lock not of 1 to 255 characters.
+-- Locks the jobs by ascending id, then their requests, then their lanes. Notifies workers of retries and of
+-- woken lanes.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_ids bigint[];

@@ -11,14 +11,16 @@ SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET jit = off
 AS $$
--- One call for all that ties a worker to its runs. Renews its lease. Answers each run that it lists: 'ok'; 'abort', with
--- who asked and why, for as long as the run lasts; 'lost', if that run is no longer this job's (rescued, forced, deleted,
--- or just finished): stop it, its end will be answered 'stale'. An open request is answered even for a run that the worker
--- does not list yet. Gives back to todo, without charging the attempt, what it holds and does not list (a fetch whose
--- reply was lost), never a run younger than a lease. Records when each request was delivered, and which of the runs'
--- aborts the task is `handling` or has `swallowed`. loop_lag: how late the worker's event loop runs, for people to see.
+-- One call for all that ties a worker to its runs. Renews its lease. Answers each run that it lists: 'ok';
+-- 'abort', with who asked and why, for as long as the run lasts; 'lost', if that run is no longer this job's
+-- (rescued, forced, deleted, or just finished): stop it, its end will be answered 'stale'. An open request is
+-- answered even for a run that the worker does not list yet. Gives back to todo, without charging the
+-- attempt, what it holds and does not list (a fetch whose reply was lost), never a run younger than a lease.
+-- Records when each request was delivered, and which of the runs' aborts the task is `handling` or has
+-- `swallowed`. loop_lag: how late the worker's event loop runs, for people to see.
 -- Raises PJ003 if the worker is not registered: register again under the same id, then call again.
--- Locks the worker; jobs and requests only where nobody else holds them. Notifies workers of what it gives back.
+-- Locks the worker; jobs and requests only where nobody else holds them. Notifies workers of what it gives
+-- back.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_started_before timestamptz;

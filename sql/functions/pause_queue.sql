@@ -1,9 +1,11 @@
-CREATE OR REPLACE FUNCTION pljobs.pause_queue_v1(queue text, reason text DEFAULT NULL, actor text DEFAULT NULL) RETURNS text
+CREATE OR REPLACE FUNCTION pljobs.pause_queue_v1(queue text, reason text DEFAULT NULL, actor text DEFAULT NULL)
+RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- No worker fetches from the queue until resume_queue: 'paused', or 'already_paused' (unchanged).  Running jobs go on;
--- deferring goes on.  A queue exists by being named. Raises PJ004 for a name that is not of 1 to 255 characters.
+-- No worker fetches from the queue until resume_queue: 'paused', or 'already_paused' (unchanged).  Running
+-- jobs go on; deferring goes on.  A queue exists by being named. Raises PJ004 for a name that is not of 1 to
+-- 255 characters.
 -- Locks the queue's row. Notifies nobody.
 BEGIN
     IF char_length(coalesce(pause_queue_v1.queue, '')) NOT BETWEEN 1 AND 255 THEN
@@ -24,7 +26,8 @@ $$;
 COMMENT ON FUNCTION pljobs.pause_queue_v1(text, text, text)
     IS 'Keeps workers from fetching from a queue. Driver contract, version 1.';
 
-CREATE OR REPLACE FUNCTION pljobs.pause_queue(queue text, reason text DEFAULT NULL, actor text DEFAULT NULL) RETURNS text
+CREATE OR REPLACE FUNCTION pljobs.pause_queue(queue text, reason text DEFAULT NULL, actor text DEFAULT NULL)
+RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$

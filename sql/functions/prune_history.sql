@@ -1,10 +1,12 @@
-CREATE OR REPLACE FUNCTION pljobs.prune_history_v1(older_than interval, max_rows integer DEFAULT 10000) RETURNS bigint
+CREATE OR REPLACE FUNCTION pljobs.prune_history_v1(older_than interval, max_rows integer DEFAULT 10000)
+RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Deletes requests that were resolved, and workers that stopped, longer than older_than ago; at most max_rows of each.
--- Returns how many of both: call again until it returns 0. Raises PJ004 for a null or negative older_than. Skips rows
--- that somebody holds. Notifies nobody.
+-- Deletes requests that were resolved, and workers that stopped, longer than older_than ago; at most max_rows
+-- of each.
+-- Returns how many of both: call again until it returns 0. Raises PJ004 for a null or negative older_than.
+-- Skips rows that somebody holds. Notifies nobody.
 DECLARE
     v_before timestamptz := clock_timestamp() - prune_history_v1.older_than;
     v_requests bigint;
@@ -26,4 +28,5 @@ BEGIN
     RETURN v_requests + v_workers;
 END
 $$;
-COMMENT ON FUNCTION pljobs.prune_history_v1(interval, integer) IS 'Deletes a batch of old requests and stopped workers. Driver contract, version 1.';
+COMMENT ON FUNCTION pljobs.prune_history_v1(interval, integer)
+    IS 'Deletes a batch of old requests and stopped workers. Driver contract, version 1.';

@@ -6,10 +6,11 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
--- succeeded, failed, cancelled, aborted -> gone, for jobs that finished longer than older_than ago, with one of `statuses`,
--- in `queue` (null: all), oldest first.  Returns how many, at most max_jobs: call again until it returns 0, each call in a
--- transaction of its own. The requests stay (prune_history_v1). Raises PJ004 for a null or negative older_than, or a status
--- that is not final. Locks those jobs, skipping those that somebody holds. Notifies nobody.
+-- succeeded, failed, cancelled, aborted -> gone, for jobs that finished longer than older_than ago, with one
+-- of `statuses`, in `queue` (null: all), oldest first.  Returns how many, at most max_jobs: call again until
+-- it returns 0, each call in a transaction of its own. The requests stay (prune_history_v1). Raises PJ004 for
+-- a null or negative older_than, or a status that is not final. Locks those jobs, skipping those that
+-- somebody holds. Notifies nobody.
 DECLARE
     -- A variable: an index can't be searched for a volatile value.
     v_before timestamptz := clock_timestamp() - prune_jobs_v1.older_than;
@@ -30,7 +31,8 @@ BEGIN
     RETURN coalesce(cardinality(v_ids), 0)::bigint;
 END
 $$;
-COMMENT ON FUNCTION pljobs.prune_jobs_v1(interval, text[], text, integer) IS 'Deletes a batch of old finished jobs. Driver contract, version 1.';
+COMMENT ON FUNCTION pljobs.prune_jobs_v1(interval, text[], text, integer)
+    IS 'Deletes a batch of old finished jobs. Driver contract, version 1.';
 
 CREATE OR REPLACE FUNCTION pljobs.prune_jobs(
     older_than interval, statuses text[] DEFAULT '{succeeded,failed,cancelled,aborted}', queue text DEFAULT NULL,

@@ -5,9 +5,11 @@ CREATE OR REPLACE FUNCTION pljobs.register_worker_v1(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Registers a worker and returns its id; it must call heartbeat_v1 within every `lease`, else its jobs are rescued.
+-- Registers a worker and returns its id; it must call heartbeat_v1 within every `lease`, else its jobs are
+-- rescued.
 -- With worker_id: registers again under that id (after PJ003), so that jobs it still holds stay its own.
--- queues null: all. Raises PJ004 for a lease below one second or a null name, host, pid. Locks the worker. Notifies nobody.
+-- queues null: all. Raises PJ004 for a lease below one second or a null name, host, pid. Locks the worker.
+-- Notifies nobody.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_id bigint;

@@ -6,12 +6,13 @@ SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET jit = off
 AS $$
--- doing under a worker whose lease ran out, or that is gone:  asked to abort -> aborted, or gone if deletion was asked;
--- lost fewer than max_crashes times -> todo;  else -> failed, 'worker lost N times'.  Returns each job that it changed and
--- what it became: todo, failed, aborted, deleted. Such workers are marked stopped: they must register again.
--- Anybody may call it, as often as they like: one call works at a time, the others return nothing at once.
--- Raises PJ004 for a max_crashes or max_jobs below 1. Locks the jobs, skipping those that somebody holds, then the
--- workers. Notifies the queues' workers.
+-- doing under a worker whose lease ran out, or that is gone:  asked to abort -> aborted, or gone if deletion
+-- was asked; lost fewer than max_crashes times -> todo;  else -> failed, 'worker lost N times'.  Returns each
+-- job that it changed and what it became: todo, failed, aborted, deleted. Such workers are marked stopped:
+-- they must register again. Anybody may call it, as often as they like: one call works at a time, the others
+-- return nothing at once.
+-- Raises PJ004 for a max_crashes or max_jobs below 1. Locks the jobs, skipping those that somebody holds,
+-- then the workers. Notifies the queues' workers.
 DECLARE
     v_ids bigint[];
     v_locks text[];
@@ -38,7 +39,8 @@ BEGIN
     PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
 END
 $$;
-COMMENT ON FUNCTION pljobs.rescue_jobs_v1(integer, integer) IS 'Rescues the jobs of lost workers. Driver contract, version 1.';
+COMMENT ON FUNCTION pljobs.rescue_jobs_v1(integer, integer)
+    IS 'Rescues the jobs of lost workers. Driver contract, version 1.';
 
 CREATE OR REPLACE FUNCTION pljobs.rescue_jobs() RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -49,4 +51,5 @@ BEGIN
     RETURN (SELECT count(*) FROM pljobs.rescue_jobs_v1());
 END
 $$;
-COMMENT ON FUNCTION pljobs.rescue_jobs() IS 'Rescues the jobs of lost workers; returns how many: SELECT rescue_jobs();';
+COMMENT ON FUNCTION pljobs.rescue_jobs()
+    IS 'Rescues the jobs of lost workers; returns how many: SELECT rescue_jobs();';

@@ -5,11 +5,12 @@ CREATE OR REPLACE FUNCTION pljobs.retry_job_v1(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- failed, cancelled, aborted -> todo, 'requeued', clean of its former request, its crashes forgotten, its attempts counted
--- on; to run at once or at scheduled_at, in another queue, priority or lock if given.  todo -> unchanged, 'todo'.
+-- failed, cancelled, aborted -> todo, 'requeued', clean of its former request, its crashes forgotten, its
+-- attempts counted on; to run at once or at scheduled_at, in another queue, priority or lock if given.  todo
+-- -> unchanged, 'todo'.
 -- doing -> unchanged, 'running'.  succeeded -> unchanged, 'succeeded'.  Unknown id -> 'not_found'.
--- `status` is the one before. Raises PJ004 for a name that is not of 1 to 255 characters, or a time outside of the years
--- 1 to 9999. Locks the job. Notifies the queue's workers.
+-- `status` is the one before. Raises PJ004 for a name that is not of 1 to 255 characters, or a time outside
+-- of the years 1 to 9999. Locks the job. Notifies the queue's workers.
 DECLARE
     v_job record;
 BEGIN

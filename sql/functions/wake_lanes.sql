@@ -7,10 +7,10 @@ SET jit = off
 SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$
--- Wakes each lane whose head is parked though nothing of the lane runs: what a race between a person's transaction and a
--- fetch can leave asleep. Returns the number of lanes woken. Costs one index probe a lane that has waiting jobs. Anybody
--- may call it, as often as they like: one call works at a time. Locks those lanes, then their heads, skipping those that
--- somebody holds. Notifies the queues' workers.
+-- Wakes each lane whose head is parked though nothing of the lane runs: what a race between a person's
+-- transaction and a fetch can leave asleep. Returns the number of lanes woken. Costs one index probe a lane
+-- that has waiting jobs. Anybody may call it, as often as they like: one call works at a time. Locks those
+-- lanes, then their heads, skipping those that somebody holds. Notifies the queues' workers.
 DECLARE
     v_locks text[];
 BEGIN
@@ -35,4 +35,5 @@ BEGIN
     RETURN pljobs._wake_lanes(v_locks, take_lane => true);
 END
 $$;
-COMMENT ON FUNCTION pljobs.wake_lanes_v1() IS 'Wakes lanes that a race left asleep. Driver contract, version 1.';
+COMMENT ON FUNCTION pljobs.wake_lanes_v1()
+    IS 'Wakes lanes that a race left asleep. Driver contract, version 1.';
