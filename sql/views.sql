@@ -91,7 +91,7 @@ COMMENT ON VIEW pljobs.history IS
 CREATE OR REPLACE VIEW pljobs.stuck_aborts WITH (security_barrier) AS
 SELECT r.job_id, clock_timestamp() - r.requested_at AS asked_ago, r.task, r.queue, r.requested_by, r.actor, r.reason,
        r.requested_at, r.delivered_at, r.handling, r.run_id, r.worker_id,
-       format('%s@%s:%s', w.name, w.host, w.pid) AS worker,
+       CASE WHEN w.id IS NOT NULL THEN format('%s@%s:%s', w.name, w.host, w.pid) END AS worker,
        CASE WHEN w.id IS NULL OR w.stopped_at IS NOT NULL OR w.expires_at <= clock_timestamp()
                  THEN 'its worker is lost: rescue_jobs() ends the job as aborted'
             WHEN r.delivered_at IS NULL THEN 'its worker will hear of it within its polling interval'
