@@ -1,5 +1,5 @@
 CREATE OR REPLACE FUNCTION pljobs.get_job_statuses_v1(job_ids bigint[]) RETURNS TABLE (job_id bigint, status text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
@@ -20,7 +20,7 @@ COMMENT ON FUNCTION pljobs.get_job_statuses_v1(bigint[]) IS 'The status of each 
 
 CREATE OR REPLACE FUNCTION pljobs.get_resolutions_v1(request_ids bigint[])
 RETURNS TABLE (request_id bigint, resolution text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
@@ -50,15 +50,15 @@ AS $$
 -- With the caller's rights and no settings of its own, for PostgreSQL lets nothing else commit: all names are qualified.
 DECLARE
     v_until timestamptz := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) wait_for_job.timeout;
-    v_pause double precision := 0.01;
-    v_left double precision;
+    v_pause numeric := 0.01;
+    v_left numeric;
 BEGIN
     LOOP
-        SELECT s.status INTO wait_for_job.status FROM pljobs.get_job_statuses_v1(ARRAY[wait_for_job.job_id]) AS s;
+        SELECT s.status INTO status FROM pljobs.get_job_statuses_v1(ARRAY[wait_for_job.job_id]) AS s;
         v_left := pg_catalog.extract('epoch', v_until OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp());
         EXIT WHEN wait_for_job.status OPERATOR(pg_catalog.<>) ALL ('{todo,doing}') OR v_left OPERATOR(pg_catalog.<=) 0.0;
         COMMIT;
-        PERFORM pg_catalog.pg_sleep(LEAST(v_pause, v_left));
+        PERFORM pg_catalog.pg_sleep(LEAST(v_pause, v_left)::pg_catalog.float8);
         v_pause := LEAST(v_pause OPERATOR(pg_catalog.*) 1.5, 1.0);
     END LOOP;
 END
