@@ -1,4 +1,4 @@
-"""The demo: on real files, on a server of its own that stays until told to go, and nothing else left behind."""
+"""The demo: on real files, on a server of its own that stays until told to go; nothing else is left."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ TEXTS = {
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
+    tmp_path /= "texts"
+    tmp_path.mkdir()
     for name, text in TEXTS.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -54,7 +56,7 @@ def home() -> Iterator[Path]:
 
 
 def pljobs(*arguments: str, home: Path) -> list[str]:
-    return [sys.executable, "-m", "pljobs", "demo", *arguments, "--home", str(home)]
+    return [str(Path(sys.executable).parent / "pljobs"), "demo", *arguments, "--home", str(home)]
 
 
 def run(*arguments: str, home: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -72,14 +74,15 @@ def run(*arguments: str, home: Path, cwd: Path | None = None) -> subprocess.Comp
 
 
 def database(home: Path) -> psycopg.Connection[TupleRow]:
-    server = Home(home).server()
-    assert server is not None
-    return psycopg.connect(server.url("demo"), autocommit=True)
+    return psycopg.connect(Home(home).url, autocommit=True)
 
 
 @pytest.mark.slow
-def test_the_demo_from_start_to_stop(texts: Path, home: Path) -> None:
-    done = run(str(texts), home=home)
+def test_the_demo_from_start_to_stop(texts: Path, home: Path, tmp_path: Path) -> None:
+    # In a folder with modules of the same names as ours or Python's: none of them is taken for those.
+    (tmp_path / "logging.py").write_text("1 / 0")
+    (tmp_path / "pljobs.py").write_text("1 / 0")
+    done = run(str(texts), home=home, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "left out: 1 binary, 1 with names that are not UTF-8" in done.stdout
 
@@ -124,7 +127,7 @@ def test_job_33_is_the_running_one_where_there_are_files_enough(tmp_path: Path, 
         (tmp_path / f"{number}.txt").write_text(str(number))
     done = run(str(tmp_path), home=home)
     assert "SELECT cancel_job(33, abort => true);\n    -> abort_requested; it ended" in done.stdout
-    # Again, on the server that still runs: in a database made anew.
+    # Again: the server that still runs is replaced.
     again = run(str(tmp_path), home=home)
     assert again.returncode == 0, again.stderr
     assert "33 and 34 run until they are aborted" in again.stdout

@@ -60,8 +60,9 @@ def defer(
     url: str | None,
     as_json: bool,
 ) -> None:
-    """Defer a job: a task's name, and its arguments as a JSON object (@FILE reads a file, - stdin).
+    """Defer a job.
 
+    TASK is the task's name; the arguments are a JSON object, or @FILE, or - for stdin.
     With --app the task's own queue, priority and locks hold where no option says otherwise. Without,
     any name goes.
     """
@@ -119,7 +120,7 @@ def cancel(
     actor: str | None,
     as_json: bool,
 ) -> None:
-    """Cancel a waiting job; with --abort, ask a running one to stop.
+    """Cancel a waiting job, or with --abort a running one.
 
     Answers with a word: cancelled, deleted, abort_requested, abort_already_requested, aborted (by --force),
     already_cancelled (exit code 0); running, already_finished (4); not_found (3).

@@ -25,6 +25,7 @@ from pljobs import checks, exceptions
 from pljobs.app import App
 from pljobs.cli_output import one_line, visible
 from pljobs.connector import PsycopgConnector
+from pljobs.embedded import EmbeddedServerError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,6 +93,10 @@ def _explained(error: exceptions.PljobsException) -> tuple[str, Exit]:
             return str(error), Exit.REFUSED
         case exceptions.JobNotFound():
             return str(error), Exit.NOT_FOUND
+        case EmbeddedServerError():
+            # In between is the server's log; its last line says what happened.
+            first, *rest = str(error).splitlines()
+            return " ... ".join([first, *rest[-1:]]), Exit.ERROR
         case _:
             return str(error), Exit.ERROR
 

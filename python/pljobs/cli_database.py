@@ -24,7 +24,10 @@ FINAL = [str(status) for status in calls.FINAL]
 @json_option
 @with_database
 def migrate(conn: Connection, *, lock_timeout: timedelta | None, as_json: bool) -> None:
-    """Install or upgrade the schema pljobs, in one transaction; safe to run again."""
+    """Install or upgrade the schema pljobs.
+
+    In one transaction; safe to run again.
+    """
     applied = install.migrate(conn, lock_timeout=lock_timeout)
     if as_json:
         click.echo(to_json({"applied": applied}))
@@ -41,7 +44,7 @@ def migrate(conn: Connection, *, lock_timeout: timedelta | None, as_json: bool) 
 @json_option
 @with_database
 def schema(conn: Connection, *, check: bool, as_json: bool) -> None:
-    """Compare the schema with this release (--check), or list its migrations and where their SQL is."""
+    """List migrations, or --check the schema against this release."""
     if check:
         differences = install.check(conn)
         if as_json:
@@ -71,7 +74,10 @@ def schema(conn: Connection, *, check: bool, as_json: bool) -> None:
 @json_option
 @with_database
 def healthcheck(conn: Connection, *, min_workers: int, as_json: bool) -> None:
-    """Check that the database answers, has the schema, and has workers; exit code 1 if not."""
+    """Check that the database has the schema, and workers.
+
+    The exit code is 1 if not.
+    """
     if not db.run(conn, calls_read.has_schema()):
         raise SchemaMissing("there is no view pljobs.jobs")
     workers = db.run(conn, calls_cli.count_workers())
@@ -132,7 +138,10 @@ def prune(
 @json_option
 @with_database
 def rescue(conn: Connection, *, max_crashes: int, as_json: bool) -> None:
-    """Take the jobs of lost workers back, now; workers and the manager do it by themselves."""
+    """Take the jobs of lost workers back, now.
+
+    Workers and the manager do it by themselves.
+    """
     rescued: dict[int, str] = {}
     while answers := db.run(conn, calls.rescue_jobs(max_crashes=max_crashes)):
         rescued |= {answer.job_id: answer.outcome for answer in answers}

@@ -92,7 +92,7 @@ def list_jobs(
 @json_option
 @with_database
 def show(conn: Connection, *, job_id: int, as_json: bool) -> None:
-    """Show one job: what it is, its history, who asked what of it.
+    """Show one job, its history, and who asked what of it.
 
     What was asked outlives a deleted job, and is shown; the exit code is then 3, as for an id that never was.
     """
@@ -136,7 +136,10 @@ def queues(conn: Connection, *, as_json: bool) -> None:
 @json_option
 @with_database
 def workers(conn: Connection, *, stopped: bool, as_json: bool) -> None:
-    """List workers: alive, or stalled (the lease ran out, the jobs are about to be rescued)."""
+    """List workers.
+
+    alive, or stalled: the lease ran out, the jobs are about to be rescued.
+    """
     found = db.run(conn, calls_cli.list_workers(stopped=stopped))
     if as_json:
         print_json(found)

@@ -96,9 +96,10 @@ def worker(
     retention: timedelta | None,
     process_count: int,
 ) -> None:
-    """Run jobs, until SIGINT or SIGTERM: the first lets running jobs end, the second aborts them.
+    """Run jobs, until SIGINT or SIGTERM.
 
-    Defaults are those of `run_worker`, or the App's own worker_defaults.
+    The first signal lets running jobs end, the second aborts them. Defaults are those of `run_worker`, or the
+    App's own worker_defaults.
     """
     processes.follow_lifeline()
     app = load_app(app_path, url)
@@ -157,10 +158,11 @@ def manager(
     retention: timedelta | None,
     max_crashes: int,
 ) -> None:
-    """Rescue jobs of lost workers, defer the App's periodic tasks, prune, until SIGINT or SIGTERM.
+    """Rescue jobs, defer periodic tasks, prune; until stopped.
 
-    Workers do it too; this is for when none runs, and for retention. Without --app there are no
-    periodic tasks.
+    Until SIGINT or SIGTERM it takes back the jobs of lost workers, defers the App's periodic tasks when they
+    are due, and with --retention deletes what finished long ago. Workers do all but the last, too. Without
+    --app there are no periodic tasks.
     """
     app = App(connector(url)) if app_path is None else load_app(app_path, url)
     asyncio.run(_manage(app, interval=interval, retention=retention, max_crashes=max_crashes))
@@ -188,4 +190,4 @@ def _command(name: str | None, number: int) -> list[str]:
     """Return the command line of one of the processes: this one's, with what makes it one of many."""
     # The last of a repeated option counts.
     own = ["--processes", "1", "--name", f"{name or 'worker'}-{number}"]
-    return [sys.executable, "-m", "pljobs", *sys.argv[1:], *own]
+    return [sys.executable, "-P", "-m", "pljobs", *sys.argv[1:], *own]

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import logging
 import math
-import select
+import selectors
 import socket
 import threading
 import time
@@ -154,27 +154,28 @@ class Control:
                 self._beat(conn)
                 # Whatever was said while nobody listened: look.
                 self._in_loop(self._on_todo)
-                while not self._stopping.is_set():
-                    self._wait_and_look(conn)
+                with selectors.DefaultSelector() as selector:
+                    selector.register(conn, selectors.EVENT_READ)
+                    selector.register(self._woken, selectors.EVENT_READ)
+                    while not self._stopping.is_set():
+                        self._wait_and_look(conn, selector)
                 self._timed(conn, calls.unregister_worker(self._worker_id))
             finally:
                 self._conn = self._busy_since = None
 
-    def _wait_and_look(self, conn: psycopg.Connection[Any]) -> None:
+    def _wait_and_look(self, conn: psycopg.Connection[Any], selector: selectors.BaseSelector) -> None:
         interval = self._heartbeat_interval
         if self._runs:
             interval = min(interval, self._abort_interval)
         due = self._beat_at + interval
         if not self._heard(conn):
-            ready, _, _ = select.select(
-                [conn.fileno(), self._woken.fileno()], [], [], max(0.0, due - time.monotonic())
-            )
-            if self._woken.fileno() in ready:
+            ready = {key.fileobj for key, _ in selector.select(max(0.0, due - time.monotonic()))}
+            if self._woken in ready:
                 with contextlib.suppress(BlockingIOError):
                     while self._woken.recv(4096):
                         pass
                 return  # there are runs now, or it is time to stop
-            if not (conn.fileno() in ready and self._heard(conn)) and time.monotonic() < due:
+            if not (conn in ready and self._heard(conn)) and time.monotonic() < due:
                 return
         self._beat(conn)
 
@@ -195,12 +196,8 @@ class Control:
             conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         # Behind a transaction pooler LISTEN is accepted, and nothing ever arrives.
         conn.execute("SELECT pg_catalog.pg_notify(%s, 'probe')", [self._channel])
-        deadline = time.monotonic() + PROBE_PATIENCE
-        for note in conn.notifies(timeout=PROBE_PATIENCE, stop_after=1):
-            if note.channel == self._channel:
-                return
-            if time.monotonic() > deadline:
-                break
+        for _ in conn.notifies(timeout=PROBE_PATIENCE, stop_after=1):
+            return  # whichever arrived first
         logger.warning(
             "Notifications don't arrive on this connection (a transaction pooler?): worker %s polls"
             " every %s s instead. Connect directly, or set listen_notify=False.",

@@ -37,7 +37,8 @@ FIRST_ID = 33
 def run(folder: Path | None, *, home: Path | None = None, stay: bool = False) -> None:
     """Run the demo on the text files under a folder; with `stay`, leave a job running for the user to abort.
 
-    The server keeps running afterwards, until `stop`. Interrupted, or failing, it takes away what it started.
+    The server keeps running afterwards, until `stop` or the next demo. Interrupted, or failing, it takes away
+    what it started.
     """
     found = _files(folder)
     # A PGOPTIONS or PGSERVICE of the user's is about other servers.
@@ -47,13 +48,10 @@ def run(folder: Path | None, *, home: Path | None = None, stay: bool = False) ->
         signal.signal(number, signal.default_int_handler)
     place = find_home(home)
     with place.locked():
-        server = place.server()
-        ours = server is None
         try:
             began = time.monotonic()
-            if server is None:
-                with interruptible_later():
-                    server = place.start()
+            with interruptible_later():
+                server = place.start()
             url = _database(server)
             took = time.monotonic() - began
             click.echo(
@@ -61,10 +59,9 @@ def run(folder: Path | None, *, home: Path | None = None, stay: bool = False) ->
             )
             _Demo(place, server, url, found).run(stay=stay)
         except BaseException:
-            if ours:
-                with interruptible_later():
-                    place.remove()
-                click.echo(f"\nWhat was started is stopped, and {place.path} removed.", err=True)
+            with interruptible_later():
+                place.remove()
+            click.echo(f"\nWhat was started is stopped, and {place.path} removed.", err=True)
             raise
 
 
@@ -245,8 +242,7 @@ def _files(folder: Path | None) -> demo_files.Found:
 
 
 def _database(server: Server) -> str:
-    """Make the demo's database anew, with the schema, and on everybody's search_path."""
-    server.drop_database(DATABASE)
+    """Make the demo's database, with the schema, and that on everybody's search_path."""
     url = server.create_database(DATABASE)
     install.migrate(url)
     server.run_sql(f"ALTER DATABASE {DATABASE} SET search_path = pljobs, public")
@@ -257,7 +253,18 @@ def _database(server: Server) -> str:
 def _worker(place: Home, url: str) -> Iterator[Callable[[], None]]:
     """Run a worker in a process of its own; yields what raises `Failure` once it is dead."""
     options = ["--concurrency", str(CONCURRENCY), "--poll-interval", "1", "--shutdown-timeout", "2"]
-    command = [sys.executable, "-m", "pljobs", "worker", "--app", "pljobs.demo_tasks:app", "--name", "demo"]
+    # -P, and a folder of our own: the user's may hold a logging.py.
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pljobs",
+        "worker",
+        "--app",
+        "pljobs.demo_tasks:app",
+        "--name",
+        "demo",
+    ]
     lifeline, held = os.pipe()
     try:
         with place.worker_log.open("wb") as log:
@@ -268,6 +275,7 @@ def _worker(place: Home, url: str) -> Iterator[Callable[[], None]]:
                 stderr=subprocess.STDOUT,
                 # Ctrl-C is for this process; killed, it takes the worker with it all the same.
                 process_group=0,
+                cwd=place.path,
                 pass_fds=[lifeline],
                 env={**os.environ, "PLJOBS_URL": url, LIFELINE: str(lifeline)},
             )

