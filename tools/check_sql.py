@@ -15,7 +15,7 @@ from servers import REPO, SQL, TEMPLATE, debian_version, throw_away
 
 # PS010 wants CREATE SCHEMA to fail where the schema exists; ledger.sql looks at whose it is first.
 _PGSPOT_IGNORES = "PS010"
-# A procedure that commits may have no settings (PostgreSQL's rule): tests_sql/policy.sql sees that it qualifies all names.
+# A procedure that commits may have no settings: tests_sql/policy.sql sees that it qualifies all names.
 _PGSPOT_PROCEDURES = re.compile(r"PS005: .*: pljobs\.(cancel_jobs_in_batches|wait_for_job)\(")
 # Running the text that it is given is what _migrate is for; only the installer may call it.
 _CHECK = """
