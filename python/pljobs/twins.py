@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from pljobs.answers import Call
@@ -65,7 +65,7 @@ Talk = Generator[Question[Any] | Wait, Any, T]
 
 def twins(
     ask: Callable[Concatenate[A, P], Question[T]],
-) -> tuple[Callable[Concatenate[A, P], T], Callable[Concatenate[A, P], Awaitable[T]]]:
+) -> tuple[Callable[Concatenate[A, P], T], Callable[Concatenate[A, P], Coroutine[Any, Any, T]]]:
     """Return a sync and an async method, named as `ask` without its underscore, and so with `_async`."""
 
     @functools.wraps(ask)
@@ -81,7 +81,7 @@ def twins(
 
 def talking_twins(
     talk: Callable[Concatenate[A, P], Talk[T]],
-) -> tuple[Callable[Concatenate[A, P], T], Callable[Concatenate[A, P], Awaitable[T]]]:
+) -> tuple[Callable[Concatenate[A, P], T], Callable[Concatenate[A, P], Coroutine[Any, Any, T]]]:
     """Do what `twins` does, for a method that asks more than once."""
 
     @functools.wraps(talk)
