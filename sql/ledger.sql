@@ -2,6 +2,7 @@
 SET LOCAL search_path = pg_catalog, pg_temp;
 
 -- One installer at a time: the others wait here, then find everything done.
+SET LOCAL lock_timeout = '60s';
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pljobs.install', 0));
 
 -- From here on, a table that somebody holds is waited for briefly: a migration must not queue up in front of
@@ -10,7 +11,7 @@ SET LOCAL lock_timeout = '5s';
 
 DO $$
 BEGIN
-    -- Whoever owns the schema owns what is created in it, and functions here run with their creator's rights.
+    -- Functions here run with their owner's rights.
     IF EXISTS (
         SELECT FROM pg_catalog.pg_namespace AS n
          WHERE n.nspname = 'pljobs' AND NOT pg_catalog.pg_has_role(n.nspowner, 'USAGE')
@@ -29,6 +30,12 @@ END
 $$;
 
 CREATE SCHEMA IF NOT EXISTS pljobs;
+
+-- Whoever runs an upgrade, all of the schema stays one role's: what a superuser creates here would be hers, and
+-- its functions would run with her rights.
+SELECT pg_catalog.set_config('role', r.rolname, true)
+  FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
+ WHERE n.nspname = 'pljobs' AND r.rolname <> current_user;
 
 CREATE TABLE IF NOT EXISTS pljobs.migration (
     name       text        NOT NULL,

@@ -1,28 +1,35 @@
 -- What people read. Columns are only ever added at the end.
 
 CREATE OR REPLACE VIEW pljobs.jobs WITH (security_barrier) AS
-SELECT j.id, j.status, j.waiting_for, j.queue, j.task, j.args, j.priority, j.lock, j.queueing_lock, j.attempts, j.crashes,
-       j.created_at, j.scheduled_at, j.started_at, j.finished_at, j.worker_id, j.run_id,
+SELECT j.id, j.status, j.waiting_for, j.queue, j.task, j.args, j.priority, j.lock, j.queueing_lock,
+       j.attempts, j.crashes, j.created_at, j.scheduled_at, j.started_at, j.finished_at,
+       j.worker_id, j.run_id,
        j.request_id IS NOT NULL AS abort_requested, r.requested_at AS abort_requested_at,
        j.message, j.error, j.result, j.deferred_by
   FROM pljobs.job AS j
   LEFT JOIN pljobs.request AS r ON r.id = j.request_id;
 COMMENT ON VIEW pljobs.jobs IS
-    'Every job. todo with waiting_for empty runs next, by priority (higher first), then id; else it says what the job waits for.';
+    'Every job. todo with waiting_for empty runs next, by priority (higher first), then id; '
+    'else it says what the job waits for.';
 
 CREATE OR REPLACE VIEW pljobs.workers WITH (security_barrier) AS
 SELECT w.id, w.name, w.host, w.pid,
-       CASE WHEN w.stopped_at IS NOT NULL THEN 'stopped' WHEN w.expires_at <= clock_timestamp() THEN 'stalled' ELSE 'alive' END AS state,
+       CASE WHEN w.stopped_at IS NOT NULL THEN 'stopped'
+            WHEN w.expires_at <= clock_timestamp() THEN 'stalled'
+            ELSE 'alive' END AS state,
        (SELECT count(*) FROM pljobs.job AS j WHERE j.worker_id = w.id AND j.status = 'doing') AS running,
        w.queues, w.concurrency, w.started_at, w.heartbeat_at, w.expires_at, w.stopped_at, w.loop_lag
   FROM pljobs.worker AS w;
 COMMENT ON VIEW pljobs.workers IS
-    'Every worker: alive; stalled (its lease ran out, its jobs are about to be rescued); stopped. loop_lag: how late its event loop runs.';
+    'Every worker: alive; stalled (its lease ran out, its jobs are about to be rescued); stopped. '
+    'loop_lag: how late its event loop runs.';
 
 CREATE OR REPLACE VIEW pljobs.queues WITH (security_barrier) AS
-SELECT coalesce(c.queue, q.name) AS queue, q.paused_at IS NOT NULL AS paused, q.paused_at, q.paused_by, q.pause_reason,
-       coalesce(c.todo, 0) AS todo, coalesce(c.doing, 0) AS doing, coalesce(c.succeeded, 0) AS succeeded,
-       coalesce(c.failed, 0) AS failed, coalesce(c.cancelled, 0) AS cancelled, coalesce(c.aborted, 0) AS aborted
+SELECT coalesce(c.queue, q.name) AS queue,
+       q.paused_at IS NOT NULL AS paused, q.paused_at, q.paused_by, q.pause_reason,
+       coalesce(c.todo, 0) AS todo, coalesce(c.doing, 0) AS doing,
+       coalesce(c.succeeded, 0) AS succeeded, coalesce(c.failed, 0) AS failed,
+       coalesce(c.cancelled, 0) AS cancelled, coalesce(c.aborted, 0) AS aborted
   FROM (SELECT j.queue,
                count(*) FILTER (WHERE j.status = 'todo') AS todo,
                count(*) FILTER (WHERE j.status = 'doing') AS doing,
@@ -36,26 +43,30 @@ COMMENT ON VIEW pljobs.queues
     IS 'Every queue that has jobs or settings, with the number of its jobs in each status.';
 
 CREATE OR REPLACE VIEW pljobs.requests WITH (security_barrier) AS
-SELECT r.id, r.job_id, r.run_id, r.worker_id, r.task, r.queue, r.kind, r.force, r.delete_job, r.requested_by, r.actor,
-       r.reason, r.requested_at, r.delivered_at, r.handling, r.resolved_at, r.resolution
+SELECT r.id, r.job_id, r.run_id, r.worker_id, r.task, r.queue, r.kind, r.force, r.delete_job,
+       r.requested_by, r.actor, r.reason, r.requested_at, r.delivered_at, r.handling,
+       r.resolved_at, r.resolution
   FROM pljobs.request AS r;
 COMMENT ON VIEW pljobs.requests IS
-    'Who asked for what, why, when; when the worker heard of it, what the task does with it, and what became of it. Outlives the job.';
+    'Who asked for what, why, when; when the worker heard of it, what the task does with it, and what became '
+    'of it. Outlives the job.';
 
 CREATE OR REPLACE VIEW pljobs.stalled_jobs WITH (security_barrier) AS
-SELECT j.id, j.status, j.waiting_for, j.queue, j.task, j.args, j.priority, j.lock, j.queueing_lock, j.attempts, j.crashes,
-       j.created_at, j.scheduled_at, j.started_at, j.finished_at, j.worker_id, j.run_id, j.abort_requested,
-       j.abort_requested_at, j.message, j.error, j.result, j.deferred_by
+SELECT j.id, j.status, j.waiting_for, j.queue, j.task, j.args, j.priority, j.lock, j.queueing_lock,
+       j.attempts, j.crashes, j.created_at, j.scheduled_at, j.started_at, j.finished_at,
+       j.worker_id, j.run_id, j.abort_requested, j.abort_requested_at,
+       j.message, j.error, j.result, j.deferred_by
   FROM pljobs.jobs AS j
  WHERE j.status = 'doing' AND NOT EXISTS (
-       SELECT FROM pljobs.worker AS w WHERE w.id = j.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp());
+       SELECT FROM pljobs.worker AS w
+        WHERE w.id = j.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp());
 COMMENT ON VIEW pljobs.stalled_jobs
     IS 'Running jobs whose worker''s lease ran out: rescue_jobs() takes them.';
 
 CREATE OR REPLACE VIEW pljobs.history WITH (security_barrier) AS
 WITH entry AS (
-    SELECT j.id AS job_id, j.created_at AS at, 0 AS place, 'deferred' AS event, NULL::integer AS attempt, NULL::bigint AS worker_id,
-           j.deferred_by AS who, NULL::text AS detail
+    SELECT j.id AS job_id, j.created_at AS at, 0 AS place, 'deferred' AS event, NULL::integer AS attempt,
+           NULL::bigint AS worker_id, j.deferred_by AS who, NULL::text AS detail
       FROM pljobs.job AS j
     UNION ALL
     SELECT e.job_id, e.started_at, 1, 'started', e.attempt, e.worker_id, NULL, NULL
@@ -67,10 +78,12 @@ WITH entry AS (
     SELECT j.id, j.started_at, 1, 'started', j.attempts, j.worker_id, NULL, NULL
       FROM pljobs.job AS j WHERE j.started_at IS NOT NULL
     UNION ALL
-    SELECT j.id, j.finished_at, 3, j.status, j.attempts, j.worker_id, NULL, concat_ws(E'\n', j.message, j.error)
+    SELECT j.id, j.finished_at, 3, j.status, j.attempts, j.worker_id, NULL,
+           concat_ws(E'\n', j.message, j.error)
       FROM pljobs.job AS j WHERE j.finished_at IS NOT NULL AND j.status <> 'cancelled'
     UNION ALL
-    SELECT r.job_id, r.requested_at, 2, CASE r.kind WHEN 'abort' THEN 'abort requested' ELSE r.resolution END, NULL, r.worker_id,
+    SELECT r.job_id, r.requested_at, 2,
+           CASE r.kind WHEN 'abort' THEN 'abort requested' ELSE r.resolution END, NULL, r.worker_id,
            concat_ws(' for ', r.requested_by, r.actor), r.reason
       FROM pljobs.request AS r WHERE r.job_id IS NOT NULL
     UNION ALL
@@ -81,24 +94,29 @@ WITH entry AS (
       FROM pljobs.request AS r WHERE r.kind = 'abort' AND r.resolved_at IS NOT NULL
 )
 SELECT e.job_id, e.at, e.event, e.attempt, e.worker_id,
-       CASE WHEN w.id IS NOT NULL THEN format('%s@%s:%s', w.name, w.host, w.pid) END AS worker, e.who, nullif(e.detail, '') AS detail
+       CASE WHEN w.id IS NOT NULL THEN format('%s@%s:%s', w.name, w.host, w.pid) END AS worker,
+       e.who, nullif(e.detail, '') AS detail
   FROM entry AS e
   LEFT JOIN pljobs.worker AS w ON w.id = e.worker_id
  ORDER BY e.job_id, e.at, e.place;
 COMMENT ON VIEW pljobs.history IS
-    'One job''s life, in order: who deferred, cancelled, retried it, when and why; each attempt''s start, end, worker and error. Ask with WHERE job_id = 33.';
+    'One job''s life, in order: who deferred, cancelled, retried it, when and why; each attempt''s start, '
+    'end, worker and error. Ask with WHERE job_id = 33.';
 
 CREATE OR REPLACE VIEW pljobs.stuck_aborts WITH (security_barrier) AS
-SELECT r.job_id, clock_timestamp() - r.requested_at AS asked_ago, r.task, r.queue, r.requested_by, r.actor, r.reason,
-       r.requested_at, r.delivered_at, r.handling, r.run_id, r.worker_id,
+SELECT r.job_id, clock_timestamp() - r.requested_at AS asked_ago, r.task, r.queue, r.requested_by, r.actor,
+       r.reason, r.requested_at, r.delivered_at, r.handling, r.run_id, r.worker_id,
        CASE WHEN w.id IS NOT NULL THEN format('%s@%s:%s', w.name, w.host, w.pid) END AS worker,
        CASE WHEN w.id IS NULL OR w.stopped_at IS NOT NULL OR w.expires_at <= clock_timestamp()
                  THEN 'its worker is lost: rescue_jobs() ends the job as aborted'
             WHEN r.delivered_at IS NULL THEN 'its worker will hear of it within its polling interval'
-            WHEN r.handling = 'swallowed' THEN 'the task ignored it; force => true ends the job, though not its code'
-            ELSE 'the task was told, and may be cleaning up; force => true ends the job, though not its code' END AS next
+            WHEN r.handling = 'swallowed'
+                 THEN 'the task ignored it; force => true ends the job, though not its code'
+            ELSE 'the task was told, and may be cleaning up; force => true ends the job, though not its code'
+       END AS next
   FROM pljobs.request AS r
   LEFT JOIN pljobs.worker AS w ON w.id = r.worker_id
  WHERE r.resolved_at IS NULL;
 COMMENT ON VIEW pljobs.stuck_aborts IS
-    'Jobs that were asked to abort and still run: since when, where, what the task does about it, and what can be done next.';
+    'Jobs that were asked to abort and still run: since when, where, what the task does about it, '
+    'and what can be done next.';

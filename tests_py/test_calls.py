@@ -225,6 +225,33 @@ def test_a_retry_that_the_database_would_refuse_is_tamed(conn: psycopg.Connectio
     assert (job.queue, job.lock, job.priority, job.attempts) == ("default", None, 0, 1)
 
 
+def test_relative_times_are_sent_as_they_are_for_the_database_to_add(conn: psycopg.Connection) -> None:
+    encoded = json.loads(calls.encode_job(JOB.evolve(scheduled_in=timedelta(hours=1, microseconds=1))))
+    assert encoded["scheduled_in"] == "3600000001 microseconds"
+    assert "scheduled_at" not in encoded
+    call = calls.finish_jobs([RunEnd(job_id=1, run_id=1, outcome="failed", retry_in=timedelta(minutes=5))])
+    (sent,) = json.loads(str(call.params["runs"]))
+    assert sent["retry_in"] == "300000000 microseconds"
+    assert "retry_at" not in sent
+
+
+@pytest.mark.parametrize(
+    ("wait", "waiting_for"),
+    [
+        (timedelta(0), None),
+        (timedelta(hours=-1), None),
+        (timedelta.min, None),
+        (timedelta(hours=1), "schedule"),
+        (timedelta.max, "schedule"),
+    ],
+)
+def test_a_wait_before_a_retry_counts_by_the_database_and_is_never_refused(
+    conn: psycopg.Connection, wait: timedelta, waiting_for: str | None
+) -> None:
+    job = finished(conn, outcome="failed", retry_in=wait)
+    assert (job.status, job.waiting_for) == (Status.TODO, waiting_for)
+
+
 def test_a_hundred_largest_results_fit_into_one_call(conn: psycopg.Connection) -> None:
     jobs = db.run(conn, calls.defer_jobs([JOB] * 100))
     fetched = db.run(conn, calls.fetch_jobs(a_worker(conn), max_jobs=100))

@@ -263,3 +263,26 @@ def test_sdist_and_wheel_carry_the_sql(tmp_path: Path) -> None:
         names = set(zipfile.ZipFile(wheel).namelist())
         assert {f"pljobs/{name}" for name in in_tree} <= names
         assert {"pljobs/py.typed", "pljobs/install.py"} <= names
+
+
+def test_an_upgrade_by_a_superuser_leaves_everything_with_its_owner(
+    empty_db_url: str,
+) -> None:
+    with psycopg.connect(empty_db_url, autocommit=True) as conn:
+        name = conn.info.dbname
+        conn.execute("DROP ROLE IF EXISTS app_owner; CREATE ROLE app_owner LOGIN")
+        conn.execute(f"GRANT CREATE ON DATABASE {name} TO app_owner".encode())
+        try:
+            with psycopg.connect(empty_db_url, user="app_owner", autocommit=True) as owner:
+                install.migrate(owner)
+            # As if this release brought a function that the former had not.
+            conn.execute("DROP FUNCTION pljobs.rescue_jobs()")
+            install.migrate(conn)
+            owners = conn.execute(
+                "SELECT DISTINCT proowner::regrole::text FROM pg_proc"
+                " WHERE pronamespace = 'pljobs'::regnamespace"
+            ).fetchall()
+            assert owners == [("app_owner",)]
+            assert conn.execute("SELECT current_user = session_user").fetchone() == (True,)
+        finally:
+            conn.execute("DROP SCHEMA IF EXISTS pljobs CASCADE; DROP OWNED BY app_owner; DROP ROLE app_owner")

@@ -94,6 +94,7 @@ def test_schedule_in_counts_from_now(app: App, schedule_in: Any) -> None:
         ({"schedule_in": {"hour": 1}}, "schedule_in must be a mapping"),
         ({"schedule_in": "1 hour"}, "schedule_in must be a mapping"),
         ({"schedule_in": timedelta.max}, "schedule_in is too long"),
+        ({"schedule_in": {"seconds": -1}}, "schedule_in must not be negative"),
         ({"queue": ""}, "queue must have 1 to 255 characters"),
         ({"lock": "x" * 256}, "lock must have 1 to 255 characters"),
         ({"queueing_lock": "\0"}, "queueing_lock holds a NUL"),

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pljobs import App, JobManager, Status, calls, db, watching
+from pljobs import App, Job, JobManager, Status, calls, db, watching
 from pljobs.answers import RunEnd
 from pljobs.exceptions import AppNotOpen, DatabaseUnavailable, InvalidArgument, JobNotFound
 from waiting import wait_until, wait_until_async

@@ -1,4 +1,4 @@
-"""Check the SQL without running it: plpgsql_check and pgspot silent, install.sql complete, plain ASCII."""
+"""Check the SQL without running it: plpgsql_check and pgspot silent, install.sql complete, plain ASCII, short lines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from servers import REPO, SQL, TEMPLATE, debian_version, throw_away
 
 # PS010 wants CREATE SCHEMA to fail where the schema exists; ledger.sql looks at whose it is first.
 _PGSPOT_IGNORES = "PS010"
-# A procedure that commits may have no settings: tests_sql/policy.sql sees that it qualifies all names.
-_PGSPOT_PROCEDURES = re.compile(r"PS005: .*: pljobs\.(cancel_jobs_in_batches|wait_for_job)\(")
+_LINE = 110
 # Running the text that it is given is what _migrate is for; only the installer may call it.
 _CHECK = """
 SELECT p.oid::regprocedure || ' line ' || coalesce(c.lineno::text, '?') || ': ' || c.level || ': '
@@ -62,6 +61,10 @@ def _texts() -> Iterator[str]:
             # Whatever the client's encoding, psql and Python then send the same bytes.
             if not line.isascii():
                 yield f"sql/{name}:{number}: not ASCII"
+            if len(line) > _LINE:
+                yield f"sql/{name}:{number}: {len(line)} characters; a line has at most {_LINE}"
+            if line != line.rstrip():
+                yield f"sql/{name}:{number}: ends in a blank"
             if re.match(r"\s*\\", line):
                 yield f"sql/{name}:{number}: a psql command, which `pljobs migrate` doesn't know"
 
@@ -86,13 +89,11 @@ def _pgspot(program: Path) -> Iterator[str]:
         file.flush()
         command = [str(program), "--ignore", _PGSPOT_IGNORES, file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    for line in map(str.strip, (done.stdout + done.stderr).split("\n")):
-        if _PGSPOT_PROCEDURES.match(line) or re.match(r"Errors: 0 Warnings: \d+ Unknown: 0$", line):
-            continue
+    for line in (done.stdout + done.stderr).split("\n"):
         if at := re.search(r" at line (\d+)$", line):
             yield f"pgspot: {origins[int(at[1]) - 1]}: {line[: at.start()]}"
-        elif line:
-            yield f"pgspot: {line}"
+        elif line.strip() and line.strip() != "Errors: 0 Warnings: 0 Unknown: 0":
+            yield f"pgspot: {line.strip()}"
 
 
 if __name__ == "__main__":

@@ -25,13 +25,16 @@ Target: TypeAlias = psycopg.Connection[object] | str
 _INCLUDE = re.compile(r"\\ir ([\w./-]+)")
 _MIGRATION = re.compile(r"pljobs\._migrate\('(\w+)', \$migration\$(.*?)\$migration\$\)", re.DOTALL)
 _FUNCTION = re.compile(
-    r"^CREATE OR REPLACE (?:FUNCTION|PROCEDURE) pljobs\.(?P<name>\w+)\((?P<header>.*?)^AS \$\$(?P<body>.*?)\$\$;",
+    r"^CREATE OR REPLACE (?:FUNCTION|PROCEDURE) pljobs\.(?P<name>\w+)\((?P<header>.*?)"
+    r"^AS \$\$(?P<body>.*?)\$\$;",
     re.DOTALL | re.MULTILINE,
 )
 # The catalogue keeps a value without its quotes.
 _SETTING = re.compile(r"^SET (\w+) = '?(.+?)'?$", re.MULTILINE)
-_SETTINGS = "current_setting('lock_timeout'), current_setting('search_path')"
-_RESTORE = "set_config('lock_timeout', %s, true), set_config('search_path', %s, true)"
+_SETTINGS = "current_setting('role'), current_setting('lock_timeout'), current_setting('search_path')"
+_RESTORE = (
+    "set_config('role', %s, true), set_config('lock_timeout', %s, true), set_config('search_path', %s, true)"
+)
 _VIEW = re.compile(r"^CREATE OR REPLACE VIEW pljobs\.(\w+)", re.MULTILINE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypedDict, TypeVar
 
 from pljobs import calls, checks
@@ -34,8 +34,8 @@ class DeferOptions(TypedDict, total=False):
     `lock`: no two jobs of one lock run at once. `queueing_lock`: no two jobs of one queueing lock wait at
     once. `task_kwargs`: arguments, to which those given to `defer` are added. `schedule_at`: not before this
     time, which must be timezone-aware. `schedule_in`: not before this long from now: a mapping such as
-    {"minutes": 5}, a timedelta, or a number of seconds. `priority`: higher first. `connection`: defer in the
-    transaction of this connection.
+    {"minutes": 5}, a timedelta, or a number of seconds, by the database's clock. `priority`: higher first.
+    `connection`: defer in the transaction of this connection.
     """
 
     lock: str | None
@@ -178,8 +178,8 @@ class Task(Generic[P, R_co, Args]):
     ) -> JobDeferrer:
         """Return something with a `defer` like the task's own, set up as `DeferOptions` says.
 
-        Raises `InvalidJob` for what can't be: both schedules, a naive time, a name of more than 255
-        characters.
+        Raises `InvalidJob` for what can't be: both schedules, a naive time, a negative `schedule_in`, a name
+        of more than 255 characters.
         """
         return configure(
             self.name,
@@ -224,6 +224,8 @@ def configure(
         schedule_at = checks.aware("schedule_at", schedule_at, error=InvalidJob)
     if schedule_in is not None:
         schedule_in = checks.interval("schedule_in", schedule_in, error=InvalidJob)
+        if schedule_in < timedelta(0):
+            raise InvalidJob("schedule_in must not be negative")
     job = Job(
         task_name=task,
         queue=queue if queue is not None else DEFAULT_QUEUE,

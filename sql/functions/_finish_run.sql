@@ -38,10 +38,12 @@ BEGIN
             _finish_run.error, _finish_run.run_id);
     ELSIF v_job.request_id IS NOT NULL THEN
         v_resolution := CASE v_outcome WHEN 'succeeded' THEN 'finished_first' ELSE 'failed_first' END;
-        UPDATE pljobs.request AS r SET resolved_at = clock_timestamp(), resolution = v_resolution WHERE r.id = v_job.request_id;
+        UPDATE pljobs.request AS r SET resolved_at = clock_timestamp(), resolution = v_resolution
+         WHERE r.id = v_job.request_id;
     ELSIF v_outcome = 'interrupted' THEN
-        PERFORM pljobs._requeue_job(_finish_run.job_id, 'interrupted', v_message, _finish_run.error, charged => false,
-                                    crashes => v_job.crashes, ended_run_id => _finish_run.run_id);
+        PERFORM pljobs._requeue_job(_finish_run.job_id, 'interrupted', v_message, _finish_run.error,
+                                    charged => false, crashes => v_job.crashes,
+                                    ended_run_id => _finish_run.run_id);
         RETURN 'todo';
     ELSE
         IF v_outcome = 'aborted' THEN
@@ -49,11 +51,13 @@ BEGIN
             v_message := concat_ws(': ', 'cancelled from inside, nobody asked', v_message);
         END IF;
         IF v_outcome = 'failed' AND _finish_run.retry_at IS NOT NULL THEN
-            PERFORM pljobs._requeue_job(_finish_run.job_id, 'retried', v_message, _finish_run.error,
-                                        crashes => v_job.crashes,
-                                        scheduled_at => greatest(least(_finish_run.retry_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00'),
-                                        queue => _finish_run.retry_queue, priority => nullif(_finish_run.retry_priority, -2147483648),
-                                        lock => _finish_run.retry_lock, ended_run_id => _finish_run.run_id);
+            PERFORM pljobs._requeue_job(
+                _finish_run.job_id, 'retried', v_message, _finish_run.error, crashes => v_job.crashes,
+                scheduled_at => greatest(least(_finish_run.retry_at, '9999-12-30 00:00+00'),
+                                         '0001-01-02 00:00+00'),
+                queue => _finish_run.retry_queue,
+                priority => nullif(_finish_run.retry_priority, -2147483648),
+                lock => _finish_run.retry_lock, ended_run_id => _finish_run.run_id);
             RETURN 'todo';
         END IF;
     END IF;
@@ -62,9 +66,11 @@ BEGIN
         PERFORM pljobs._delete_jobs(ARRAY[_finish_run.job_id]);
         RETURN 'deleted';
     END IF;
-    PERFORM pljobs._end_job(_finish_run.job_id, v_outcome, v_message, _finish_run.error, _finish_run.result, _finish_run.run_id);
+    PERFORM pljobs._end_job(_finish_run.job_id, v_outcome, v_message, _finish_run.error, _finish_run.result,
+                            _finish_run.run_id);
     RETURN v_outcome;
 END
 $$;
-COMMENT ON FUNCTION pljobs._finish_run(bigint, bigint, text, jsonb, text, text, boolean, timestamptz, text, integer, text)
+COMMENT ON FUNCTION pljobs._finish_run(
+    bigint, bigint, text, jsonb, text, text, boolean, timestamptz, text, integer, text)
     IS 'Ends one run, as finish_jobs_v1 says.';

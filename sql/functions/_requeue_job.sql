@@ -1,7 +1,7 @@
 CREATE OR REPLACE FUNCTION pljobs._requeue_job(
-    job_id bigint, kind text, message text, error text, charged boolean DEFAULT true, crashes integer DEFAULT 0,
-    scheduled_at timestamptz DEFAULT NULL, queue text DEFAULT NULL, priority integer DEFAULT NULL, lock text DEFAULT NULL,
-    ended_run_id bigint DEFAULT NULL
+    job_id bigint, kind text, message text, error text, charged boolean DEFAULT true,
+    crashes integer DEFAULT 0, scheduled_at timestamptz DEFAULT NULL, queue text DEFAULT NULL,
+    priority integer DEFAULT NULL, lock text DEFAULT NULL, ended_run_id bigint DEFAULT NULL
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -21,14 +21,15 @@ DECLARE
     v_queueing_lock text;
 BEGIN
     INSERT INTO pljobs.job_event (job_id, run_id, worker_id, at, started_at, attempt, kind, message, error)
-    SELECT j.id, coalesce(j.run_id, j.last_run_id), j.worker_id, coalesce(j.finished_at, v_now), j.started_at, j.attempts,
-           _requeue_job.kind, _requeue_job.message, _requeue_job.error
+    SELECT j.id, coalesce(j.run_id, j.last_run_id), j.worker_id, coalesce(j.finished_at, v_now), j.started_at,
+           j.attempts, _requeue_job.kind, _requeue_job.message, _requeue_job.error
       FROM pljobs.job AS j WHERE j.id = _requeue_job.job_id;
     SELECT j.queueing_lock INTO v_queueing_lock FROM pljobs.job AS j WHERE j.id = _requeue_job.job_id;
     LOOP
         BEGIN
             UPDATE pljobs.job AS j
-               SET status = 'todo', run_id = NULL, request_id = NULL, worker_id = NULL, started_at = NULL, finished_at = NULL,
+               SET status = 'todo', run_id = NULL, request_id = NULL, worker_id = NULL,
+                   started_at = NULL, finished_at = NULL,
                    last_run_id = coalesce(_requeue_job.ended_run_id, j.last_run_id),
                    waiting_for = CASE WHEN _requeue_job.scheduled_at > v_now THEN 'schedule' END,
                    scheduled_at = _requeue_job.scheduled_at,
@@ -38,7 +39,7 @@ BEGIN
                    priority = coalesce(_requeue_job.priority, j.priority),
                    lock = coalesce(_requeue_job.lock, j.lock),
                    queueing_lock = v_queueing_lock,
-                   message = _requeue_job.message, error = _requeue_job.error
+                   message = _requeue_job.message, error = _requeue_job.error, result = NULL
              WHERE j.id = _requeue_job.job_id
             RETURNING j.waiting_for, j.queue INTO v_waiting_for, v_queue;
             EXIT;
@@ -51,5 +52,6 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION pljobs._requeue_job(bigint, text, text, text, boolean, integer, timestamptz, text, integer, text, bigint)
+COMMENT ON FUNCTION pljobs._requeue_job(
+    bigint, text, text, text, boolean, integer, timestamptz, text, integer, text, bigint)
     IS 'Puts a job back to todo and records how the attempt before ended.';

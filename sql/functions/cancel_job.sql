@@ -1,7 +1,8 @@
 CREATE OR REPLACE FUNCTION pljobs.cancel_job_v1(
     job_id bigint, abort boolean DEFAULT false, delete_job boolean DEFAULT false, force boolean DEFAULT false,
     reason text DEFAULT NULL, actor text DEFAULT NULL,
-    OUT outcome text, OUT status_before text, OUT status_after text, OUT request_id bigint, OUT worker_id bigint, OUT run_id bigint
+    OUT outcome text, OUT status_before text, OUT status_after text,
+    OUT request_id bigint, OUT worker_id bigint, OUT run_id bigint
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -12,11 +13,10 @@ AS $$
 -- todo -> cancelled, 'cancelled'; with delete_job -> gone, 'deleted'.
 -- doing -> unchanged, 'running'.
 -- doing, abort -> doing with an open request, its worker notified: 'abort_requested'; once there is one, it
--- is only made
---     stronger (delete_job added): 'abort_already_requested'. The job is never retried after that.
+--     is only made stronger (delete_job added): 'abort_already_requested'. The job is never retried after
+--     that.
 -- doing, force -> aborted now, whatever its worker does: 'aborted'; with delete_job -> gone, 'deleted'. The
--- run is void and
---     its worker is told to stop it; until it has, its code may still run.
+--     run is void and its worker is told to stop it; until it has, its code may still run.
 -- cancelled, aborted, delete_job -> gone, 'deleted'.
 -- cancelled, aborted -> unchanged, 'already_cancelled'.  succeeded, failed -> unchanged, 'already_finished'.
 -- unknown id -> 'not_found'.
@@ -49,9 +49,10 @@ BEGIN
         END IF;
         IF request_id IS NULL THEN
             request_id := pljobs._record_request(
-                'abort', cancel_job_v1.job_id, v_job.queue, v_job.task, cancel_job_v1.reason, cancel_job_v1.actor, NULL,
-                v_delete, v_force, v_job.run_id, v_job.worker_id);
-            UPDATE pljobs.job AS j SET request_id = cancel_job_v1.request_id WHERE j.id = cancel_job_v1.job_id;
+                'abort', cancel_job_v1.job_id, v_job.queue, v_job.task, cancel_job_v1.reason,
+                cancel_job_v1.actor, NULL, v_delete, v_force, v_job.run_id, v_job.worker_id);
+            UPDATE pljobs.job AS j SET request_id = cancel_job_v1.request_id
+             WHERE j.id = cancel_job_v1.job_id;
             outcome := 'abort_requested';
         ELSE
             UPDATE pljobs.request AS r SET delete_job = r.delete_job OR v_delete, force = r.force OR v_force
@@ -69,7 +70,8 @@ BEGIN
         outcome := CASE WHEN v_delete THEN 'deleted' ELSE 'cancelled' END;
         status_after := CASE WHEN NOT v_delete THEN 'cancelled' END;
         request_id := pljobs._record_request(
-            CASE v_job.status WHEN 'todo' THEN 'cancel' ELSE 'delete' END, cancel_job_v1.job_id, v_job.queue, v_job.task,
+            CASE v_job.status WHEN 'todo' THEN 'cancel' ELSE 'delete' END,
+            cancel_job_v1.job_id, v_job.queue, v_job.task,
             cancel_job_v1.reason, cancel_job_v1.actor, outcome, v_delete);
         IF v_delete THEN
             PERFORM pljobs._delete_jobs(ARRAY[cancel_job_v1.job_id]);
@@ -78,12 +80,14 @@ BEGIN
         END IF;
         PERFORM pljobs._wake_lanes(ARRAY[v_job.lock], take_lane => false);
     ELSE
-        outcome := CASE WHEN v_job.status IN ('cancelled', 'aborted') THEN 'already_cancelled' ELSE 'already_finished' END;
+        outcome := CASE WHEN v_job.status IN ('cancelled', 'aborted') THEN 'already_cancelled'
+                        ELSE 'already_finished' END;
     END IF;
 END
 $$;
 COMMENT ON FUNCTION pljobs.cancel_job_v1(bigint, boolean, boolean, boolean, text, text)
-    IS 'Cancels a waiting job, or asks a running one to abort; answers a row that says what happened. Driver contract, version 1.';
+    IS 'Cancels a waiting job, or asks a running one to abort; answers a row that says what happened. '
+       'Driver contract, version 1.';
 
 CREATE OR REPLACE FUNCTION pljobs.cancel_job(
     job_id bigint, abort boolean DEFAULT false, delete_job boolean DEFAULT false, force boolean DEFAULT false,
@@ -98,7 +102,8 @@ DECLARE
     v_outcome text;
 BEGIN
     SELECT c.outcome INTO v_outcome FROM pljobs.cancel_job_v1(
-        cancel_job.job_id, cancel_job.abort, cancel_job.delete_job, cancel_job.force, cancel_job.reason, cancel_job.actor) AS c;
+        cancel_job.job_id, cancel_job.abort, cancel_job.delete_job, cancel_job.force, cancel_job.reason,
+        cancel_job.actor) AS c;
     IF v_outcome = 'running' THEN
         RAISE NOTICE 'job % is running, and was left alone; to stop it: SELECT cancel_job(%, abort => true);',
             cancel_job.job_id, cancel_job.job_id;
@@ -107,4 +112,5 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pljobs.cancel_job(bigint, boolean, boolean, boolean, text, text)
-    IS 'Cancels a waiting job; with abort => true also asks a running one to stop: SELECT cancel_job(33, abort => true);';
+    IS 'Cancels a waiting job; with abort => true also asks a running one to stop: '
+       'SELECT cancel_job(33, abort => true);';

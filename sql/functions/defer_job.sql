@@ -10,9 +10,11 @@ AS $$
 -- workers.
 BEGIN
     RETURN (pljobs.defer_jobs_v1(jsonb_build_array(jsonb_build_object(
-        'task', defer_job.task, 'args', defer_job.args, 'queue', defer_job.queue, 'priority', defer_job.priority,
-        'lock', defer_job.lock, 'queueing_lock', defer_job.queueing_lock, 'scheduled_at', defer_job.scheduled_at))))[1];
+        'task', defer_job.task, 'args', defer_job.args, 'queue', defer_job.queue,
+        'priority', defer_job.priority, 'lock', defer_job.lock, 'queueing_lock', defer_job.queueing_lock,
+        'scheduled_at', defer_job.scheduled_at))))[1];
 END
 $$;
 COMMENT ON FUNCTION pljobs.defer_job(text, jsonb, text, integer, text, text, timestamptz)
-    IS 'Defers one job and returns its id: SELECT defer_job(''task'', ''{"key": "value"}'', queue => ''default'');';
+    IS 'Defers one job and returns its id: '
+       'SELECT defer_job(''task'', ''{"key": "value"}'', queue => ''default'');';

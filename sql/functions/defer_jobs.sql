@@ -5,7 +5,8 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 -- - -> todo, for each element of a JSON array of objects {"task", "args", "queue", "priority", "lock",
 -- "queueing_lock", "scheduled_at", "scheduled_in"}, of which only the task is required (queue 'default',
--- priority 0, args {}; not both of the times; scheduled_in is an interval from now, by the database's clock).
+-- priority 0, args {}). Of the two times at most one; scheduled_in is an interval from now, by the database's
+-- clock, and not negative.
 -- Returns the ids in the order given. All or none: raises PJ002 for a job that can't be deferred, naming its
 -- place and what is wrong with it; PJ001 if a waiting job holds the queueing lock, or two of the call ask for
 -- one.
@@ -32,12 +33,17 @@ BEGIN
                    WHEN NOT char_length(g.task) BETWEEN 1 AND 255 THEN 'task must have 1 to 255 characters'
                    WHEN NOT char_length(g.queue) BETWEEN 1 AND 255 THEN 'queue must have 1 to 255 characters'
                    WHEN NOT char_length(g.lock) BETWEEN 1 AND 255 THEN 'lock must have 1 to 255 characters'
-                   WHEN NOT char_length(g.queueing_lock) BETWEEN 1 AND 255 THEN 'queueing_lock must have 1 to 255 characters'
-                   WHEN jsonb_typeof(g.args) <> 'object' THEN 'args must be a JSON object, not ' || jsonb_typeof(g.args)
+                   WHEN NOT char_length(g.queueing_lock) BETWEEN 1 AND 255
+                        THEN 'queueing_lock must have 1 to 255 characters'
+                   WHEN jsonb_typeof(g.args) <> 'object'
+                        THEN 'args must be a JSON object, not ' || jsonb_typeof(g.args)
                    WHEN octet_length(g.args::text) > 1048576
-                        THEN format('args have %s bytes; at most 1 MiB (1048576) is accepted', octet_length(g.args::text))
+                        THEN format('args have %s bytes; at most 1 MiB (1048576) is accepted',
+                                    octet_length(g.args::text))
                    WHEN g.priority = -2147483648 THEN 'priority must be above -2147483648'
-                   WHEN num_nonnulls(g.scheduled_at, g.scheduled_in) = 2 THEN 'give scheduled_at or scheduled_in, not both'
+                   WHEN num_nonnulls(g.scheduled_at, g.scheduled_in) = 2
+                        THEN 'give scheduled_at or scheduled_in, not both'
+                   WHEN v_now + g.scheduled_in < v_now THEN 'scheduled_in must not be negative'
                    WHEN coalesce(g.scheduled_at, v_now + g.scheduled_in) NOT BETWEEN c_earliest AND c_latest
                         THEN 'its time must be in the years 1 to 9999'
                END AS what
@@ -45,7 +51,8 @@ BEGIN
           FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
                    task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
                    scheduled_at timestamptz, scheduled_in interval))
-               WITH ORDINALITY AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, ord)
+               WITH ORDINALITY
+               AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, ord)
          WHERE g.task IS NULL
             OR NOT char_length(g.task) BETWEEN 1 AND 255
             OR NOT char_length(g.queue) BETWEEN 1 AND 255
@@ -56,6 +63,7 @@ BEGIN
             OR octet_length(g.args::text) > 1048576
             OR g.priority = -2147483648
             OR num_nonnulls(g.scheduled_at, g.scheduled_in) = 2
+            OR v_now + g.scheduled_in < v_now
             OR coalesce(g.scheduled_at, v_now + g.scheduled_in) NOT BETWEEN c_earliest AND c_latest
          LIMIT 1;
     EXCEPTION WHEN data_exception THEN
@@ -63,30 +71,40 @@ BEGIN
             HINT = 'Nothing was deferred. One object a job: {"task": "...", "args": {...}}.';
     END;
     IF FOUND THEN
-        RAISE EXCEPTION 'job % of the call (task %) can''t be deferred: %', v_bad.ord, quote_nullable(left(v_bad.task, 255)), v_bad.what
+        RAISE EXCEPTION 'job % of the call (task %) can''t be deferred: %',
+            v_bad.ord, quote_nullable(left(v_bad.task, 255)), v_bad.what
             USING ERRCODE = 'PJ002', HINT = 'Nothing was deferred.';
     END IF;
 
     WITH added AS (
-        INSERT INTO pljobs.job (task, args, queue, priority, lock, queueing_lock, scheduled_at, waiting_for, created_at, deferred_by)
-        SELECT g.task, coalesce(g.args, '{}'), coalesce(g.queue, 'default'), coalesce(g.priority, 0), g.lock, g.queueing_lock,
-               coalesce(g.scheduled_at, v_now + g.scheduled_in),
+        INSERT INTO pljobs.job (id, task, args, queue, priority, lock, queueing_lock, scheduled_at, waiting_for,
+                                created_at, deferred_by)
+        OVERRIDING SYSTEM VALUE
+        SELECT g.id, g.task, coalesce(g.args, '{}'), coalesce(g.queue, 'default'), coalesce(g.priority, 0),
+               g.lock, g.queueing_lock, coalesce(g.scheduled_at, v_now + g.scheduled_in),
                CASE WHEN coalesce(g.scheduled_at, v_now + g.scheduled_in) > v_now THEN 'schedule'
                     -- The others of a lane queue up behind the first of this call: one commit, so no wake-up
                     -- is lost.
                     WHEN g.lock IS NOT NULL
-                     AND row_number() OVER (PARTITION BY g.lock ORDER BY coalesce(g.priority, 0) DESC, g.ord) > 1 THEN 'lock'
+                     AND row_number() OVER (PARTITION BY g.lock
+                                            ORDER BY coalesce(g.priority, 0) DESC, g.ord) > 1
+                         THEN 'lock'
                END,
                v_now, v_by
-          FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
-                   task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
-                   scheduled_at timestamptz, scheduled_in interval))
-               WITH ORDINALITY AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, ord)
-         ORDER BY g.ord
+          FROM (SELECT x.*, nextval(pg_get_serial_sequence('pljobs.job', 'id')) AS id
+                  FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
+                           task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
+                           scheduled_at timestamptz, scheduled_in interval))
+                       WITH ORDINALITY
+                       AS x(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, ord)
+                 ORDER BY x.ord) AS g
+         -- In order of queueing lock: two calls that ask for the same ones must not wait for each other.
+         ORDER BY g.queueing_lock, g.ord
         ON CONFLICT DO NOTHING
         RETURNING id, queue, waiting_for
     )
-    SELECT coalesce(array_agg(a.id ORDER BY a.id), '{}'), array_agg(DISTINCT a.queue) FILTER (WHERE a.waiting_for IS NULL)
+    SELECT coalesce(array_agg(a.id ORDER BY a.id), '{}'),
+           array_agg(DISTINCT a.queue) FILTER (WHERE a.waiting_for IS NULL)
       INTO v_ids, v_queues FROM added AS a;
 
     IF cardinality(v_ids) < jsonb_array_length(defer_jobs_v1.jobs) THEN
@@ -96,9 +114,11 @@ BEGIN
          WHERE g.queueing_lock IS NOT NULL
          ORDER BY j.id = ANY (v_ids) LIMIT 1;
         RAISE EXCEPTION 'queueing lock % is %', quote_literal(v_bad.queueing_lock),
-            CASE WHEN v_bad.twice THEN 'asked for by two jobs of this call' ELSE format('held by waiting job %s', v_bad.id) END
+            CASE WHEN v_bad.twice THEN 'asked for by two jobs of this call'
+                 ELSE format('held by waiting job %s', v_bad.id) END
             USING ERRCODE = 'PJ001',
-                  HINT = 'Nothing was deferred. That job will run; defer again once it has started, if it must run again.';
+                  HINT = 'Nothing was deferred. That job will run; '
+                         'defer again once it has started, if it must run again.';
     END IF;
     IF defer_jobs_v1.notify IS NOT FALSE THEN
         PERFORM pljobs._notify_todo(v_queues);

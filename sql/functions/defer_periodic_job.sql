@@ -8,13 +8,14 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- - -> todo, at most once for each tick of (task, periodic_id), whoever calls and however many at once:
 -- 'deferred' with the job's id.  That tick or a later one already done -> nothing changed,
--- 'already_deferred'.  A waiting job holds the queueing lock -> the tick counts as done, 'already_enqueued'. 
+-- 'already_deferred'.  A waiting job holds the queueing lock -> the tick counts as done, 'already_enqueued'.
 -- Raises PJ002 as defer_jobs_v1 does, and for a null or infinite tick.
 -- Locks the periodic task's row. Notifies the queue's workers.
 BEGIN
     IF defer_periodic_job_v1.task IS NULL OR isfinite(defer_periodic_job_v1.tick) IS NOT TRUE
        OR (char_length(defer_periodic_job_v1.periodic_id) <= 255) IS NOT TRUE THEN
-        RAISE EXCEPTION 'a periodic job needs a task, a tick, and a periodic_id of at most 255 characters' USING ERRCODE = 'PJ002';
+        RAISE EXCEPTION 'a periodic job needs a task, a tick, and a periodic_id of at most 255 characters'
+            USING ERRCODE = 'PJ002';
     END IF;
     INSERT INTO pljobs.periodic AS p (task, periodic_id, last_tick)
     VALUES (defer_periodic_job_v1.task, defer_periodic_job_v1.periodic_id, defer_periodic_job_v1.tick)
@@ -26,8 +27,8 @@ BEGIN
     END IF;
     BEGIN
         job_id := pljobs.defer_job(
-            defer_periodic_job_v1.task, defer_periodic_job_v1.args, defer_periodic_job_v1.queue, defer_periodic_job_v1.priority,
-            defer_periodic_job_v1.lock, defer_periodic_job_v1.queueing_lock);
+            defer_periodic_job_v1.task, defer_periodic_job_v1.args, defer_periodic_job_v1.queue,
+            defer_periodic_job_v1.priority, defer_periodic_job_v1.lock, defer_periodic_job_v1.queueing_lock);
         outcome := 'deferred';
     EXCEPTION WHEN SQLSTATE 'PJ001' THEN
         outcome := 'already_enqueued';

@@ -10,7 +10,8 @@ AS $$
 DECLARE
     v_job record;
 BEGIN
-    SELECT j.status, j.queue, j.task INTO v_job FROM pljobs.job AS j WHERE j.id = delete_job_v1.job_id FOR UPDATE;
+    SELECT j.status, j.queue, j.task INTO v_job
+      FROM pljobs.job AS j WHERE j.id = delete_job_v1.job_id FOR UPDATE;
     status := v_job.status;
     IF status IS NULL THEN
         outcome := 'not_found';
@@ -20,8 +21,8 @@ BEGIN
         outcome := 'running';
     ELSE
         outcome := 'deleted';
-        PERFORM pljobs._record_request('delete', delete_job_v1.job_id, v_job.queue, v_job.task, delete_job_v1.reason,
-                                       delete_job_v1.actor, 'deleted', true);
+        PERFORM pljobs._record_request('delete', delete_job_v1.job_id, v_job.queue, v_job.task,
+                                       delete_job_v1.reason, delete_job_v1.actor, 'deleted', true);
         PERFORM pljobs._delete_jobs(ARRAY[delete_job_v1.job_id]);
     END IF;
 END
@@ -39,9 +40,11 @@ AS $$
 DECLARE
     v_outcome text;
 BEGIN
-    SELECT d.outcome INTO v_outcome FROM pljobs.delete_job_v1(delete_job.job_id, delete_job.reason, delete_job.actor) AS d;
+    SELECT d.outcome INTO v_outcome
+      FROM pljobs.delete_job_v1(delete_job.job_id, delete_job.reason, delete_job.actor) AS d;
     IF v_outcome IN ('todo', 'running') THEN
-        RAISE NOTICE 'job % is not finished, and was left alone; to stop and delete it: SELECT cancel_job(%, abort => true, delete_job => true);',
+        RAISE NOTICE 'job % is not finished, and was left alone; to stop and delete it: '
+                     'SELECT cancel_job(%, abort => true, delete_job => true);',
             delete_job.job_id, delete_job.job_id;
     END IF;
     RETURN v_outcome;

@@ -17,7 +17,8 @@ BEGIN
                      WHERE j.status = 'todo' AND j.waiting_for IS NULL ORDER BY j.queue LIMIT 1) AS name
             UNION ALL
             SELECT (SELECT j.queue FROM pljobs.job AS j
-                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue > ready.name ORDER BY j.queue LIMIT 1)
+                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue > ready.name
+                     ORDER BY j.queue LIMIT 1)
               FROM ready WHERE ready.name IS NOT NULL
         )
         SELECT array_agg(ready.name) INTO v_queues FROM ready;
@@ -30,8 +31,8 @@ COMMENT ON FUNCTION pljobs._may_fetch_from(text[], text[]) IS 'The queues that a
 CREATE OR REPLACE FUNCTION pljobs.fetch_jobs_v1(
     worker_id bigint, max_jobs integer DEFAULT 1, queues text[] DEFAULT NULL, tasks text[] DEFAULT NULL
 ) RETURNS TABLE (
-    job_id bigint, run_id bigint, queue text, task text, priority integer, lock text, queueing_lock text, args jsonb,
-    attempts integer, scheduled_at timestamptz, created_at timestamptz, started_at timestamptz
+    job_id bigint, run_id bigint, queue text, task text, priority integer, lock text, queueing_lock text,
+    args jsonb, attempts integer, scheduled_at timestamptz, created_at timestamptz, started_at timestamptz
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -46,11 +47,10 @@ AS $$
 -- todo -> doing, for up to max_jobs jobs that can run now: due, not paused, first of their lane if they have
 -- a lock, in `queues` and among `tasks` (null: all). Higher priority first, then lower id. Draws a run_id,
 -- counts the attempt, and returns what the worker needs, in that order. The worker must list each run in its
--- heartbeats until its finish. Skips rows that somebody holds; never waits for a row. Locks the lanes it
--- meets, without waiting.
--- Raises PJ003 if the worker is not registered or its lease ran out, PJ004 for max_jobs below 1. Notifies
--- nobody.
--- Call it in a short READ COMMITTED transaction of its own.
+-- heartbeats until its finish.
+-- Skips rows that somebody holds; never waits for a row. Locks the lanes it meets, without waiting.
+-- Raises PJ003 if the worker is not registered or its lease ran out, PJ004 for max_jobs below 1.
+-- Notifies workers of a lane's head that nobody else would look for. Call it in a short READ COMMITTED transaction of its own.
 DECLARE
     v_queues text[] := fetch_jobs_v1.queues;
     v_now timestamptz := clock_timestamp();       -- a variable: an index can't be searched for a volatile value
@@ -75,7 +75,8 @@ BEGIN
       WHERE w.id = fetch_jobs_v1.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp();
     IF NOT FOUND THEN
         RAISE EXCEPTION 'worker % is not registered', fetch_jobs_v1.worker_id USING ERRCODE = 'PJ003',
-            HINT = 'Its lease ran out, or it was unregistered. Call register_worker_v1 with its id, then fetch again.';
+            HINT = 'Its lease ran out, or it was unregistered. '
+                   'Call register_worker_v1 with its id, then fetch again.';
     END IF;
     IF EXISTS (
         SELECT FROM pljobs.job AS j
@@ -150,15 +151,16 @@ BEGIN
             PERFORM set_config('pljobs.fetch_hint', '', false);
             CONTINUE;
         ELSIF v_ids IS NULL THEN
-            -- With several queues: perhaps others held all that it looked at. Look further ahead, then give
-            -- up.
+            -- With several queues: perhaps others held all that it looked at. Look further ahead, then
+            -- give up.
             EXIT WHEN coalesce(cardinality(v_queues), 0) < 2 OR v_ahead > 10000;
             v_ahead := v_ahead * 16;
             CONTINUE;
         END IF;
         IF v_ms > v_slow_ms OR v_ids[1] - v_from_id > 500 AND v_hint IS NOT NULL THEN
             PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, -j.priority, j.id, coalesce(
-                        v_hint[4], (extract(epoch FROM clock_timestamp()) + least(v_ms * 0.02, 5))::text)), false)
+                        v_hint[4],
+                        (extract(epoch FROM clock_timestamp()) + least(v_ms * 0.02, 5))::text)), false)
                FROM pljobs.job AS j WHERE j.id = v_ids[1];
         END IF;
 
@@ -167,7 +169,8 @@ BEGIN
         v_take := pljobs._claim_lanes(v_ids, v_locks);
         -- Where it saw all there was, one more round: it may have woken the head of a sleeping lane.
         EXIT WHEN v_take <> '{}' OR (cardinality(v_ids) < v_want AND v_round > 1);
-        v_want := greatest(v_want, 200);
+        -- Twice as many: what it doesn't start, no other fetch can until this one commits.
+        v_want := least(2 * v_want, greatest(v_want, 10000));
     END LOOP;
 
     RETURN QUERY
@@ -176,11 +179,11 @@ BEGIN
            SET status = 'doing', worker_id = fetch_jobs_v1.worker_id, run_id = nextval('pljobs.run_id'),
                started_at = clock_timestamp(), attempts = j.attempts + 1
          WHERE j.id = ANY (v_take[1:fetch_jobs_v1.max_jobs])
-        RETURNING j.id, j.run_id, j.queue, j.task, j.priority, j.lock, j.queueing_lock, j.args, j.attempts, j.scheduled_at,
-                  j.created_at, j.started_at
+        RETURNING j.id, j.run_id, j.queue, j.task, j.priority, j.lock, j.queueing_lock, j.args, j.attempts,
+                  j.scheduled_at, j.created_at, j.started_at
     )
-    SELECT s.id, s.run_id, s.queue, s.task, s.priority, s.lock, s.queueing_lock, s.args, s.attempts, s.scheduled_at,
-           s.created_at, s.started_at
+    SELECT s.id, s.run_id, s.queue, s.task, s.priority, s.lock, s.queueing_lock, s.args, s.attempts,
+           s.scheduled_at, s.created_at, s.started_at
       FROM started AS s ORDER BY -s.priority, s.id;
 END
 $$;

@@ -10,37 +10,44 @@ AS $$
 -- "delete_job", "retry_at", "retry_in", "retry_queue", "retry_priority", "retry_lock"}. The worker says what
 -- happened; what is written depends on whether somebody had asked for an abort:
 --   succeeded               -> succeeded; asked: the request is resolved 'finished_first'
---   failed                  -> failed, or todo at retry_at, or after retry_in (an interval); asked: failed,
---   never retried, 'failed_first' aborted                 -> asked: aborted, or gone if deletion was asked;
---   nobody asked: as failed interrupted (shutdown)  -> todo at once, attempt not charged; asked: aborted
+--   failed                  -> failed, or todo at retry_at, else after retry_in;
+--                              asked: failed, never retried, 'failed_first'
+--   aborted                 -> asked: aborted, or gone if deletion was asked; nobody asked: as failed
+--   interrupted (shutdown)  -> todo at once, attempt not charged; asked: aborted
+-- retry_in: an interval from now, by the database's clock, cut to ten years; a negative one, or what is no
+-- interval, means at once: it never keeps the call from ending its runs.
 -- delete_job: gone, where it would have ended. Returns the status written, or 'deleted', for each run. A run
 -- that isn't this job's changes nothing: it is answered the status then written if that run itself ended the
 -- job (so a lost reply can be replayed), else 'stale'; 'not_found' if the job is gone. With wait => false a
 -- job that somebody else holds locked (a person's open transaction) is left as it is, and answered 'locked':
--- report it again a little later. Message and error are cut at 1,000 and 16,384 characters, a result of more
--- than 1 MiB is left out: what a task produced never keeps it from ending. Raises PJ004 for an unknown
--- outcome or a retry's queue or lock not of 1 to 255 characters.
+-- report it again a little later.
+-- Message and error are cut at 1,000 and 16,384 characters, a result of more than 1 MiB is left out: what a
+-- task produced never keeps it from ending. Raises PJ004 for an unknown outcome or a retry's queue or lock
+-- not of 1 to 255 characters.
 -- Locks the jobs by ascending id, then their requests, then their lanes. Notifies workers of retries and of
 -- woken lanes.
 DECLARE
+    c_longest CONSTANT interval := interval '10 years';
     v_now timestamptz := clock_timestamp();
     v_ids bigint[];
     v_held bigint[];
     v_done_jobs bigint[];
     v_done_runs bigint[];
     v_locks text[];
-    v_queues text[];
     v_run record;
+    v_retry_at timestamptz;
+    v_retry_in interval;
 BEGIN
     -- A bulk UPDATE locks in the order of its plan, and two of them deadlock: lock first, in order.
     v_ids := ARRAY(SELECT x.job_id FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(job_id bigint));
     IF finish_jobs_v1.wait IS NOT FALSE THEN
         PERFORM FROM pljobs.job AS j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE;
     ELSE
-        v_held := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE SKIP LOCKED);
+        v_held := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_ids)
+                         ORDER BY j.id FOR UPDATE SKIP LOCKED);
         v_held := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_ids) AND j.id <> ALL (v_held));
     END IF;
-    SELECT array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL), array_agg(DISTINCT j.queue) INTO v_locks, v_queues
+    SELECT array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL) INTO v_locks
       FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
 
     WITH ended AS (
@@ -50,24 +57,29 @@ BEGIN
                result = CASE WHEN octet_length(x.result::text) <= 1048576 THEN x.result END
           FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
                job_id bigint, run_id bigint, outcome text, result jsonb, message text, delete_job boolean)
-         WHERE j.id = x.job_id AND j.run_id = x.run_id AND j.request_id IS NULL AND (j.id = ANY (v_held)) IS NOT TRUE
+         WHERE j.id = x.job_id AND j.run_id = x.run_id AND j.request_id IS NULL
+           AND (j.id = ANY (v_held)) IS NOT TRUE
            AND x.outcome = 'succeeded' AND x.delete_job IS NOT TRUE
         RETURNING j.id, j.last_run_id
     )
-    SELECT coalesce(array_agg(e.id), '{}'), coalesce(array_agg(e.last_run_id), '{}') INTO v_done_jobs, v_done_runs FROM ended AS e;
+    SELECT coalesce(array_agg(e.id), '{}'), coalesce(array_agg(e.last_run_id), '{}')
+      INTO v_done_jobs, v_done_runs FROM ended AS e;
 
     IF cardinality(v_done_runs) < jsonb_array_length(finish_jobs_v1.runs) THEN
         -- In order of queueing lock: going back to todo waits for whoever is inserting the same one.
         FOR v_run IN
             SELECT x.* FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
-                   job_id bigint, run_id bigint, outcome text, result jsonb, message text, error text, delete_job boolean,
-                   retry_at timestamptz, retry_in interval, retry_queue text, retry_priority integer, retry_lock text)
+                   job_id bigint, run_id bigint, outcome text, result jsonb, message text, error text,
+                   delete_job boolean, retry_at timestamptz, retry_in text, retry_queue text,
+                   retry_priority integer, retry_lock text)
              WHERE (x.run_id = ANY (v_done_runs)) IS NOT TRUE
              ORDER BY (SELECT j.queueing_lock FROM pljobs.job AS j WHERE j.id = x.job_id), x.job_id
         LOOP
             IF v_run.outcome IS NULL OR v_run.outcome NOT IN ('succeeded', 'failed', 'aborted', 'interrupted')
-               OR char_length(v_run.retry_queue) NOT BETWEEN 1 AND 255 OR char_length(v_run.retry_lock) NOT BETWEEN 1 AND 255 THEN
-                RAISE EXCEPTION 'job %, run %: the outcome must be succeeded, failed, aborted or interrupted, and the queue and lock of a retry have 1 to 255 characters',
+               OR char_length(v_run.retry_queue) NOT BETWEEN 1 AND 255
+               OR char_length(v_run.retry_lock) NOT BETWEEN 1 AND 255 THEN
+                RAISE EXCEPTION 'job %, run %: the outcome must be succeeded, failed, aborted or interrupted, '
+                                'and the queue and lock of a retry have 1 to 255 characters',
                     v_run.job_id, v_run.run_id USING ERRCODE = 'PJ004', HINT = 'Nothing was changed.';
             END IF;
             job_id := v_run.job_id;
@@ -77,21 +89,34 @@ BEGIN
                 RETURN NEXT;
                 CONTINUE;
             END IF;
+            v_retry_at := v_run.retry_at;
+            IF v_retry_at IS NULL AND v_run.retry_in IS NOT NULL THEN
+                BEGIN
+                    v_retry_in := v_run.retry_in::interval;
+                EXCEPTION
+                    WHEN invalid_datetime_format THEN
+                        v_retry_in := interval '0';
+                    WHEN data_exception THEN
+                        -- Longer than an interval can be.
+                        v_retry_in := CASE WHEN v_run.retry_in LIKE '%-%' THEN interval '0'
+                                           ELSE c_longest END;
+                END;
+                v_retry_at := v_now + greatest(least(v_retry_in, c_longest), interval '0');
+            END IF;
             status := pljobs._finish_run(
                 v_run.job_id, v_run.run_id, v_run.outcome,
                 CASE WHEN octet_length(v_run.result::text) <= 1048576 THEN v_run.result END,
                 left(v_run.message, 1000), left(v_run.error, 16384), v_run.delete_job IS TRUE,
-                coalesce(v_run.retry_at, CASE WHEN v_run.retry_in IS NOT NULL
-                                              THEN v_now + greatest(least(v_run.retry_in, interval '10 years'), interval '0') END),
-                v_run.retry_queue, v_run.retry_priority, v_run.retry_lock);
+                v_retry_at, v_run.retry_queue, v_run.retry_priority, v_run.retry_lock);
             RETURN NEXT;
         END LOOP;
     END IF;
 
     IF v_locks IS NOT NULL THEN
-        PERFORM pljobs._wake_lanes(v_locks, take_lane => true, except_queues => v_queues);
+        PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
     END IF;
-    RETURN QUERY SELECT d.job_id, d.run_id, 'succeeded' FROM unnest(v_done_jobs, v_done_runs) AS d(job_id, run_id);
+    RETURN QUERY SELECT d.job_id, d.run_id, 'succeeded'
+                   FROM unnest(v_done_jobs, v_done_runs) AS d(job_id, run_id);
 END
 $$;
 COMMENT ON FUNCTION pljobs.finish_jobs_v1(jsonb, boolean)

@@ -1,6 +1,6 @@
 CREATE OR REPLACE FUNCTION pljobs.heartbeat_v1(
-    worker_id bigint, run_ids bigint[] DEFAULT '{}', handling bigint[] DEFAULT '{}', swallowed bigint[] DEFAULT '{}',
-    loop_lag interval DEFAULT NULL
+    worker_id bigint, run_ids bigint[] DEFAULT '{}', handling bigint[] DEFAULT '{}',
+    swallowed bigint[] DEFAULT '{}', loop_lag interval DEFAULT NULL
 ) RETURNS TABLE (
     run_id bigint, job_id bigint, verdict text, request_id bigint, requested_by text, actor text, reason text,
     requested_at timestamptz
@@ -34,7 +34,8 @@ BEGIN
     RETURNING v_now - w.lease INTO v_started_before;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'worker % is not registered', heartbeat_v1.worker_id USING ERRCODE = 'PJ003',
-            HINT = 'Its lease ran out, or it was unregistered. Call register_worker_v1 with its id, then heartbeat_v1 again.';
+            HINT = 'Its lease ran out, or it was unregistered. '
+                   'Call register_worker_v1 with its id, then heartbeat_v1 again.';
     END IF;
 
     SELECT array_agg(h.id ORDER BY h.queueing_lock, h.id), array_agg(h.lock) FILTER (WHERE h.lock IS NOT NULL)
@@ -55,21 +56,23 @@ BEGIN
            SELECT o.id FROM pljobs.request AS o
             -- An array, not a join: no plan may walk all requests.
             WHERE o.id = ANY (ARRAY(SELECT j.request_id FROM pljobs.job AS j
-                                     WHERE j.worker_id = heartbeat_v1.worker_id AND j.status = 'doing' AND j.request_id IS NOT NULL))
+                                     WHERE j.worker_id = heartbeat_v1.worker_id AND j.status = 'doing'
+                                       AND j.request_id IS NOT NULL))
               AND (o.delivered_at IS NULL
                    OR (o.run_id = ANY (heartbeat_v1.handling) AND o.handling IS DISTINCT FROM 'handling')
                    OR (o.run_id = ANY (heartbeat_v1.swallowed) AND o.handling IS DISTINCT FROM 'swallowed'))
             ORDER BY o.id FOR NO KEY UPDATE SKIP LOCKED));
 
-    -- A request that is not recorded as delivered (somebody holds it, or made it only now) is not told either: else it
-    -- could be rescinded after the worker has heard of it. The commit that lets go of it notifies.
+    -- A request that is not recorded as delivered (somebody holds it, or made it only now) is not told: else
+    -- it could be rescinded after the worker has heard of it. The commit that lets go of it notifies.
     RETURN QUERY
     SELECT coalesce(h.run_id, j.run_id), j.id,
            CASE WHEN j.id IS NULL THEN 'lost' WHEN r.id IS NOT NULL THEN 'abort' ELSE 'ok' END,
            r.id, r.requested_by, r.actor, r.reason, r.requested_at
       FROM unnest(heartbeat_v1.run_ids) AS h(run_id)
       FULL JOIN (SELECT d.id, d.run_id, d.request_id FROM pljobs.job AS d
-                  WHERE d.worker_id = heartbeat_v1.worker_id AND d.status = 'doing') AS j ON j.run_id = h.run_id
+                  WHERE d.worker_id = heartbeat_v1.worker_id AND d.status = 'doing') AS j
+        ON j.run_id = h.run_id
       LEFT JOIN LATERAL (SELECT o.id, o.requested_by, o.actor, o.reason, o.requested_at
                            FROM pljobs.request AS o
                           WHERE o.id = j.request_id AND o.delivered_at IS NOT NULL OFFSET 0) AS r ON true
@@ -79,4 +82,5 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pljobs.heartbeat_v1(bigint, bigint[], bigint[], bigint[], interval)
-    IS 'Renews a worker''s lease and answers for each of its runs: ok, abort or lost. Driver contract, version 1.';
+    IS 'Renews a worker''s lease and answers for each of its runs: ok, abort or lost. '
+       'Driver contract, version 1.';

@@ -4,9 +4,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- Deletes requests that were resolved, and workers that stopped, longer than older_than ago; at most max_rows
--- of each.
--- Returns how many of both: call again until it returns 0. Raises PJ004 for a null or negative older_than.
--- Skips rows that somebody holds. Notifies nobody.
+-- of each. Returns how many of both: call again until it returns 0. Raises PJ004 for a null or negative
+-- older_than. Skips rows that somebody holds. Notifies nobody.
 DECLARE
     v_before timestamptz := clock_timestamp() - prune_history_v1.older_than;
     v_requests bigint;

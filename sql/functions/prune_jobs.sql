@@ -1,6 +1,6 @@
 CREATE OR REPLACE FUNCTION pljobs.prune_jobs_v1(
-    older_than interval, statuses text[] DEFAULT '{succeeded,failed,cancelled,aborted}', queue text DEFAULT NULL,
-    max_jobs integer DEFAULT 10000
+    older_than interval, statuses text[] DEFAULT '{succeeded,failed,cancelled,aborted}',
+    queue text DEFAULT NULL, max_jobs integer DEFAULT 10000
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -18,7 +18,8 @@ DECLARE
 BEGIN
     IF prune_jobs_v1.older_than IS NULL OR prune_jobs_v1.older_than < interval '0'
        OR NOT coalesce(prune_jobs_v1.statuses <@ '{succeeded,failed,cancelled,aborted}', false) THEN
-        RAISE EXCEPTION 'prune needs older_than, not negative, and statuses among succeeded, failed, cancelled, aborted'
+        RAISE EXCEPTION 'prune needs older_than, not negative, and statuses among succeeded, failed, '
+                        'cancelled, aborted'
             USING ERRCODE = 'PJ004', HINT = 'For example: SELECT prune_jobs(interval ''7 days'');';
     END IF;
     SELECT array_agg(h.id) INTO v_ids
@@ -35,15 +36,16 @@ COMMENT ON FUNCTION pljobs.prune_jobs_v1(interval, text[], text, integer)
     IS 'Deletes a batch of old finished jobs. Driver contract, version 1.';
 
 CREATE OR REPLACE FUNCTION pljobs.prune_jobs(
-    older_than interval, statuses text[] DEFAULT '{succeeded,failed,cancelled,aborted}', queue text DEFAULT NULL,
-    max_jobs integer DEFAULT 10000
+    older_than interval, statuses text[] DEFAULT '{succeeded,failed,cancelled,aborted}',
+    queue text DEFAULT NULL, max_jobs integer DEFAULT 10000
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- What prune_jobs_v1 does, for people and pg_cron.
 BEGIN
-    RETURN pljobs.prune_jobs_v1(prune_jobs.older_than, prune_jobs.statuses, prune_jobs.queue, prune_jobs.max_jobs);
+    RETURN pljobs.prune_jobs_v1(prune_jobs.older_than, prune_jobs.statuses, prune_jobs.queue,
+                                prune_jobs.max_jobs);
 END
 $$;
 COMMENT ON FUNCTION pljobs.prune_jobs(interval, text[], text, integer)

@@ -4,11 +4,12 @@ CREATE OR REPLACE FUNCTION pljobs.rescind_request_v1(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- doing with an open request that its worker has not heard of -> doing without, 'rescinded': the request is resolved so,
--- with who took it back and why in a request of its own.  Delivered already -> unchanged, 'already_delivered' (the task
--- may be stopping).  Nothing open -> unchanged, 'no_request'.  Unknown id -> 'not_found'.
--- request_id is the request that is, or was, open. Locks the job, then its request, waiting for a heartbeat that is
--- delivering it: heartbeat_v1 answers no request that it could not record as delivered. Notifies nobody.
+-- doing with an open request that its worker has not heard of -> doing without, 'rescinded': the request is
+-- resolved so, with who took it back and why in a request of its own.  Delivered already -> unchanged,
+-- 'already_delivered' (the task may be stopping).  Nothing open -> unchanged, 'no_request'.  Unknown id ->
+-- 'not_found'. request_id is the request that is, or was, open. Locks the job, then its request, waiting
+-- for a heartbeat that is delivering it: heartbeat_v1 answers no request that it could not record as
+-- delivered. Notifies nobody.
 DECLARE
     v_job record;
 BEGIN
@@ -39,8 +40,9 @@ $$;
 COMMENT ON FUNCTION pljobs.rescind_request_v1(bigint, text, text)
     IS 'Takes back a request to abort that its worker has not heard of. Driver contract, version 1.';
 
-CREATE OR REPLACE FUNCTION pljobs.rescind_request(job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL)
-RETURNS text
+CREATE OR REPLACE FUNCTION pljobs.rescind_request(
+    job_id bigint, reason text DEFAULT NULL, actor text DEFAULT NULL
+) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$

@@ -9,8 +9,8 @@ AS $$
 -- doing under a worker whose lease ran out, or that is gone:  asked to abort -> aborted, or gone if deletion
 -- was asked; lost fewer than max_crashes times -> todo;  else -> failed, 'worker lost N times'.  Returns each
 -- job that it changed and what it became: todo, failed, aborted, deleted. Such workers are marked stopped:
--- they must register again. Anybody may call it, as often as they like: one call works at a time, the others
--- return nothing at once.
+-- they must register again.
+-- Anybody may call it, as often as they like: one call works at a time, the others return nothing at once.
 -- Raises PJ004 for a max_crashes or max_jobs below 1. Locks the jobs, skipping those that somebody holds,
 -- then the workers. Notifies the queues' workers.
 DECLARE

@@ -1,23 +1,25 @@
 CREATE OR REPLACE FUNCTION pljobs.retry_job_v1(
-    job_id bigint, scheduled_at timestamptz DEFAULT NULL, queue text DEFAULT NULL, priority integer DEFAULT NULL,
-    lock text DEFAULT NULL, reason text DEFAULT NULL, actor text DEFAULT NULL, OUT outcome text, OUT status text
+    job_id bigint, scheduled_at timestamptz DEFAULT NULL, queue text DEFAULT NULL,
+    priority integer DEFAULT NULL, lock text DEFAULT NULL, reason text DEFAULT NULL, actor text DEFAULT NULL,
+    OUT outcome text, OUT status text
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- failed, cancelled, aborted -> todo, 'requeued', clean of its former request, its crashes forgotten, its
--- attempts counted on; to run at once or at scheduled_at, in another queue, priority or lock if given.  todo
--- -> unchanged, 'todo'.
--- doing -> unchanged, 'running'.  succeeded -> unchanged, 'succeeded'.  Unknown id -> 'not_found'.
--- `status` is the one before. Raises PJ004 for a name that is not of 1 to 255 characters, or a time outside
--- of the years 1 to 9999. Locks the job. Notifies the queue's workers.
+-- attempts counted on; to run at once or at scheduled_at, in another queue, priority or lock if given.
+-- todo -> unchanged, 'todo'.  doing -> unchanged, 'running'.  succeeded -> unchanged, 'succeeded'.
+-- Unknown id -> 'not_found'.  `status` is the one before. Raises PJ004 for a name that is not of 1 to 255
+-- characters, or a time outside of the years 1 to 9999. Locks the job. Notifies the queue's workers.
 DECLARE
     v_job record;
 BEGIN
-    IF NOT char_length(retry_job_v1.queue) BETWEEN 1 AND 255 OR NOT char_length(retry_job_v1.lock) BETWEEN 1 AND 255
+    IF NOT char_length(retry_job_v1.queue) BETWEEN 1 AND 255
+       OR NOT char_length(retry_job_v1.lock) BETWEEN 1 AND 255
        OR retry_job_v1.scheduled_at NOT BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
        OR retry_job_v1.priority = -2147483648 THEN
-        RAISE EXCEPTION 'job % can''t be retried so: queue and lock have 1 to 255 characters, scheduled_at is in the years 1 to 9999, priority is above -2147483648',
+        RAISE EXCEPTION 'job % can''t be retried so: queue and lock have 1 to 255 characters, '
+                        'scheduled_at is in the years 1 to 9999, priority is above -2147483648',
             retry_job_v1.job_id USING ERRCODE = 'PJ004';
     END IF;
     SELECT j.status, j.queue, j.task, j.message, j.error INTO v_job
@@ -31,8 +33,8 @@ BEGIN
         outcome := status;
     ELSE
         outcome := 'requeued';
-        PERFORM pljobs._record_request('retry', retry_job_v1.job_id, v_job.queue, v_job.task, retry_job_v1.reason,
-                                       retry_job_v1.actor, 'requeued');
+        PERFORM pljobs._record_request('retry', retry_job_v1.job_id, v_job.queue, v_job.task,
+                                       retry_job_v1.reason, retry_job_v1.actor, 'requeued');
         PERFORM pljobs._requeue_job(retry_job_v1.job_id, status, v_job.message, v_job.error,
                                     scheduled_at => retry_job_v1.scheduled_at, queue => retry_job_v1.queue,
                                     priority => retry_job_v1.priority, lock => retry_job_v1.lock);
@@ -43,8 +45,8 @@ COMMENT ON FUNCTION pljobs.retry_job_v1(bigint, timestamptz, text, integer, text
     IS 'Puts a failed, cancelled or aborted job back to todo. Driver contract, version 1.';
 
 CREATE OR REPLACE FUNCTION pljobs.retry_job(
-    job_id bigint, scheduled_at timestamptz DEFAULT NULL, queue text DEFAULT NULL, priority integer DEFAULT NULL,
-    lock text DEFAULT NULL, reason text DEFAULT NULL, actor text DEFAULT NULL
+    job_id bigint, scheduled_at timestamptz DEFAULT NULL, queue text DEFAULT NULL,
+    priority integer DEFAULT NULL, lock text DEFAULT NULL, reason text DEFAULT NULL, actor text DEFAULT NULL
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

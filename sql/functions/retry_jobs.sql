@@ -10,12 +10,12 @@ SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET jit = off
 AS $$
--- What retry_job_v1 does, for each job that is failed, cancelled or aborted (status: only these) and matches all the
--- filters that are given; see cancel_jobs_v1, whose filters, dry_run, max_jobs and after_id these are. Returns a row for
--- each of them, in no order: requeued, or with dry_run, the default, would_requeue; or 'changed', 'not_found' for one that
--- matched until it was locked, and was left alone.
--- Raises PJ004 without a filter, for another status, a max_jobs below 1, a negative older_than.
--- Locks the jobs by ascending id, waiting for each. Notifies the queues' workers.
+-- What retry_job_v1 does, for each job that is failed, cancelled or aborted (status: only these) and
+-- matches all the filters that are given; see cancel_jobs_v1, whose filters, dry_run, max_jobs and after_id
+-- these are. Returns a row for each of them, in no order: requeued, or with dry_run, the default,
+-- would_requeue; or 'changed', 'not_found' for one that matched until it was locked, and was left alone.
+-- Raises PJ004 without a filter, for another status, a max_jobs below 1, a negative older_than. Locks the
+-- jobs by ascending id, waiting for each. Notifies the queues' workers.
 DECLARE
     v_statuses text[] := CASE WHEN retry_jobs_v1.status IS NULL THEN '{failed,cancelled,aborted}'::text[]
                               ELSE ARRAY[retry_jobs_v1.status] END;
@@ -44,9 +44,11 @@ BEGIN
     SELECT j.id, j.queue, j.task, r.status, r.outcome
       FROM (SELECT h.id, h.queue, h.task FROM pljobs.job AS h WHERE h.id = ANY (v_ids)
              ORDER BY h.queueing_lock, h.id OFFSET 0) AS j
-     CROSS JOIN LATERAL pljobs.retry_job_v1(j.id, reason => retry_jobs_v1.reason, actor => retry_jobs_v1.actor) AS r;
+     CROSS JOIN LATERAL pljobs.retry_job_v1(
+           j.id, reason => retry_jobs_v1.reason, actor => retry_jobs_v1.actor) AS r;
     RETURN QUERY
-    SELECT c.job_id, c.queue_name, c.task_name, c.status_before, c.outcome FROM pljobs._changed_jobs(v_changed) AS c;
+    SELECT c.job_id, c.queue_name, c.task_name, c.status_before, c.outcome
+      FROM pljobs._changed_jobs(v_changed) AS c;
 END
 $$;
 COMMENT ON FUNCTION pljobs.retry_jobs_v1(
@@ -62,8 +64,8 @@ CREATE OR REPLACE FUNCTION pljobs.retry_jobs(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- What retry_jobs_v1 does, for people: by ascending id; with a NOTICE where nothing was changed (dry_run), and where
--- max_jobs was reached.
+-- What retry_jobs_v1 does, for people: by ascending id; with a NOTICE where nothing was changed (dry_run),
+-- and where max_jobs was reached.
 DECLARE
     v_jobs bigint;
 BEGIN
@@ -71,8 +73,8 @@ BEGIN
     SELECT r.job_id, r.queue_name, r.task_name, r.status_before, r.outcome
       FROM pljobs.retry_jobs_v1(
            retry_jobs.job_ids, retry_jobs.queue, retry_jobs.task, retry_jobs.lock, retry_jobs.args,
-           retry_jobs.older_than, retry_jobs.status, retry_jobs.reason, retry_jobs.actor, retry_jobs.dry_run, retry_jobs.max_jobs,
-           retry_jobs.after_id) AS r
+           retry_jobs.older_than, retry_jobs.status, retry_jobs.reason, retry_jobs.actor, retry_jobs.dry_run,
+           retry_jobs.max_jobs, retry_jobs.after_id) AS r
      ORDER BY r.job_id;
     GET DIAGNOSTICS v_jobs = ROW_COUNT;
     IF retry_jobs.dry_run IS NOT FALSE THEN
@@ -85,4 +87,5 @@ END
 $$;
 COMMENT ON FUNCTION pljobs.retry_jobs(
     bigint[], text, text, text, jsonb, interval, text, text, text, boolean, integer, bigint
-) IS 'Shows which jobs it would put back; with dry_run => false does: SELECT * FROM retry_jobs(task => ''mail'');';
+) IS 'Shows which jobs it would put back; with dry_run => false does: '
+     'SELECT * FROM retry_jobs(task => ''mail'');';

@@ -22,7 +22,8 @@ BEGIN
                  WHERE j.status = 'todo' AND j.lock IS NOT NULL ORDER BY j.lock LIMIT 1) AS lock
         UNION ALL
         SELECT (SELECT j.lock FROM pljobs.job AS j
-                 WHERE j.status = 'todo' AND j.lock IS NOT NULL AND j.lock > lane.lock ORDER BY j.lock LIMIT 1)
+                 WHERE j.status = 'todo' AND j.lock IS NOT NULL AND j.lock > lane.lock
+                 ORDER BY j.lock LIMIT 1)
           FROM lane WHERE lane.lock IS NOT NULL
     )
     SELECT array_agg(lane.lock) INTO v_locks

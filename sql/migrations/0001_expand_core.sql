@@ -5,7 +5,7 @@ SELECT pljobs._migrate('0001_expand_core', $migration$
 CREATE TABLE pljobs.job (
     id            bigint      NOT NULL GENERATED ALWAYS AS IDENTITY,
     run_id        bigint,                                  -- this execution; set exactly while doing
-    last_run_id   bigint,                                  -- the run that ended by finish_jobs: makes a replayed finish safe
+    last_run_id   bigint,                                  -- that ended by finish_jobs: makes a replay safe
     request_id    bigint,                                  -- the open request for this run
     worker_id     bigint,                                  -- who runs it, or ran it last
     created_at    timestamptz NOT NULL,
@@ -27,7 +27,9 @@ CREATE TABLE pljobs.job (
     result        jsonb,
     error         text,                                    -- the last attempt's traceback
     CONSTRAINT job_pkey PRIMARY KEY (id),
-    CONSTRAINT job_status_known CHECK (status IN ('todo', 'doing', 'succeeded', 'failed', 'cancelled', 'aborted')),
+    CONSTRAINT job_status_known CHECK (
+        status IN ('todo', 'doing', 'succeeded', 'failed', 'cancelled', 'aborted')
+    ),
     CONSTRAINT job_waiting_for_known CHECK (waiting_for IN ('schedule', 'lock')),
     CONSTRAINT job_waits_only_while_todo CHECK (waiting_for IS NULL OR status = 'todo'),
     CONSTRAINT job_run_exactly_while_doing CHECK ((run_id IS NOT NULL) = (status = 'doing')),
@@ -39,11 +41,13 @@ CREATE TABLE pljobs.job (
     fillfactor = 90,
     -- Every job dies at least twice as a row version: vacuum by count of rows, not by share of a large table,
     -- and at once.
-    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_cost_delay = 0,
     autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 10000
 );
 
-CREATE INDEX job_ready_by_queue ON pljobs.job (queue, (-priority), id) WHERE status = 'todo' AND waiting_for IS NULL;
+CREATE INDEX job_ready_by_queue ON pljobs.job (queue, (-priority), id)
+    WHERE status = 'todo' AND waiting_for IS NULL;
 CREATE INDEX job_ready ON pljobs.job ((-priority), id) WHERE status = 'todo' AND waiting_for IS NULL;
 CREATE INDEX job_scheduled ON pljobs.job (scheduled_at) WHERE status = 'todo' AND waiting_for = 'schedule';
 CREATE INDEX job_lane ON pljobs.job (lock, (-priority), id) WHERE status = 'todo' AND lock IS NOT NULL;
@@ -77,7 +81,7 @@ CREATE INDEX job_event_job ON pljobs.job_event (job_id);
 CREATE TABLE pljobs.request (
     id           bigint      NOT NULL GENERATED ALWAYS AS IDENTITY,
     job_id       bigint,                                   -- null: about a queue
-    run_id       bigint,                                   -- the execution it targets; null: the job was not running
+    run_id       bigint,                                   -- which execution; null: the job was not running
     worker_id    bigint,
     requested_at timestamptz NOT NULL,
     delivered_at timestamptz,                              -- when the worker first heard of it
@@ -139,7 +143,8 @@ CREATE TABLE pljobs.periodic (
     task        text        NOT NULL,
     periodic_id text        NOT NULL,
     last_tick   timestamptz NOT NULL,
-    job_id      bigint,                                    -- what that tick deferred; null: a job of its queueing lock was waiting
+    -- What that tick deferred; null: a job of its queueing lock was waiting.
+    job_id      bigint,
     CONSTRAINT periodic_pkey PRIMARY KEY (task, periodic_id)
 );
 

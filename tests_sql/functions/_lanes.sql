@@ -44,7 +44,7 @@ SELECT results_eq(format('SELECT wait_of(%s), wait_of(%s), wait_of(%s)', :one, :
 SELECT ok(NOT EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory' AND NOT granted), 'nothing is waited for');
 SELECT is(pljobs._wake_lanes(NULL, true), 0::bigint, 'no lanes, none woken');
 SELECT is(pljobs._wake_lanes('{}', true), 0::bigint, 'an empty list of lanes, none woken');
-SELECT is(pljobs._wake_lanes(ARRAY[a_name('lane')], true, ARRAY['a queue']), 0::bigint, 'a lane without jobs is not woken');
+SELECT is(pljobs._wake_lanes(ARRAY[a_name('lane')], true), 0::bigint, 'a lane without jobs is not woken');
 SELECT is(pljobs._wake_lanes(ARRAY[NULL]::text[], true), 0::bigint, 'a null lane is none');
 
 SELECT ids[1] AS one, lock FROM a_lane(1) \gset

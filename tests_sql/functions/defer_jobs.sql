@@ -94,11 +94,16 @@ SELECT throws_ok(format('SELECT pljobs.defer_jobs_v1(%L)', jsonb_build_array(jso
 SELECT pljobs.defer_jobs_v1('[{"task": "t", "scheduled_in": "1 hour"}]') AS ids \gset
 SELECT ok(j.waiting_for = 'schedule' AND j.scheduled_at BETWEEN clock_timestamp() + interval '59 min' AND clock_timestamp() + interval '61 min',
           'a job may be scheduled after an interval from now') FROM pljobs.job AS j WHERE j.id = ANY (:'ids');
-SELECT pljobs.defer_jobs_v1('[{"task": "t", "scheduled_in": "-1 hour"}]') AS ids \gset
-SELECT is(j.waiting_for, NULL, 'one in the past runs at once') FROM pljobs.job AS j WHERE j.id = ANY (:'ids');
+SELECT pljobs.defer_jobs_v1('[{"task": "t", "scheduled_in": "0"}]') AS ids \gset
+SELECT is(wait_of((:'ids'::bigint[])[1]), 'ready', 'after no time at all means at once');
 SELECT refused(jsonb_build_object('task', 't', 'scheduled_in', i), 'not scheduled in ' || i)
-  FROM unnest('{9000 years,-9000 years,200000000 years,soon}'::text[]) AS i;
+  FROM unnest('{-1 hour,-0.000001 s,9000 years,-9000 years,200000000 years,-infinity,soon}'::text[]) AS i;
 SELECT refused('{"task": "t", "scheduled_in": "1 h", "scheduled_at": "2030-01-01T00:00:00Z"}', 'not scheduled both at a time and after an interval');
+
+SELECT pljobs.defer_jobs_v1('[{"task": "a", "queueing_lock": "order z"}, {"task": "b"}, {"task": "c", "queueing_lock": "order a"}]') AS ids \gset
+SELECT results_eq(format($$SELECT j.task FROM unnest(%L::bigint[]) WITH ORDINALITY AS i(id, place) JOIN pljobs.job AS j ON j.id = i.id ORDER BY i.place$$, :'ids'),
+                  $$VALUES ('a'), ('b'), ('c')$$, 'ids come in the order given, whatever the queueing locks');
+SELECT results_eq($$SELECT task FROM pljobs.job WHERE queueing_lock LIKE 'order %' ORDER BY id$$, $$VALUES ('a'), ('c')$$, 'and ascend in that order');
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -129,5 +129,13 @@ SELECT throws_ok(format('SELECT pljobs.fetch_jobs_v1(%s)', :w), 'PJ003', NULL, '
 SELECT count(*) FROM pljobs.heartbeat_v1(:w) \g /dev/null
 SELECT lives_ok(format('SELECT pljobs.fetch_jobs_v1(%s)', :w), 'once renewed, it fetches');
 
+-- A long queue of one busy lane, deferred job by job, hides nothing behind it from the first fetch.
+SELECT a_name('queue') AS q, a_name('lock') AS l, a_worker() AS w \gset
+SELECT count(pljobs.defer_job('t', queue => :'q', lock => :'l')) FROM generate_series(1, 6000) \g /dev/null
+SELECT pljobs.defer_job('behind', queue => :'q') AS behind \gset
+SELECT count(*) FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q']) \g /dev/null
+SELECT results_eq(format('SELECT job_id FROM pljobs.fetch_jobs_v1(%s, 1, ARRAY[%L])', :w, :'q'), format('VALUES (%s::bigint)', :behind),
+                  'the job behind 6,000 of a busy lane is found by the first fetch that looks for it');
+
 SELECT * FROM finish();
 ROLLBACK;

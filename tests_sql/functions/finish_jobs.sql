@@ -180,6 +180,20 @@ SELECT is(finish_run(:job_id, :run_id, 'failed', '{"retry_in": "100000000 years"
 SELECT * FROM a_doing_job() \gset
 SELECT finish_run(:job_id, :run_id, 'failed', '{"retry_in": "1 day", "retry_at": "2001-01-01T00:00:00Z"}') \g /dev/null
 SELECT is(wait_of(:job_id), 'ready', 'a time of retry comes before an interval');
+CREATE TEMP TABLE odd AS
+SELECT a.retry_in, a.wait, (a.job).job_id, (a.job).run_id
+  FROM (SELECT o.retry_in, o.wait, a_doing_job() AS job
+          FROM (VALUES ('200000000 years', 'schedule'), ('-200000000 years', 'ready'), ('soon', 'ready'),
+                       ('', 'ready'), ('1e400 seconds', 'ready'), ('1 hour', 'schedule')) AS o(retry_in, wait)) AS a;
+SELECT is(count(DISTINCT o.job_id), 6::bigint, 'six runs end in one call') FROM odd AS o;
+SELECT results_eq(
+    $$SELECT f.status, count(*) FROM pljobs.finish_jobs_v1((SELECT jsonb_agg(to_jsonb(o) || '{"outcome": "failed"}')
+        FROM odd AS o)) AS f GROUP BY 1$$,
+    $$VALUES ('todo', 6::bigint)$$, 'no interval, however odd, keeps a run of the call from ending');
+SELECT is(wait_of(o.job_id), o.wait, format('a retry in %L: %s', o.retry_in, o.wait)) FROM odd AS o;
+SELECT ok(j.scheduled_at BETWEEN clock_timestamp() + interval '9 years' AND clock_timestamp() + interval '11 years',
+          'an interval that no database can hold is ten years')
+  FROM odd AS o JOIN pljobs.job AS j ON j.id = o.job_id WHERE o.retry_in = '200000000 years';
 
 -- Without waiting: what somebody holds is answered 'locked' (races/finish_wait.spec).
 SELECT * FROM a_doing_job() \gset

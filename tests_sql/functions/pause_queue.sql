@@ -23,5 +23,14 @@ SELECT is(finish_run(:job_id, :run_id, 'succeeded'), 'succeeded', 'running jobs 
 SELECT throws_ok(format('SELECT pljobs.pause_queue(%s)', a), 'PJ004', NULL, 'refused: ' || a) FROM unnest(ARRAY['NULL', '''''', 'repeat(''q'', 256)']) AS a;
 SELECT is(pljobs.pause_queue(rpad(a_name('''; -- %' || chr(8238)), 255, chr(128512)), repeat('r', 5000)), 'paused', 'names are only text, of at most 255 characters; a long reason is cut');
 
+-- The driver's name.
+SELECT a_name('queue') AS q \gset
+SELECT is(pljobs.pause_queue_v1(:'q', reason => 'why', actor => 'whom'), 'paused', 'drivers pause by the versioned name');
+SELECT is(pljobs.pause_queue(:'q'), 'already_paused', 'both names pause the same queue');
+SELECT is(pljobs.pause_queue_v1(queue => :'q'), 'already_paused', 'a driver is answered the same word as a person');
+SELECT results_eq(format('SELECT reason, actor FROM pljobs.request WHERE queue = %L', :'q'), $$VALUES ('why', 'whom')$$,
+                  'the driver''s reason and actor are kept');
+SELECT throws_ok('SELECT pljobs.pause_queue_v1(NULL)', 'PJ004', NULL, 'no name is refused of a driver, too');
+
 SELECT * FROM finish();
 ROLLBACK;

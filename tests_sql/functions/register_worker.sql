@@ -32,5 +32,9 @@ SELECT results_eq(format('SELECT char_length(name), char_length(host) FROM pljob
                   'VALUES (255, 255)', 'a long name is cut: nothing keeps a worker from working');
 SELECT lives_ok($$SELECT pljobs.register_worker_v1('x''; DROP TABLE pljobs.job; -- %', chr(8238), -1, ARRAY['', NULL, ';'])$$, 'names are only text');
 
+SELECT throws_ok(format('SELECT pljobs.register_worker_v1(''w'', ''h'', 1, lease => %L)', i), 'PJ004', NULL, 'a lease of ' || i || ' is refused')
+  FROM unnest('{0 s,999 ms,-1 day,25 h,10000 years}'::text[]) AS i;
+SELECT isnt(a_worker('1 day'), NULL, 'a lease may last a day');
+
 SELECT * FROM finish();
 ROLLBACK;

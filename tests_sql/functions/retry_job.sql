@@ -47,5 +47,9 @@ SELECT throws_ok(format('SELECT pljobs.retry_job(%s, %s)', :job_id, a), 'PJ004',
 SELECT is(status_of(:job_id), 'failed', 'a refused call changes nothing');
 SELECT is(pljobs.retry_job(:job_id, '9999-12-30 00:00+00', repeat(chr(128512), 255), 2147483647, '''; -- %' || chr(8238), repeat('r', 5000)), 'requeued', 'names are only text, of at most 255 characters');
 
+SELECT * FROM a_doing_job() \gset
+SELECT finish_run(:job_id, :run_id, 'failed', '{"result": 7}'), pljobs.retry_job(:job_id) \g /dev/null
+SELECT is(j.result, NULL, 'the result of the attempt before is gone') FROM pljobs.job AS j WHERE j.id = :job_id;
+
 SELECT * FROM finish();
 ROLLBACK;
