@@ -17,22 +17,24 @@ BEGIN
          WHERE n.nspname = 'pljobs' AND NOT pg_catalog.pg_has_role(n.nspowner, 'USAGE')
     ) THEN
         RAISE EXCEPTION 'schema pljobs belongs to another role'
-            USING ERRCODE = 'PJ005', HINT = 'Install as the owner of the schema, or drop the schema if it is not pljobs''s.';
+            USING ERRCODE = 'PJ005',
+                  HINT = 'Install as the owner of the schema, or drop the schema if it is not pljobs''s.';
     END IF;
     IF EXISTS (
         SELECT FROM pg_catalog.pg_namespace AS n, LATERAL pg_catalog.aclexplode(n.nspacl) AS a
          WHERE n.nspname = 'pljobs' AND a.grantee = 0 AND a.privilege_type = 'CREATE'
     ) THEN
         RAISE EXCEPTION 'anybody may create objects in schema pljobs'
-            USING ERRCODE = 'PJ005', HINT = 'REVOKE CREATE ON SCHEMA pljobs FROM PUBLIC, look at what is in it, then install.';
+            USING ERRCODE = 'PJ005',
+                  HINT = 'REVOKE CREATE ON SCHEMA pljobs FROM PUBLIC, look at what is in it, then install.';
     END IF;
 END
 $$;
 
 CREATE SCHEMA IF NOT EXISTS pljobs;
 
--- Whoever runs an upgrade, all of the schema stays one role's: what a superuser creates here would be hers, and
--- its functions would run with her rights.
+-- Whoever runs an upgrade, all of the schema stays one role's: what a superuser creates here would be hers,
+-- and its functions would run with her rights.
 SELECT pg_catalog.set_config('role', r.rolname, true)
   FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
  WHERE n.nspname = 'pljobs' AND r.rolname <> current_user;
@@ -80,8 +82,10 @@ DECLARE
     v_newest text := (SELECT max(m.name COLLATE "C") FROM pljobs.migration AS m);
 BEGIN
     IF v_newest COLLATE "C" > _refuse_newer.latest COLLATE "C" THEN
-        RAISE EXCEPTION 'this database has been migrated to %, and this release of pljobs ends at %', v_newest, _refuse_newer.latest
-            USING ERRCODE = 'PJ006', HINT = 'Install the release that made that migration, or a newer one. Nothing was changed.';
+        RAISE EXCEPTION 'this database has been migrated to %, and this release of pljobs ends at %',
+            v_newest, _refuse_newer.latest
+            USING ERRCODE = 'PJ006',
+                  HINT = 'Install the release that made that migration, or a newer one. Nothing was changed.';
     END IF;
 END
 $$;

@@ -1,4 +1,4 @@
-"""Check the SQL without running it: plpgsql_check and pgspot silent, install.sql complete, plain ASCII, short lines."""
+"""Check the SQL without running it: plpgsql_check and pgspot silent, install.sql complete, short lines of ASCII."""
 
 from __future__ import annotations
 

@@ -77,8 +77,8 @@ BEGIN
     END IF;
 
     WITH added AS (
-        INSERT INTO pljobs.job (id, task, args, queue, priority, lock, queueing_lock, scheduled_at, waiting_for,
-                                created_at, deferred_by)
+        INSERT INTO pljobs.job (id, task, args, queue, priority, lock, queueing_lock, scheduled_at,
+                                waiting_for, created_at, deferred_by)
         OVERRIDING SYSTEM VALUE
         SELECT g.id, g.task, coalesce(g.args, '{}'), coalesce(g.queue, 'default'), coalesce(g.priority, 0),
                g.lock, g.queueing_lock, coalesce(g.scheduled_at, v_now + g.scheduled_in),

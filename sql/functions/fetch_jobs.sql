@@ -50,10 +50,12 @@ AS $$
 -- heartbeats until its finish.
 -- Skips rows that somebody holds; never waits for a row. Locks the lanes it meets, without waiting.
 -- Raises PJ003 if the worker is not registered or its lease ran out, PJ004 for max_jobs below 1.
--- Notifies workers of a lane's head that nobody else would look for. Call it in a short READ COMMITTED transaction of its own.
+-- Notifies workers of a lane's head that nobody else would look for. Call it in a short READ COMMITTED
+-- transaction of its own.
 DECLARE
     v_queues text[] := fetch_jobs_v1.queues;
-    v_now timestamptz := clock_timestamp();       -- a variable: an index can't be searched for a volatile value
+    -- A variable: an index can't be searched for a volatile value.
+    v_now timestamptz := clock_timestamp();
     v_paused text[];
     v_key text;                                   -- which walk a hint is about
     v_hint text[];

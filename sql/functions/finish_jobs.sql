@@ -78,8 +78,8 @@ BEGIN
             IF v_run.outcome IS NULL OR v_run.outcome NOT IN ('succeeded', 'failed', 'aborted', 'interrupted')
                OR char_length(v_run.retry_queue) NOT BETWEEN 1 AND 255
                OR char_length(v_run.retry_lock) NOT BETWEEN 1 AND 255 THEN
-                RAISE EXCEPTION 'job %, run %: the outcome must be succeeded, failed, aborted or interrupted, '
-                                'and the queue and lock of a retry have 1 to 255 characters',
+                RAISE EXCEPTION 'job %, run %: the outcome must be succeeded, failed, aborted or '
+                                'interrupted, and the queue and lock of a retry have 1 to 255 characters',
                     v_run.job_id, v_run.run_id USING ERRCODE = 'PJ004', HINT = 'Nothing was changed.';
             END IF;
             job_id := v_run.job_id;

@@ -13,8 +13,9 @@ DECLARE
     v_now timestamptz := clock_timestamp();
     v_id bigint;
 BEGIN
-    IF (register_worker_v1.lease BETWEEN interval '1 s' AND interval '1 day') IS NOT TRUE OR register_worker_v1.name IS NULL
-       OR register_worker_v1.host IS NULL OR register_worker_v1.pid IS NULL THEN
+    IF (register_worker_v1.lease BETWEEN interval '1 s' AND interval '1 day') IS NOT TRUE
+       OR register_worker_v1.name IS NULL OR register_worker_v1.host IS NULL
+       OR register_worker_v1.pid IS NULL THEN
         RAISE EXCEPTION 'a worker needs a name, a host, a pid, and a lease of 1 s to 1 day'
             USING ERRCODE = 'PJ004';
     END IF;
