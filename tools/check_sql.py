@@ -1,4 +1,4 @@
-"""Check the SQL without running it: plpgsql_check and pgspot silent, install.sql complete, short lines of ASCII."""
+"""Check the SQL without running it: plpgsql_check, pgspot silent, install.sql complete, short ASCII lines."""
 
 from __future__ import annotations
 
