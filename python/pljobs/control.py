@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 TODO_CHANNEL = "pljobs_todo"
 PROBE_PATIENCE = 5.0
 FROZEN_AFTER = 10.0
+ENDED_EVERY = 0.01
 T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 LAG_WORTH_A_WARNING = 1.0
@@ -107,7 +108,8 @@ class Control:
         self.runs_changed()
         while self._thread.is_alive():
             self.cut_if_frozen()
-            await asyncio.to_thread(self._thread.join, 1.0)
+            # Not in the loop's executor: that may be full of threads that a task has left there.
+            await asyncio.sleep(ENDED_EVERY)
         self._waker.close()
         self._woken.close()
 

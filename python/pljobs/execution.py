@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import inspect
 import logging
+import threading
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from pljobs import logs
 from pljobs.answers import Outcome, RunEnd, Verdict
@@ -61,6 +63,8 @@ class Run:
         self._body: asyncio.Task[Ended] | None = None
         self._in_body = False
         self._cancelled = False
+        self._loop = asyncio.get_running_loop()
+        self._thread_id = threading.get_ident()
 
     def start(self) -> None:
         """Start the task: a coroutine function in the event loop, anything else in a thread."""
@@ -69,8 +73,7 @@ class Run:
         if is_async(self.task.func):
             self._await(call)
         else:
-            future = self._threads.submit(functools.partial(_call, call))
-            future.add_done_callback(lambda done: self._returned(done.result()))
+            self._threads.submit(functools.partial(_call, call), self._returned)
 
     def abort(self, reason: AbortReason, request: Verdict | None = None) -> None:
         """Ask the task to stop: `should_abort()` turns true, and an async task is cancelled, once.
@@ -89,7 +92,8 @@ class Run:
     @property
     def handling(self) -> bool:
         """Say whether an async task is handling its abort right now."""
-        return self._observed is not None and self._observed.handling
+        observed = self._observed  # read once: the control thread asks, too
+        return observed is not None and observed.handling
 
     def _cancel(self) -> None:
         # A task that is cancelled before its first step runs no line, not even a `finally`: wait until it is
@@ -101,9 +105,7 @@ class Run:
 
     def _await(self, call: Callable[[], object]) -> None:
         self._observed = Observed(self._guarded(call), self._swallowed)
-        self._body = asyncio.get_running_loop().create_task(
-            self._observed, name=f"pljobs {self.job.call_string}"
-        )
+        self._body = self._loop.create_task(self._observed, name=f"pljobs {self.job.call_string}")
         self._body.add_done_callback(self._body_done)
 
     async def _guarded(self, call: Callable[[], object]) -> Ended:
@@ -111,10 +113,10 @@ class Run:
         # task.
         self._in_body = True
         if self.context.should_abort():
-            asyncio.get_running_loop().call_soon(self._cancel)
+            self._loop.call_soon(self._cancel)
         try:
             value = call()
-            return Ended(await value if inspect.isawaitable(value) else value)
+            return Ended(await value if _is_awaitable(value) else value)
         except BaseException as error:  # noqa: BLE001
             return Ended(exception=error)
         finally:
@@ -123,28 +125,44 @@ class Run:
     def _returned(self, ended: Ended) -> None:
         # A partial, a method or a callable object may return an awaitable: what came back tells, not what was
         # called.
-        if inspect.isawaitable(ended.value):
-            value: Awaitable[object] = ended.value
+        value = ended.value
+        if _is_awaitable(value):
             self._await(lambda: value)
         else:
-            self._finish(ended)
+            self.finish(ended)
 
     def _body_done(self, body: asyncio.Task[Ended]) -> None:
         # Cancelled before its first step, by somebody who cancels every task there is.
-        self._finish(Ended(exception=asyncio.CancelledError()) if body.cancelled() else body.result())
+        self.finish(Ended(exception=asyncio.CancelledError()) if body.cancelled() else body.result())
 
     def _swallowed(self) -> None:
-        # Called when the abort dies, be it swallowed or because the body ended with it.
-        if self._in_body and self._body is not None:
+        # Called when the abort dies, be it swallowed or because the body ended with it; by the garbage
+        # collector perhaps, so that nothing may happen here but a note for the event loop.
+        if self._in_body:
             self.swallowed = True
-            # The task goes on as if never cancelled: else its own timeouts and task groups would mistake this
-            # for theirs.
-            self._body.uncancel()
-            logs.swallowed(self.job)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                self._loop.call_soon_threadsafe(self._log_swallowed)
+            if self._body is not None and threading.get_ident() == self._thread_id:
+                # The task goes on as if never cancelled: else its own timeouts and task groups would mistake
+                # this for theirs.
+                self._body.uncancel()
 
-    def _finish(self, ended: Ended) -> None:
-        self.ended = True
-        self._on_end(self, ended)
+    def _log_swallowed(self) -> None:
+        logs.swallowed(self.job)
+
+    def finish(self, ended: Ended) -> None:
+        """Report the end, once, and let go of the body: else a failed job's locals stay in memory."""
+        if not self.ended:
+            self.ended = True
+            self._body = self._observed = None
+            self._on_end(self, ended)
+
+
+def _is_awaitable(value: object) -> TypeGuard[Awaitable[object]]:
+    try:
+        return inspect.isawaitable(value)
+    except Exception:  # noqa: BLE001 - an object that can't even be looked at
+        return False
 
 
 def is_async(function: Callable[..., object]) -> bool:
@@ -179,17 +197,25 @@ def outcome(run: Run, error: BaseException | None) -> Outcome:
     """Classify the end of a body."""
     if error is None:
         return "succeeded"
-    if isinstance(error, JobAborted | asyncio.CancelledError):
+    if isinstance(_stop_in(error), JobAborted | asyncio.CancelledError):
         stopped_by_shutdown = run.context.abort_reason() is AbortReason.SHUTDOWN
         return "interrupted" if stopped_by_shutdown else "aborted"
     return "failed"
 
 
+def _stop_in(error: BaseException) -> BaseException:
+    """Return the first abort of a group of nothing but aborts, as a TaskGroup raises; else the error."""
+    if isinstance(error, BaseExceptionGroup) and error.split((JobAborted, asyncio.CancelledError))[1] is None:
+        return _stop_in(error.exceptions[0])
+    return error
+
+
 def message(error: BaseException) -> str | None:
     """Return one line on how the body ended: an abort's own message, else the exception's type and text."""
+    error = _stop_in(error)
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001 - an exception class, or an argument of one, with a broken __str__
+    except BaseException:  # noqa: BLE001 - an exception class, or an argument of one, with a broken __str__
         text = "(its text can't be had)"
     if isinstance(error, JobAborted | asyncio.CancelledError):
         return text or None
@@ -206,7 +232,7 @@ def trace(error: BaseException) -> str:
         while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename in own:
             tb = tb.tb_next
         return "".join(traceback.format_exception(type(error), error, tb))
-    except Exception:  # noqa: BLE001 - an exception class with a broken __str__ or __cause__
+    except BaseException:  # noqa: BLE001 - an exception class with a broken __str__ or __cause__
         return f"{type(error).__name__} (its traceback can't be shown)"
 
 

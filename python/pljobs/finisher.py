@@ -76,6 +76,9 @@ class Finisher:
         try:
             call = calls.finish_jobs([p.end for p in batch], wait=False, dumps=self._dumps)
             answers = await self._link.execute(call)
+        except asyncio.CancelledError:
+            self._queue.extendleft(reversed(batch))
+            raise
         except DatabaseUnavailable as error:
             logger.warning("Can't report %s ended jobs, trying again: %s", len(batch), error)
             self._again(batch)
@@ -134,4 +137,5 @@ class Finisher:
     def _answer(self, pending: _Pending, status: str | None) -> None:
         self._unanswered -= 1
         self._wake.set()
-        pending.on_answer(status)
+        # Not from here: what it raises is not this loop's.
+        asyncio.get_running_loop().call_soon(pending.on_answer, status)

@@ -98,6 +98,7 @@ SESSION = (
     "SET default_transaction_read_only = off",
     "SET statement_timeout = 0",
     "SET idle_in_transaction_session_timeout = 0",
+    "SET idle_session_timeout = 0",
     f"SET lock_timeout = '{LOCK_TIMEOUT}'",
     "SET datestyle = 'ISO'",
     "SET intervalstyle = 'postgres'",

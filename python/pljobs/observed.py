@@ -11,26 +11,20 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class AbortDelivered(asyncio.CancelledError):
-    """What an aborted task sees at its await.
-
-    A CancelledError of our own, for only an instance of a Python-level class can be watched.
-    """
-
-
 class Observed(Coroutine[Any, Any, T]):
     """Run a coroutine, and watch the one CancelledError that `expect_abort()` announces.
 
     While a frame handles it, the exception lives; once it is swallowed, it dies (CPython counts references),
-    and
-    `on_swallowed` is called. A body that keeps the exception looks as if it were handling it: the safe side.
+    and `on_swallowed` is called: perhaps by the garbage collector, in any thread, in the middle of anything.
+    A body that keeps the exception looks as if it were handling it: the safe side. A plain CancelledError is
+    thrown in, for TaskGroup up to Python 3.12 takes a subclass for a failure.
     """
 
     def __init__(self, coro: Coroutine[Any, Any, T], on_swallowed: Callable[[], None]) -> None:
         self._coro = coro
         self._on_swallowed = on_swallowed
         self._expected = False
-        self._thrown: weakref.ref[AbortDelivered] | None = None
+        self._thrown: weakref.ref[asyncio.CancelledError] | None = None
 
     def expect_abort(self) -> None:
         """Announce that the next CancelledError thrown in is an abort, not a timeout of the body's own."""
@@ -58,7 +52,7 @@ class Observed(Coroutine[Any, Any, T]):
         # Nothing here may keep a reference to what is thrown, or it would never seem swallowed.
         if self._expected and (isinstance(typ, asyncio.CancelledError) or typ is asyncio.CancelledError):
             self._expected = False
-            mine = AbortDelivered()
+            mine = asyncio.CancelledError()
             self._thrown = weakref.ref(mine, lambda _: self._on_swallowed())
             del typ, val, tb
             try:
@@ -72,6 +66,10 @@ class Observed(Coroutine[Any, Any, T]):
 
     def close(self) -> None:
         self._coro.close()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        # What asyncio shows of a task: its name, and where it is (`cr_frame`, `cr_await` ...).
+        return getattr(self._coro, name)
 
     def __await__(self) -> Generator[Any, Any, T]:
         raise TypeError("an Observed coroutine runs as a task of its own: awaiting it would bypass it")

@@ -8,10 +8,49 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Handler:
+    """Pass signals on to `stop`, in the event loop, and to the handler of a worker that was there before.
+
+    Not by `loop.add_signal_handler`: that has one place a signal, and an application's own would be lost.
+    """
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._loop = asyncio.get_running_loop()
+        self._seen = 0
+        self._former = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def install(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self)
+
+    def restore(self) -> None:
+        for number, former in self._former.items():
+            if signal.getsignal(number) is self or self._seen > 1:
+                # What was installed from C can't be put back: the system's own way is what is left.
+                signal.signal(number, signal.SIG_DFL if former is None else former)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._seen += 1
+        if self._seen > 1:
+            for each in SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+        with contextlib.suppress(RuntimeError):  # the loop was closed: there is nothing left to stop
+            self._loop.call_soon_threadsafe(self._tell, signal.Signals(number).name)
+        former = self._former[signal.Signals(number)]
+        if isinstance(former, _Handler):
+            former(number, frame)
+
+    def _tell(self, name: str) -> None:
+        logger.warning("Received %s", name)
+        self._stop()
 
 
 @contextlib.contextmanager
@@ -24,29 +63,9 @@ def stop_on_signals(stop: Callable[[], None], *, install: bool = True) -> Iterat
     if not install or threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop = asyncio.get_running_loop()
-    former = {number: signal.getsignal(number) for number in SIGNALS}
-    seen = 0
-
-    def restore() -> None:
-        for number, handler in former.items():
-            loop.remove_signal_handler(number)
-            # What was installed from C can't be put back: the system's own way is what is left.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def on_signal(number: signal.Signals) -> None:
-        nonlocal seen
-        seen += 1
-        logger.warning("Received %s", number.name)
-        if seen == 2:
-            for each in SIGNALS:
-                loop.remove_signal_handler(each)
-                signal.signal(each, signal.SIG_DFL)
-        stop()
-
-    for number in SIGNALS:
-        loop.add_signal_handler(number, on_signal, number)
+    handler = _Handler(stop)
+    handler.install()
     try:
         yield
     finally:
-        restore()
+        handler.restore()

@@ -26,31 +26,32 @@ class Threads:
         self._started = 0
         self._lock = threading.Lock()
 
-    def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Run `function` in a thread, in a copy of the present context; it must not raise.
+    def submit(self, function: Callable[[], T], on_end: Callable[[T], None]) -> None:
+        """Run `function`, which must not raise, in a thread and in a copy of the present context.
 
-        The future is resolved in the running event loop. It is not for cancelling: nothing stops a thread.
+        What it returns is passed to `on_end` in the running event loop. Nothing stops a thread.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
         context = contextvars.copy_context()
 
         def work() -> None:
             value = context.run(function)
             try:
-                loop.call_soon_threadsafe(_resolve, future, value)
+                loop.call_soon_threadsafe(on_end, value)
             except RuntimeError:
                 # The loop was closed while the thread ran on: nobody is left to tell.
                 return
+            finally:
+                del value  # an exception in it would hold this frame, and this frame it
 
         with self._lock:
             if self._idle:
                 self._idle -= 1
             else:
+                name = f"{self._name}-{self._started + 1}"
+                threading.Thread(target=self._run, name=name, daemon=True).start()
                 self._started += 1
-                threading.Thread(target=self._run, name=f"{self._name}-{self._started}", daemon=True).start()
         self._work.put(work)
-        return future
 
     def close(self) -> None:
         """Let the idle threads end; those at work end after it."""
@@ -63,8 +64,3 @@ class Threads:
             work()
             with self._lock:
                 self._idle += 1
-
-
-def _resolve(future: asyncio.Future[T], value: T) -> None:
-    if not future.done():
-        future.set_result(value)

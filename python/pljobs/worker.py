@@ -33,6 +33,10 @@ FETCH_AT_MOST = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 WATCH_EVERY = 1.0
 REMIND_EVERY = 10.0
+NOT_REGISTERED = (
+    "task {!r} is not registered in this worker: import the module that defines it, or let the worker leave"
+    " such jobs to others (unknown_tasks='leave')"
+)
 
 
 class Worker:
@@ -43,12 +47,11 @@ class Worker:
     seconds at most until a new job is seen; `abort_job_polling_interval`: seconds at most until an abort
     request is, while jobs run (default: the former); with `listen_notify` both take milliseconds.
     `shutdown_graceful_timeout`: seconds that running jobs have to end after a stop, before they are asked to
-    abort (None: as long as they take). `update_heartbeat_interval` and
-    `stalled_worker_timeout`: seconds between signs of life, and without one until other workers take its
-    jobs.
-    `delete_jobs`: which ended jobs to delete. `unknown_tasks`: whether a job whose task is not registered
-    here fails, or is left for other workers. `retention`: how long finished jobs and the audit trail are kept
-    (None: for ever). Names and defaults follow procrastinate's worker.
+    abort (None: as long as they take). `update_heartbeat_interval` and `stalled_worker_timeout`: seconds
+    between signs of life, and without one until other workers take its jobs. `delete_jobs`: which ended jobs
+    to delete. `unknown_tasks`: whether a job whose task is not registered here fails, or is left for other
+    workers. `retention`: how long finished jobs and the audit trail are kept (None: for ever). Names and
+    defaults follow procrastinate's worker.
     """
 
     def __init__(
@@ -122,8 +125,9 @@ class Worker:
                 # Nothing cancels what is inside: a fetch or a report that is cut off would lose its answer.
                 await asyncio.shield(main)
             except asyncio.CancelledError:
+                task = asyncio.current_task()
+                cancelled = task is not None and task.cancelling() > 0
                 if not main.done():
-                    cancelled = True
                     self.abort()
             except Exception:  # noqa: BLE001 - raised below, from the task itself
                 break
@@ -188,6 +192,11 @@ class Worker:
         finally:
             # Whatever happened, the lease must not be kept for jobs that nobody looks after.
             self.abort()
+            if not self._drained.is_set():
+                # A loop died, or somebody cancelled every task there is: what ends is reported all the same.
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._finisher.run(), name="pljobs finisher")
+                    group.create_task(self._drain(), name="pljobs drain")
             await self._control.stop()
         logger.info("Worker %s stopped", self.worker_id, extra=self._ids())
 
@@ -199,9 +208,7 @@ class Worker:
                 pause = FIRST_PAUSE
             except PljobsException as error:
                 # The control thread registers again, or says that the database is away.
-                logger.warning(
-                    "Worker %s can't fetch jobs, trying again: %s", self.worker_id, error, extra=self._ids()
-                )
+                logger.warning("Worker %s can't fetch jobs: %s", self.worker_id, error, extra=self._ids())
                 if isinstance(error, WorkerNotRegistered):
                     self._control.look_now()
                 await self._sleep(pause)
@@ -248,13 +255,7 @@ class Worker:
             raise ValueError(f"{job.call_string} is not a run")
         task = self.app.tasks.get(job.task_name)
         if task is None:
-            self._refuse(
-                job,
-                job.run_id,
-                f"task {job.task_name!r} is not registered in this worker: import the module that defines it"
-                " (App(import_paths=...)), or let the worker leave such jobs to others"
-                " (unknown_tasks='leave')",
-            )
+            self._refuse(job, job.run_id, NOT_REGISTERED.format(job.task_name))
             return
         if job.args_error is not None:
             self._refuse(job, job.run_id, job.args_error)
@@ -270,8 +271,11 @@ class Worker:
         )
         run = Run(job, task, context, threads=self._threads, on_end=self._ended)
         self._runs[job.run_id] = run
-        logs.started(job)
-        run.start()
+        try:
+            logs.started(job)
+            run.start()
+        except Exception as error:  # noqa: BLE001 - no thread to be had, an application's log filter
+            run.finish(Ended(exception=error))
         request: Verdict | None = self._control.early_verdict(job.run_id)
         if request is not None:
             run.abort(AbortReason.USER_REQUEST, request)
@@ -285,10 +289,11 @@ class Worker:
         self._finisher.report(end, partial(self._reported, job, end))
 
     def _ended(self, run: Run, ended: Ended) -> None:
+        # First the report, then the log: an application's log may raise, and the job must end all the same.
         end = run_end(run, ended, delete_jobs=self.delete_jobs)
-        logs.ended(run.job, end, ended.exception, run.context.abort_reason())
         self._finisher.report(end, partial(self._reported, run.job, end))
         self._look.set()
+        logs.ended(run.job, end, ended.exception, run.context.abort_reason())
 
     def _reported(self, job: Job, end: RunEnd, status: str | None) -> None:
         self._runs.pop(end.run_id, None)
@@ -302,12 +307,10 @@ class Worker:
         remind_at = loop.time() + REMIND_EVERY
         while running := [run for run in self._runs.values() if run is not None and not run.ended]:
             if abort_at is not None and loop.time() >= abort_at and not self._aborting:
-                logger.warning(
-                    "The running jobs did not end within %s s: asking them to abort", self.graceful_timeout
-                )
+                logger.warning("Jobs still run after %s s: asking them to abort", self.graceful_timeout)
                 self.abort()
             if loop.time() >= remind_at:
-                names = ", ".join(sorted(run.job.call_string for run in running))
+                names = sorted(run.job.call_string for run in running)
                 logger.warning("Worker %s still waits for: %s", self.worker_id, names, extra=self._ids())
                 remind_at = loop.time() + REMIND_EVERY
             wake_at = remind_at if abort_at is None or self._aborting else min(abort_at, remind_at)
