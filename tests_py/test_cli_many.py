@@ -141,7 +141,8 @@ def test_many_are_shown_in_part_and_done_in_batches_with_a_bar(
     pljobs: Pljobs, conn: psycopg.Connection, db_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conn.execute(
-        'SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(\'{"task": "t"}\'::jsonb) FROM generate_series(1, 120)))'
+        'SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(\'{"task": "t"}\'::jsonb)'
+        " FROM generate_series(1, 120)))"
     )
     shown = pljobs("cancel", "--task", "t")
     assert len(shown.stdout.splitlines()) == 51
