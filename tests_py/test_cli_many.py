@@ -140,10 +140,7 @@ def test_running_jobs_are_left_alone_without_abort(pljobs: Pljobs, worker: subpr
 def test_many_are_shown_in_part_and_done_in_batches_with_a_bar(
     pljobs: Pljobs, conn: psycopg.Connection, db_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conn.execute(
-        'SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(\'{"task": "t"}\'::jsonb)'
-        " FROM generate_series(1, 120)))"
-    )
+    conn.execute("SELECT pljobs.defer_job('t') FROM generate_series(1, 120)")
     shown = pljobs("cancel", "--task", "t")
     assert len(shown.stdout.splitlines()) == 51
     assert "120 would_cancel" in shown.stderr

@@ -97,7 +97,9 @@ CREATE TABLE pljobs.request (
     handling     text,                                     -- what the task does with its abort
     resolution   text,
     CONSTRAINT request_pkey PRIMARY KEY (id),
-    CONSTRAINT request_kind_known CHECK (kind IN ('cancel', 'abort', 'rescind', 'delete', 'retry', 'pause', 'resume')),
+    CONSTRAINT request_kind_known CHECK (
+        kind IN ('cancel', 'abort', 'rescind', 'delete', 'retry', 'pause', 'resume')
+    ),
     CONSTRAINT request_handling_known CHECK (handling IN ('handling', 'swallowed')),
     CONSTRAINT request_resolution_known CHECK (resolution IN (
         'cancelled', 'deleted', 'aborted', 'forced', 'finished_first', 'failed_first', 'worker_lost',
