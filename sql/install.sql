@@ -23,6 +23,7 @@
 \ir functions/_abort_job.sql
 \ir functions/_release_job.sql
 \ir functions/_promote_jobs.sql
+\ir functions/_matching_jobs.sql
 \ir functions/_finish_run.sql
 
 -- Every job's way in.
@@ -41,6 +42,10 @@
 \ir functions/cancel_job.sql
 \ir functions/delete_job.sql
 \ir functions/retry_job.sql
+\ir functions/cancel_jobs.sql
+\ir functions/retry_jobs.sql
+\ir functions/rescind_request.sql
+\ir functions/wait_for_job.sql
 \ir functions/pause_queue.sql
 \ir functions/resume_queue.sql
 

@@ -67,10 +67,10 @@ CREATE TABLE pljobs.request (
     handling text,
     resolution text,
     CONSTRAINT request_handling_known CHECK ((handling = ANY (ARRAY['handling'::text, 'swallowed'::text]))),
-    CONSTRAINT request_kind_known CHECK ((kind = ANY (ARRAY['cancel'::text, 'abort'::text, 'delete'::text, 'retry'::text, 'pause'::text, 'resume'::text]))),
+    CONSTRAINT request_kind_known CHECK ((kind = ANY (ARRAY['cancel'::text, 'abort'::text, 'rescind'::text, 'delete'::text, 'retry'::text, 'pause'::text, 'resume'::text]))),
     CONSTRAINT request_of_a_job_or_queue CHECK (((job_id IS NULL) = (kind = ANY (ARRAY['pause'::text, 'resume'::text])))),
     CONSTRAINT request_only_a_run_waits CHECK (((resolved_at IS NOT NULL) OR (run_id IS NOT NULL))),
-    CONSTRAINT request_resolution_known CHECK ((resolution = ANY (ARRAY['cancelled'::text, 'deleted'::text, 'aborted'::text, 'forced'::text, 'finished_first'::text, 'failed_first'::text, 'worker_lost'::text, 'requeued'::text, 'paused'::text, 'resumed'::text]))),
+    CONSTRAINT request_resolution_known CHECK ((resolution = ANY (ARRAY['cancelled'::text, 'deleted'::text, 'aborted'::text, 'forced'::text, 'finished_first'::text, 'failed_first'::text, 'worker_lost'::text, 'rescinded'::text, 'requeued'::text, 'paused'::text, 'resumed'::text]))),
     CONSTRAINT request_resolved_with_resolution CHECK (((resolved_at IS NULL) = (resolution IS NULL)))
 );
 

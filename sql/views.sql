@@ -102,3 +102,21 @@ SELECT e.job_id, e.at, e.event, e.attempt, e.worker_id,
 COMMENT ON VIEW pljobs.history IS
     'One job''s life, in order: who deferred, cancelled, retried it, when and why; each attempt''s start, '
     'end, worker and error. Ask with WHERE job_id = 33.';
+
+CREATE OR REPLACE VIEW pljobs.stuck_aborts WITH (security_barrier) AS
+SELECT r.job_id, clock_timestamp() - r.requested_at AS asked_ago, r.task, r.queue, r.requested_by, r.actor,
+       r.reason, r.requested_at, r.delivered_at, r.handling, r.run_id, r.worker_id,
+       CASE WHEN w.id IS NOT NULL THEN format('%s@%s:%s', w.name, w.host, w.pid) END AS worker,
+       CASE WHEN w.id IS NULL OR w.stopped_at IS NOT NULL OR w.expires_at <= clock_timestamp()
+                 THEN 'its worker is lost: rescue_jobs() ends the job as aborted'
+            WHEN r.delivered_at IS NULL THEN 'its worker will hear of it within its polling interval'
+            WHEN r.handling = 'swallowed'
+                 THEN 'the task ignored it; force => true ends the job, though not its code'
+            ELSE 'the task was told, and may be cleaning up; force => true ends the job, though not its code'
+       END AS next
+  FROM pljobs.request AS r
+  LEFT JOIN pljobs.worker AS w ON w.id = r.worker_id
+ WHERE r.resolved_at IS NULL;
+COMMENT ON VIEW pljobs.stuck_aborts IS
+    'Jobs that were asked to abort and still run: since when, where, what the task does about it, '
+    'and what can be done next.';

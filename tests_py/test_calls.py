@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pljobs import arguments, calls, calls_people, calls_read, db
+from pljobs import arguments, calls, calls_many, calls_people, calls_read, db
 from pljobs.answers import Call, FinishAnswer, RunEnd
 from pljobs.calls_read import JobFilter
 from pljobs.exceptions import InvalidArgument, InvalidJob, JobNotFound, WorkerNotRegistered
@@ -21,6 +21,8 @@ from pljobs.jobs import Job, Status
 TICK = datetime(2030, 1, 1, tzinfo=UTC)
 JOB = Job(task_name="t", task_kwargs={"a": 1})
 CHOSEN = JobFilter(id=1, queue="q", task="t", status="todo", lock="l", queueing_lock="ql", worker_id=1)
+PAGE = calls_many.Page(dry_run=True, max_jobs=1, after_id=0)
+WANTED = calls_many.Selection(job_ids=[1], queue="q", task="t", lock="l", args={"a": 1}, older_than=1)
 
 SAMPLES: dict[str, Call[object]] = {
     "defer_jobs": calls.defer_jobs([JOB]),
@@ -40,6 +42,10 @@ SAMPLES: dict[str, Call[object]] = {
     "retry_job": calls_people.retry_job(1),
     "pause_queue": calls_people.pause_queue("q"),
     "resume_queue": calls_people.resume_queue("q"),
+    "cancel_jobs": calls_many.cancel_jobs(WANTED.params(calls_many.CANCELLABLE), PAGE, abort=True),
+    "retry_jobs": calls_many.retry_jobs(WANTED.params({Status.TODO}), PAGE),
+    "rescind_request": calls_many.rescind_request(1),
+    "get_words": calls_many.get_words([1], [1]),
     "get_job": calls_read.get_job(1),
     "get_job_status": calls_read.get_job_status(1),
     "get_job_history": calls_read.get_job_history(1),
@@ -70,7 +76,7 @@ def made_by(module: ModuleType) -> set[str]:
 
 
 def test_every_call_has_a_sample_here() -> None:
-    made = made_by(calls) | made_by(calls_people) | made_by(calls_read)
+    made = made_by(calls) | made_by(calls_many) | made_by(calls_people) | made_by(calls_read)
     assert made == set(SAMPLES)
 
 

@@ -51,7 +51,7 @@ def test_retry_and_delete(pljobs: Pljobs) -> None:
     assert "pljobs cancel" in pljobs("retry", "1", exits=4).stderr
     assert "pljobs cancel" in pljobs("delete", "1", exits=4).stderr
     pljobs("cancel", "1")
-    assert pljobs("retry", "1", "--queue", "other").stdout == "job 1: requeued\n"
+    assert pljobs("retry", "1", "--to-queue", "other").stdout == "job 1: requeued\n"
     assert json.loads(pljobs("list", "--json").stdout)[0]["queue"] == "other"
     pljobs("cancel", "1")
     assert fields(pljobs("delete", "1", "--json")) == {

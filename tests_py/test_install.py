@@ -213,12 +213,12 @@ DRIFTS = {
     "UPDATE pg_catalog.pg_index SET indisvalid = false WHERE indexrelid = 'pljobs.job_finished'::regclass":
         "index pljobs.job_finished is invalid: REINDEX INDEX CONCURRENTLY pljobs.job_finished;",
     "GRANT EXECUTE ON FUNCTION pljobs.rescue_jobs() TO PUBLIC":
-        "everybody may call pljobs.rescue_jobs(): REVOKE ALL ON FUNCTION pljobs.rescue_jobs() FROM PUBLIC;",
+        "everybody may call pljobs.rescue_jobs(): REVOKE ALL ON ROUTINE pljobs.rescue_jobs() FROM PUBLIC;",
     "GRANT SELECT ON pljobs.job TO pg_monitor":
         "pg_monitor has rights on pljobs.job, past all functions: REVOKE ALL ON pljobs.job FROM pg_monitor;",
     "ALTER FUNCTION pljobs.rescue_jobs() OWNER TO pg_monitor":
         "pljobs.rescue_jobs() doesn't belong to the schema's owner:"
-        " ALTER FUNCTION pljobs.rescue_jobs() OWNER TO postgres;",
+        " ALTER ROUTINE pljobs.rescue_jobs() OWNER TO postgres;",
     "DELETE FROM pljobs.migration":
         "migration 0001_expand_core has not been applied: run `pljobs migrate`",
     "UPDATE pljobs.migration SET checksum = 'x'":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -53,16 +54,20 @@ def a_finished_job(app: App, conn: psycopg.Connection, worker_id: int, outcome: 
 
 
 def test_every_method_has_an_async_twin_with_the_same_parameters_and_docstring() -> None:
-    methods = {name: m for name, m in vars(JobManager).items() if callable(m) and not name.startswith("_")}
+    members = inspect.getmembers(JobManager, callable)
+    methods = {name: method for name, method in members if not name.startswith("_")}
     plain = {name for name in methods if not name.endswith("_async")}
     assert {f"{name}_async" for name in plain} == set(methods) - plain
     for name in plain:
         twin = methods[f"{name}_async"]
         assert inspect.signature(methods[name]) == inspect.signature(twin)
-        assert (twin.__name__, twin.__qualname__) == (f"{name}_async", f"JobManager.{name}_async")
+        assert (twin.__name__, twin.__qualname__) == (
+            f"{name}_async",
+            f"{methods[name].__qualname__}_async",
+        )
         assert methods[name].__doc__
         assert twin.__doc__
-        assert "Question" not in str(inspect.signature(twin))
+        assert not re.search("Question|Talk", str(inspect.signature(twin)))
     assert str(inspect.signature(methods["cancel_job_by_id"])).endswith("-> 'bool'")
 
 

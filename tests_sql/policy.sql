@@ -5,7 +5,7 @@ SELECT * FROM no_plan();
 
 CREATE VIEW ours AS
 SELECT p.oid, p.oid::regprocedure::text AS name, p.proname::text, p.proname LIKE '\_%' AS is_helper, p.prosrc, p.prosecdef, p.proisstrict, p.provolatile, p.proparallel,
-       p.proconfig, p.prorettype, p.proowner, p.proacl, l.lanname
+       p.proconfig, p.prorettype, p.proowner, p.proacl, p.prokind, p.proargtypes, l.lanname
   FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang WHERE p.pronamespace = 'pljobs'::regnamespace;
 
 -- Functions.
@@ -13,9 +13,16 @@ SELECT cmp_ok((SELECT count(*) FROM ours), '>', 30::bigint, 'there are functions
 SELECT is_empty($$SELECT name FROM ours WHERE lanname <> 'plpgsql'$$, 'every function is PL/pgSQL');
 SELECT is_empty($$SELECT name FROM ours WHERE coalesce(obj_description(oid, 'pg_proc'), '') = ''$$, 'every function has a comment, for \df+');
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc !~ '^\n-- \S'$$, 'the first thing in a body is its contract, for \sf');
-SELECT is_empty($$SELECT name FROM ours WHERE NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)$$, 'every function pins its search_path');
-SELECT is_empty($$SELECT name FROM ours WHERE prosecdef = is_helper$$, 'public functions run with their owner''s rights, helpers do not');
-SELECT is_empty($$SELECT name FROM ours WHERE NOT is_helper AND provolatile <> 'v'$$, 'public functions are VOLATILE');
+SELECT is_empty($$SELECT name FROM ours WHERE prokind = 'f' AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)$$, 'every function pins its search_path');
+SELECT is_empty($$SELECT name FROM ours WHERE prokind = 'f' AND prosecdef = is_helper$$, 'public functions run with their owner''s rights, helpers do not');
+-- What PostgreSQL lets commit: neither SECURITY DEFINER nor settings. So all that a procedure names is qualified, and
+-- whatever needs rights is done by the functions that it calls.
+SELECT set_eq($$SELECT proname FROM ours WHERE prosrc ~ '\mCOMMIT\M'$$, $$SELECT proname FROM ours WHERE prokind = 'p'$$, 'procedures are there to commit in between, and nothing else does');
+SELECT is_empty($$SELECT name FROM ours WHERE prokind = 'p' AND (prosecdef OR proconfig IS NOT NULL OR is_helper)$$, 'procedures run with the caller''s rights, without settings');
+SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '(?<![.\w])(?!LEAST|ARRAY|FILTER|OPERATOR|ALL|AND)([[:alpha:]_]+)\s*\(', 'g') AS m WHERE prokind = 'p'$$, 'procedures qualify each function that they call');
+SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '(?:\s|\w)(<>|<=|>=|[-+*/<]|[^:=]=)\s', 'g') AS m WHERE prokind = 'p'$$, 'and each operator');
+SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(prosrc, '(FROM|JOIN|UPDATE|INTO)\s+pljobs\.(\w+)(?!\w|\()', 'g') AS m WHERE prokind = 'p'$$, 'and touch no table');
+SELECT is_empty($$SELECT name FROM ours WHERE NOT is_helper AND provolatile <> CASE WHEN proname LIKE 'get\_%' THEN 's' ELSE 'v' END$$, 'public functions are VOLATILE, but for those that only get');
 SELECT set_eq($$SELECT proname FROM ours WHERE proisstrict OR proparallel <> 'u'$$, ARRAY['_lane_key'], 'only a pure helper is STRICT or PARALLEL SAFE');
 SELECT is_empty($$SELECT name FROM ours WHERE proname !~ '^_?[a-z]+(_[a-z]+)*(_v[1-9])?$'$$, 'functions are named verb_noun, with a version for drivers');
 SELECT is_empty($$SELECT o.name FROM ours AS o JOIN pg_type AS t ON t.oid = o.prorettype JOIN pg_class AS c ON c.oid = t.typrelid WHERE c.relkind IN ('r', 'v')$$, 'no function returns a table''s row type');
@@ -49,10 +56,10 @@ CREATE ROLE pljobs_tests_nobody;
 CREATE TABLE may_call (role text, functions text[]);
 INSERT INTO may_call VALUES
     ('pljobs_tests_nobody', '{}'),
-    ('pljobs_reader', '{}'),
-    ('pljobs_producer', '{defer_job,defer_jobs_v1,cancel_job,cancel_job_v1,delete_job,delete_job_v1,retry_job,retry_job_v1}'),
+    ('pljobs_reader', '{get_job_statuses_v1,get_resolutions_v1,wait_for_job}'),
+    ('pljobs_producer', '{cancel_jobs,cancel_jobs_v1,cancel_jobs_in_batches,rescind_request,rescind_request_v1,get_job_statuses_v1,get_resolutions_v1,wait_for_job,retry_jobs,retry_jobs_v1,defer_job,defer_jobs_v1,cancel_job,cancel_job_v1,delete_job,delete_job_v1,retry_job,retry_job_v1}'),
     ('pljobs_worker', '{register_worker_v1,unregister_worker_v1,fetch_jobs_v1,finish_jobs_v1,heartbeat_v1,rescue_jobs,rescue_jobs_v1,wake_lanes_v1,defer_periodic_job_v1,prune_jobs,prune_jobs_v1,prune_history_v1}'),
-    ('pljobs_canceller', '{cancel_job,cancel_job_v1}');
+    ('pljobs_canceller', '{cancel_job,cancel_job_v1,cancel_jobs,cancel_jobs_v1,cancel_jobs_in_batches,rescind_request,rescind_request_v1,get_job_statuses_v1,get_resolutions_v1,wait_for_job}');
 INSERT INTO may_call SELECT 'pljobs_operator', array_agg(proname) FROM ours WHERE NOT is_helper;
 SELECT set_eq(format('SELECT proname FROM ours WHERE has_function_privilege(%L, oid, ''EXECUTE'')', m.role), m.functions, m.role || ' may call exactly its functions') FROM may_call AS m WHERE m.functions <> '{}';
 SELECT is_empty(format('SELECT name FROM ours WHERE has_function_privilege(%L, oid, ''EXECUTE'')', m.role), m.role || ' may call nothing') FROM may_call AS m WHERE m.functions = '{}';
@@ -60,11 +67,11 @@ SELECT is_empty(format('SELECT name FROM ours WHERE has_function_privilege(%L, o
 CREATE TABLE may_read (role text, views text[], columns_of_jobs text[]);
 INSERT INTO may_read VALUES
     ('pljobs_tests_nobody', '{}', '{}'),
-    ('pljobs_reader', '{workers,queues,requests}', '{id,status,waiting_for,queue,task,priority,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at}'),
+    ('pljobs_reader', '{workers,queues,requests,stuck_aborts}', '{id,status,waiting_for,queue,task,priority,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at}'),
     ('pljobs_producer', '{jobs,queues,history}', NULL),
     ('pljobs_worker', '{workers,queues}', '{}'),
-    ('pljobs_canceller', '{requests}', '{id,status,waiting_for,queue,task,priority,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at}'),
-    ('pljobs_operator', '{jobs,workers,queues,requests,stalled_jobs,history}', NULL);
+    ('pljobs_canceller', '{requests,stuck_aborts}', '{id,status,waiting_for,queue,task,priority,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at}'),
+    ('pljobs_operator', '{jobs,workers,queues,requests,stalled_jobs,stuck_aborts,history}', NULL);
 SELECT is(ARRAY(SELECT c.relname::text FROM pg_class AS c WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind = 'v' AND has_table_privilege(m.role, c.oid, 'SELECT') ORDER BY c.relname),
           ARRAY(SELECT v FROM unnest(m.views) AS v ORDER BY v COLLATE "C"), m.role || ' may read exactly its views') FROM may_read AS m;
 SELECT is(ARRAY(SELECT a.attname::text FROM pg_attribute AS a WHERE a.attrelid = 'pljobs.jobs'::regclass AND a.attnum > 0 AND has_column_privilege(m.role, a.attrelid, a.attnum, 'SELECT') ORDER BY a.attnum),
@@ -104,6 +111,14 @@ SELECT verdict, requested_by FROM pljobs.heartbeat_v1(:w, ARRAY[:run_id]::bigint
 SELECT status FROM pljobs.finish_jobs_v1(jsonb_build_array(jsonb_build_object('job_id', :job_id, 'run_id', :run_id, 'outcome', 'aborted'))) \gset
 RESET ROLE;
 SELECT is(ARRAY[:'outcome', :'verdict', :'requested_by', :'status'], '{abort_requested,abort,pljobs_canceller,aborted}', 'producer, worker and canceller do their parts with nothing but EXECUTE');
+
+-- A role that may call nothing else asks for each job through functions that run with their owner's rights.
+SET LOCAL ROLE pljobs_canceller;
+SELECT is(count(*), 0::bigint, 'a canceller cancels by filter') FROM pljobs.cancel_jobs(task => 'nothing of this name', dry_run => false);
+SELECT is(pljobs.rescind_request(:job_id), 'no_request', 'and takes requests back');
+SELECT is(s.status, 'aborted', 'and sees what became of a job') FROM pljobs.get_job_statuses_v1(ARRAY[:job_id]::bigint[]) AS s;
+SELECT throws_ok('SELECT pljobs.retry_jobs(task => ''t'')', '42501', NULL, 'but retries none');
+RESET ROLE;
 
 -- What somebody puts in the way is not found: temporary tables, functions, operators of the caller.
 CREATE TEMP TABLE job (id bigint, status text);

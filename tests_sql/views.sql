@@ -67,5 +67,22 @@ SELECT a_todo_job() AS job_id \gset
 SELECT pljobs.cancel_job(:job_id, delete_job => true, reason => 'never mind') \g /dev/null
 SELECT results_eq(format('SELECT event, detail FROM pljobs.history WHERE job_id = %s', :job_id), $$VALUES ('deleted', 'never mind')$$, 'of a deleted job the history still tells who deleted it');
 
+-- stuck_aborts
+SELECT * FROM an_aborting_job() \gset
+CREATE FUNCTION next_of(job_id bigint) RETURNS text LANGUAGE sql RETURN (SELECT v.next FROM pljobs.stuck_aborts AS v WHERE v.job_id = next_of.job_id);
+SELECT results_eq(format('SELECT v.reason, v.actor, v.run_id, v.worker_id, v.worker, v.asked_ago BETWEEN interval ''0'' AND interval ''1 min'', v.handling, v.delivered_at IS NULL FROM pljobs.stuck_aborts AS v WHERE v.job_id = %s', :job_id),
+                  format($$VALUES ('a reason', 'an actor', %s::bigint, %s::bigint, 'tests@here:%s', true, NULL::text, true)$$, :run_id, :worker_id, pg_backend_pid()), 'a job that was asked to abort and runs: since when, where, why');
+SELECT alike(next_of(:job_id), 'its worker will hear of it%', 'not yet delivered');
+SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
+SELECT alike(next_of(:job_id), 'the task was told%', 'delivered');
+SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[], swallowed => ARRAY[:run_id]::bigint[]) \g /dev/null
+SELECT alike(next_of(:job_id), 'the task ignored it%', 'swallowed');
+SELECT lose_worker(:worker_id) \g /dev/null
+SELECT alike(next_of(:job_id), 'its worker is lost%', 'its worker lost');
+DELETE FROM pljobs.worker WHERE id = :worker_id;
+SELECT results_eq(format('SELECT v.worker, v.next LIKE ''its worker is lost%%'' FROM pljobs.stuck_aborts AS v WHERE v.job_id = %s', :job_id), 'VALUES (NULL::text, true)', 'its worker forgotten');
+SELECT pljobs.cancel_job(:job_id, force => true) \g /dev/null
+SELECT is_empty(format('SELECT FROM pljobs.stuck_aborts WHERE job_id = %s', :job_id), 'what is resolved is not stuck');
+
 SELECT * FROM finish();
 ROLLBACK;

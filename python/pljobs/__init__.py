@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pljobs import exceptions, jobs
-from pljobs.answers import CancelResult, DeleteResult, RetryResult
+from pljobs.answers import CancelResult, DeleteResult, JobAnswer, RescindResult, RetryResult
 from pljobs.app import App
 from pljobs.blueprints import Blueprint
 from pljobs.connector import PsycopgConnector, SyncPsycopgConnector
@@ -24,9 +24,11 @@ __all__ = [
     "DeleteResult",
     "Job",
     "JobAborted",
+    "JobAnswer",
     "JobContext",
     "JobManager",
     "PsycopgConnector",
+    "RescindResult",
     "RetryDecision",
     "RetryResult",
     "RetryStrategy",

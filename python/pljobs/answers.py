@@ -75,6 +75,39 @@ class RetryResult:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class JobAnswer:
+    """Tell what became of one of many jobs, or would (`would_...`, `running`), where it is only shown.
+
+    `changed`, `not_found`: it matched until it was locked, and was left alone; true where something was done.
+    """
+
+    job_id: int
+    queue: str | None
+    task: str | None
+    status_before: Status | None
+    outcome: Literal[
+        "cancelled", "deleted", "abort_requested", "abort_already_requested", "aborted", "requeued",
+        "running", "changed", "not_found",
+        "would_cancel", "would_delete", "would_abort", "would_force", "would_requeue",
+    ]  # fmt: skip
+
+    def __bool__(self) -> bool:
+        left_alone = self.outcome in {"running", "changed", "not_found"}
+        return not left_alone and not self.outcome.startswith("would_")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RescindResult:
+    """Tell whether a request was taken back; `request_id` is the one that is, or was, open."""
+
+    outcome: Literal["rescinded", "already_delivered", "no_request", "not_found"]
+    request_id: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.outcome == "rescinded"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class PeriodicResult:
     """Tell what became of one tick of a periodic task."""
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from pljobs import checks
-from pljobs.exceptions import InvalidJob
+from pljobs.exceptions import InvalidArgument, InvalidJob
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 200
@@ -29,6 +29,16 @@ def encode_arguments(task: str, arguments: Mapping[str, object], dumps: JsonDump
     if not encoded.startswith("{"):
         raise _refusal(task, "are not a JSON object once json_dumps is done with them")
     return encoded
+
+
+def encode_filter(arguments: Mapping[str, object], dumps: JsonDumps | None = None) -> str:
+    """Return arguments to look for as JSON text; raises `InvalidArgument`, which never shows a value."""
+    if not isinstance(arguments, Mapping):
+        raise InvalidArgument(f"args must be a mapping, not {type(arguments).__name__}")
+    try:
+        return _encode(dict(arguments), dumps)
+    except _Unfit as unfit:
+        raise InvalidArgument(f"args: they {unfit}") from None
 
 
 def encode_result(result: object, dumps: JsonDumps | None = None) -> tuple[str | None, str | None]:

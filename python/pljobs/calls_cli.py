@@ -81,6 +81,16 @@ def await_request(request_id: int) -> Call[list[str]]:
     )
 
 
+def list_stuck_aborts() -> Call[list[str]]:
+    """Read which jobs were asked to abort and still run, the longest first; `asked_ago` in seconds."""
+    return _rows(
+        "SELECT s.job_id, extract(epoch FROM s.asked_ago) AS asked_ago, s.task, s.queue, s.requested_by,"
+        " s.actor, s.reason, s.requested_at, s.delivered_at, s.handling, s.run_id, s.worker_id, s.worker,"
+        " s.next FROM pljobs.stuck_aborts AS s ORDER BY s.requested_at, s.job_id",
+        {},
+    )
+
+
 def list_queues() -> Call[list[str]]:
     """Read every queue that has jobs or settings."""
     return _rows(

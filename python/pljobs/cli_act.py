@@ -10,6 +10,7 @@ import click
 from pljobs import calls_cli, calls_people, db
 from pljobs.answers import CancelResult
 from pljobs.app import App
+from pljobs.calls_many import CANCELLABLE, RETRIABLE
 from pljobs.cli_base import (
     Connection,
     Exit,
@@ -27,6 +28,7 @@ from pljobs.cli_base import (
     url_option,
     with_database,
 )
+from pljobs.cli_many import Filters, cancel_many, filter_options, retry_many
 from pljobs.cli_output import Json, cell, from_json, say, to_json, visible, when
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
@@ -90,7 +92,8 @@ def defer(
 
 
 @click.command()
-@click.argument("job_id", type=job_id, metavar="ID")
+@click.argument("job_id", type=job_id, metavar="[ID]", required=False)
+@filter_options(CANCELLABLE)
 @click.option("--abort", is_flag=True, help="Ask a running job to stop, too.")
 @click.option("--delete", "delete_job", is_flag=True, help="Delete the job once it is cancelled or aborted.")
 @click.option(
@@ -98,7 +101,7 @@ def defer(
     is_flag=True,
     help="End a running job now, in the database; its worker is told. Implies --abort.",
 )
-@click.option("--wait", is_flag=True, help="Wait until the job has ended, and say how.")
+@click.option("--wait", is_flag=True, help="With ID: wait until the job has ended, and say how.")
 @click.option(
     "--timeout",
     type=duration,
@@ -110,7 +113,8 @@ def defer(
 def cancel(
     conn: Connection,
     *,
-    job_id: int,
+    job_id: int | None,
+    filters: Filters,
     abort: bool,
     delete_job: bool,
     force: bool,
@@ -120,13 +124,20 @@ def cancel(
     actor: str | None,
     as_json: bool,
 ) -> None:
-    """Cancel a waiting job, or with --abort a running one.
+    """Cancel a waiting job, or with --abort a running one; or all that match filters.
 
     Answers with a word: cancelled, deleted, abort_requested, abort_already_requested, aborted (by --force),
-    already_cancelled (exit code 0); running, already_finished (4); not_found (3).
+    already_cancelled (exit code 0); running, already_finished (4); not_found (3). With filters it shows
+    what it would do, and with --yes does it, in batches; 4 if running jobs were left alone.
     """
     if timeout is not None and not wait:
         raise Failure("--timeout goes with --wait", Exit.USAGE)
+    if filters.are_meant(job_id) or job_id is None:
+        if wait:
+            raise Failure("--wait goes with an ID", Exit.USAGE)
+        options = {"abort": abort, "delete_job": delete_job, "force": force}
+        cancel_many(conn, filters, options, reason=reason, actor=actor, as_json=as_json)
+        return
     call = calls_people.cancel_job(
         job_id, abort=abort, delete_job=delete_job, force=force, reason=reason, actor=actor
     )
@@ -145,29 +156,39 @@ def cancel(
 
 
 @click.command()
-@click.argument("job_id", type=job_id, metavar="ID")
-@click.option("--queue", metavar="NAME", help="Put it on this queue.")
-@click.option("--priority", type=int)
-@click.option("--lock", metavar="NAME")
-@click.option("--at", "retry_at", type=instant, help="Not before this time: 2030-01-31T08:00+01:00.")
+@click.argument("job_id", type=job_id, metavar="[ID]", required=False)
+@filter_options(RETRIABLE)
+@click.option("--to-queue", metavar="NAME", help="With ID: put it on this queue.")
+@click.option("--to-lock", metavar="NAME", help="With ID: put it into this lane.")
+@click.option("--priority", type=int, help="With ID: its new priority.")
+@click.option("--at", "retry_at", type=instant, help="With ID: not before 2030-01-31T08:00+01:00.")
 @audit_options
 @json_option
 @with_database
 def retry(
     conn: Connection,
     *,
-    job_id: int,
-    queue: str | None,
+    job_id: int | None,
+    filters: Filters,
+    to_queue: str | None,
+    to_lock: str | None,
     priority: int | None,
-    lock: str | None,
     retry_at: datetime | None,
     reason: str | None,
     actor: str | None,
     as_json: bool,
 ) -> None:
-    """Put a failed, cancelled or aborted job back in line."""
+    """Put a failed, cancelled or aborted job back in line; or all that match filters.
+
+    With filters it shows what it would do, and with --yes does it, in batches.
+    """
+    if filters.are_meant(job_id, hint=" (to put the job elsewhere: --to-queue, --to-lock)") or job_id is None:
+        if (to_queue, to_lock, priority, retry_at) != (None, None, None, None):
+            raise Failure("--to-queue, --to-lock, --priority and --at go with an ID", Exit.USAGE)
+        retry_many(conn, filters, reason=reason, actor=actor, as_json=as_json)
+        return
     call = calls_people.retry_job(
-        job_id, retry_at=retry_at, queue=queue, priority=priority, lock=lock, reason=reason, actor=actor
+        job_id, retry_at=retry_at, queue=to_queue, priority=priority, lock=to_lock, reason=reason, actor=actor
     )
     result = db.run(conn, call)
     _answer(job_id, result.outcome, as_json=as_json, status=result.status)
@@ -256,6 +277,7 @@ def _ended_line(job_id: int, request: dict[str, Json]) -> str:
         "failed_first": " (it failed before it stopped)",
         "worker_lost": " (its worker was lost)",
         "forced": " (by force)",
+        "rescinded": " (somebody took the request back)",
     }.get(str(request["resolution"]), "")
     who = " for ".join(cell(request[name]) for name in ("requested_by", "actor") if request[name])
     took = _between(request["requested_at"], request["resolved_at"])

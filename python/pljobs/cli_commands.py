@@ -6,7 +6,7 @@ import importlib.metadata
 
 import click
 
-from pljobs import cli_act, cli_database, cli_demo, cli_read, cli_worker
+from pljobs import cli_act, cli_database, cli_demo, cli_many, cli_read, cli_worker
 from pljobs.cli_base import Commands
 
 
@@ -45,12 +45,14 @@ for command in (
     cli_worker.manager,
     cli_act.defer,
     cli_act.cancel,
+    cli_many.rescind,
     cli_act.retry,
     cli_act.delete,
     cli_read.list_jobs,
     cli_read.show,
     cli_read.queues,
     cli_read.workers,
+    cli_many.stuck,
     cli_act.pause,
     cli_act.resume,
     cli_database.prune,

@@ -18,6 +18,7 @@ from psycopg.rows import TupleRow
 from pljobs import connections, db, exceptions
 from pljobs.answers import Call
 from pljobs.arguments import JsonDumps, JsonLoads
+from pljobs.watching import Watches
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -77,6 +78,7 @@ class PsycopgConnector:
         others = {k: v for k, v in settings.items() if k not in POOL_SETTINGS}
         defaults = {"fallback_application_name": "pljobs", "client_encoding": "utf8"}
         self._kwargs: dict[str, Any] = {**defaults, **(kwargs or {}), **others, "autocommit": True}
+        self.watches = Watches(self)
         self._sync = _OwnPool[SyncPool]()
         self._async = _OwnPool[AsyncPool]()
         self._loop: asyncio.AbstractEventLoop | None = None

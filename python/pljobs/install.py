@@ -25,7 +25,8 @@ Target: TypeAlias = psycopg.Connection[object] | str
 _INCLUDE = re.compile(r"\\ir ([\w./-]+)")
 _MIGRATION = re.compile(r"pljobs\._migrate\('(\w+)', \$migration\$(.*?)\$migration\$\)", re.DOTALL)
 _FUNCTION = re.compile(
-    r"^CREATE OR REPLACE FUNCTION pljobs\.(?P<name>\w+)\((?P<header>.*?)^AS \$\$(?P<body>.*?)\$\$;",
+    r"^CREATE OR REPLACE (?:FUNCTION|PROCEDURE) pljobs\.(?P<name>\w+)\((?P<header>.*?)"
+    r"^AS \$\$(?P<body>.*?)\$\$;",
     re.DOTALL | re.MULTILINE,
 )
 # The catalogue keeps a value without its quotes.
@@ -240,7 +241,7 @@ def _right_differences(conn: psycopg.Connection[object]) -> Iterator[str]:
         " LATERAL pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS a"
         " WHERE p.pronamespace = 'pljobs'::regnamespace AND a.grantee = 0 ORDER BY 1",
     ):
-        yield f"everybody may call {function}: REVOKE ALL ON FUNCTION {function} FROM PUBLIC;"
+        yield f"everybody may call {function}: REVOKE ALL ON ROUTINE {function} FROM PUBLIC;"
     for table, role in _rows(
         conn,
         "SELECT DISTINCT c.oid::regclass::text,"
@@ -253,7 +254,7 @@ def _right_differences(conn: psycopg.Connection[object]) -> Iterator[str]:
     for kind, name, owner in _rows(
         conn,
         "SELECT o.kind, o.name, n.nspowner::regrole::text FROM pg_catalog.pg_namespace AS n, LATERAL ("
-        " SELECT 'FUNCTION', p.oid::regprocedure::text, p.proowner FROM pg_catalog.pg_proc AS p"
+        " SELECT 'ROUTINE', p.oid::regprocedure::text, p.proowner FROM pg_catalog.pg_proc AS p"
         " WHERE p.pronamespace = n.oid"
         " UNION ALL SELECT CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,"
         " c.oid::regclass::text, c.relowner FROM pg_catalog.pg_class AS c"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from pljobs import calls, calls_people, calls_read, checks
-from pljobs.answers import Call, CancelResult, DeleteResult, RescueAnswer, RetryResult
+from pljobs import calls, calls_many, calls_people, calls_read, checks
+from pljobs.answers import CancelResult, DeleteResult, RescindResult, RescueAnswer, RetryResult
 from pljobs.calls_read import HistoryEntry, JobCounts, JobFilter, QueueCounts, StalledWorker
+from pljobs.exceptions import InvalidArgument, JobNotFound
 from pljobs.jobs import Job, Status
-from pljobs.twins import Question, twins
+from pljobs.manager_many import ManyJobs
+from pljobs.twins import Question, Talk, Wait, talking_twins, twins
+from pljobs.watching import Seen
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
 
-PRUNE_BATCH = 10_000
+# How a request is resolved by which its job has been stopped.
+STOPPED = {"cancelled", "deleted", "aborted", "forced", "worker_lost"}
 
 
-class JobManager:
+class JobManager(ManyJobs):
     """Look after jobs and queues; `app.job_manager`.
 
     Every method has a twin that ends in `_async`, to be awaited. `connection=` does what is asked in the
@@ -51,20 +54,37 @@ class JobManager:
         force: bool = False,
         reason: str | None = None,
         actor: str | None = None,
+        wait: checks.Interval | None = None,
         connection: object = None,
-    ) -> Question[bool]:
+    ) -> Talk[bool]:
         """Cancel a waiting job; say whether it was, or was asked to be, stopped.
 
         `abort`: ask a running one to stop. `force`: end a running one now, whatever it does. `delete_job`:
         delete it once it is cancelled or aborted; also deletes one that is so already. False: unknown id,
         running (without abort), or finished.
-        """
-        asked = self._cancel_job(
-            job_id, abort, delete_job, force=force, reason=reason, actor=actor, connection=connection
-        )
-        return Question(asked.call.then(bool), connection)
 
-    cancel_job_by_id, cancel_job_by_id_async = twins(_cancel_job_by_id)
+        `wait`, in seconds: wait until the run that was asked to stop has ended; then True means that the job
+        is cancelled, aborted or deleted, now or before, and False also that it succeeded or failed before it
+        stopped, or that the request was taken back. Raises `TimeoutError` if it still runs after that time;
+        the request stays. Not with `connection`, for nobody hears of the request before that commits.
+        """
+        length = _patience("wait", wait)
+        if length is not None and connection is not None:
+            raise InvalidArgument("wait: not with connection: what is not committed is never over")
+        call = calls_people.cancel_job(
+            job_id, abort=abort, delete_job=delete_job, force=force, reason=reason, actor=actor
+        )
+        result: CancelResult = yield Question(call, connection)
+        if length is None:
+            return bool(result)
+        if not result.outcome.startswith("abort_") or result.request_id is None:
+            return bool(result) or result.outcome == "already_cancelled"
+        seen: Seen = yield Wait(("request", result.request_id), length)
+        if not seen.is_over:
+            raise TimeoutError(f"job {job_id} still runs after {length:g} s; the request to abort it stays")
+        return seen.word in STOPPED
+
+    cancel_job_by_id, cancel_job_by_id_async = talking_twins(_cancel_job_by_id)
 
     def _cancel_job(
         self,
@@ -84,6 +104,45 @@ class JobManager:
         return Question(call, connection)
 
     cancel_job, cancel_job_async = twins(_cancel_job)
+
+    def _rescind_request_by_id(
+        self, job_id: int, *, reason: str | None = None, actor: str | None = None, connection: object = None
+    ) -> Question[bool]:
+        """Take back a request to abort, if the worker has not heard of it; say whether that was done."""
+        call = calls_many.rescind_request(job_id, reason=reason, actor=actor)
+        return Question(call.then(bool), connection)
+
+    rescind_request_by_id, rescind_request_by_id_async = twins(_rescind_request_by_id)
+
+    def _rescind_request(
+        self, job_id: int, *, reason: str | None = None, actor: str | None = None, connection: object = None
+    ) -> Question[RescindResult]:
+        """Do what `rescind_request_by_id` does; return all that is to be told about it."""
+        return Question(calls_many.rescind_request(job_id, reason=reason, actor=actor), connection)
+
+    rescind_request, rescind_request_async = twins(_rescind_request)
+
+    def _wait_for_job(self, job_id: int, *, timeout: checks.Interval | None = None) -> Talk[Status | None]:
+        """Wait until a job has ended; return the status that it has then, None if it was deleted.
+
+        A job that is retried by its strategy has not ended. `timeout` in seconds (None: for ever); raises
+        `TimeoutError` after it. Raises `JobNotFound` for an id that is not there, also where a worker deleted
+        the job at its end, or `delete_old_jobs` did, before the first look. However many wait at once, the
+        database is asked one question at a time, of all jobs, in an event loop, and one by all threads: every
+        20 ms, and once a second where nothing changes.
+        """
+        number = checks.identifier("job_id", job_id)
+        length = _patience("timeout", timeout)
+        seen: Seen = yield Wait(("job", number), length)
+        if not seen.is_over:
+            raise TimeoutError(f"job {job_id} has not ended ({seen.word}) after {length:g} s")
+        if seen.word == "deleted" or (seen.word == "not_found" and seen.before is not None):
+            return None
+        if seen.word == "not_found":
+            raise JobNotFound(f"no job has the id {job_id}: it never existed, or was deleted")
+        return Status(str(seen.word))
+
+    wait_for_job, wait_for_job_async = talking_twins(_wait_for_job)
 
     def _delete_job_by_id(
         self, job_id: int, *, reason: str | None = None, actor: str | None = None, connection: object = None
@@ -279,43 +338,12 @@ class JobManager:
 
     rescue_jobs, rescue_jobs_async = twins(_rescue_jobs)
 
-    def delete_old_jobs(
-        self,
-        nb_hours: float,
-        queue: str | None = None,
-        include_failed: bool = False,  # noqa: FBT001, FBT002, RUF100
-        include_cancelled: bool = False,  # noqa: FBT001, FBT002, RUF100
-        include_aborted: bool = False,  # noqa: FBT001, FBT002, RUF100
-    ) -> int:
-        """Delete the jobs that succeeded more than `nb_hours` ago, others if included; return how many.
 
-        In batches, each a transaction of its own.
-        """
-        call = _prune(nb_hours, queue, include_failed, include_cancelled, include_aborted)
-        total = 0
-        while pruned := self.connector.execute(call):
-            total += pruned
-        return total
-
-    async def delete_old_jobs_async(
-        self,
-        nb_hours: float,
-        queue: str | None = None,
-        include_failed: bool = False,  # noqa: FBT001, FBT002, RUF100
-        include_cancelled: bool = False,  # noqa: FBT001, FBT002, RUF100
-        include_aborted: bool = False,  # noqa: FBT001, FBT002, RUF100
-    ) -> int:
-        """Do what `delete_old_jobs` does."""
-        call = _prune(nb_hours, queue, include_failed, include_cancelled, include_aborted)
-        total = 0
-        while pruned := await self.connector.execute_async(call):
-            total += pruned
-        return total
-
-
-def _prune(nb_hours: float, queue: str | None, *included: bool) -> Call[int]:
-    others = (Status.FAILED, Status.CANCELLED, Status.ABORTED)
-    chosen = [status for status, wanted in zip(others, included, strict=True) if wanted]
-    statuses: Sequence[Status] = [Status.SUCCEEDED, *chosen]
-    older_than: timedelta = checks.interval("nb_hours", {"hours": nb_hours})
-    return calls.prune_jobs(older_than, statuses=statuses, queue=queue, max_jobs=PRUNE_BATCH)
+def _patience(what: str, value: checks.Interval | None) -> float | None:
+    """Return how long to wait, in seconds."""
+    if value is None:
+        return None
+    seconds = checks.interval(what, value).total_seconds()
+    if seconds < 0:
+        raise InvalidArgument(f"{what} must not be negative")
+    return seconds

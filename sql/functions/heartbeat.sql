@@ -63,17 +63,20 @@ BEGIN
                    OR (o.run_id = ANY (heartbeat_v1.swallowed) AND o.handling IS DISTINCT FROM 'swallowed'))
             ORDER BY o.id FOR NO KEY UPDATE SKIP LOCKED));
 
+    -- A request that is not recorded as delivered (somebody holds it, or made it only now) is not told: else
+    -- it could be rescinded after the worker has heard of it. The commit that lets go of it notifies.
     RETURN QUERY
     SELECT coalesce(h.run_id, j.run_id), j.id,
-           CASE WHEN j.id IS NULL THEN 'lost' WHEN j.request_id IS NOT NULL THEN 'abort' ELSE 'ok' END,
+           CASE WHEN j.id IS NULL THEN 'lost' WHEN r.id IS NOT NULL THEN 'abort' ELSE 'ok' END,
            r.id, r.requested_by, r.actor, r.reason, r.requested_at
       FROM unnest(heartbeat_v1.run_ids) AS h(run_id)
       FULL JOIN (SELECT d.id, d.run_id, d.request_id FROM pljobs.job AS d
                   WHERE d.worker_id = heartbeat_v1.worker_id AND d.status = 'doing') AS j
         ON j.run_id = h.run_id
       LEFT JOIN LATERAL (SELECT o.id, o.requested_by, o.actor, o.reason, o.requested_at
-                           FROM pljobs.request AS o WHERE o.id = j.request_id OFFSET 0) AS r ON true
-     WHERE h.run_id IS NOT NULL OR j.request_id IS NOT NULL;
+                           FROM pljobs.request AS o
+                          WHERE o.id = j.request_id AND o.delivered_at IS NOT NULL OFFSET 0) AS r ON true
+     WHERE h.run_id IS NOT NULL OR r.id IS NOT NULL;
 
     PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
 END

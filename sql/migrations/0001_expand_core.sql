@@ -97,11 +97,13 @@ CREATE TABLE pljobs.request (
     handling     text,                                     -- what the task does with its abort
     resolution   text,
     CONSTRAINT request_pkey PRIMARY KEY (id),
-    CONSTRAINT request_kind_known CHECK (kind IN ('cancel', 'abort', 'delete', 'retry', 'pause', 'resume')),
+    CONSTRAINT request_kind_known CHECK (
+        kind IN ('cancel', 'abort', 'rescind', 'delete', 'retry', 'pause', 'resume')
+    ),
     CONSTRAINT request_handling_known CHECK (handling IN ('handling', 'swallowed')),
     CONSTRAINT request_resolution_known CHECK (resolution IN (
         'cancelled', 'deleted', 'aborted', 'forced', 'finished_first', 'failed_first', 'worker_lost',
-        'requeued', 'paused', 'resumed'
+        'rescinded', 'requeued', 'paused', 'resumed'
     )),
     CONSTRAINT request_resolved_with_resolution CHECK ((resolved_at IS NULL) = (resolution IS NULL)),
     CONSTRAINT request_only_a_run_waits CHECK (resolved_at IS NOT NULL OR run_id IS NOT NULL),

@@ -1,0 +1,32 @@
+-- Against heartbeats, ends and others: races/rescind.spec.
+BEGIN;
+\ir ../lib/fixtures.sql
+SELECT * FROM no_plan();
+
+SELECT * FROM an_aborting_job() \gset
+SELECT results_eq(format('SELECT outcome, request_id FROM pljobs.rescind_request_v1(%s, ''mistaken'', ''bob'')', :job_id), format($$VALUES ('rescinded', %s::bigint)$$, :request_id), 'a request that its worker has not heard of is taken back');
+SELECT results_eq(format('SELECT status, run_id, request_id FROM pljobs.job WHERE id = %s', :job_id), format($$VALUES ('doing', %s::bigint, NULL::bigint)$$, :run_id), 'the run goes on, with no request');
+SELECT results_eq(format('SELECT kind, run_id, resolution, reason, actor, delivered_at IS NULL, resolved_at IS NOT NULL FROM pljobs.request WHERE job_id = %s ORDER BY id', :job_id),
+                  format($$VALUES ('abort', %1$s::bigint, 'rescinded', 'a reason', 'an actor', true, true), ('rescind', %1$s, 'rescinded', 'mistaken', 'bob', true, true)$$, :run_id), 'both who asked and who took it back are kept');
+SELECT results_eq(format('SELECT event, who IS NOT NULL, detail FROM pljobs.history WHERE job_id = %s AND event LIKE ''%%r%%cind%%'' OR job_id = %1$s AND event LIKE ''abort%%''', :job_id),
+                  $$VALUES ('abort requested', true, 'a reason'), ('abort resolved', false, 'rescinded'), ('rescinded', true, 'mistaken')$$, 'and shown in the job''s history');
+SELECT results_eq(format('SELECT verdict FROM pljobs.heartbeat_v1(%s, ARRAY[%s]::bigint[])', :worker_id, :run_id), $$VALUES ('ok')$$, 'the worker hears nothing of it');
+SELECT is(pljobs.rescind_request(:job_id), 'no_request', 'again: there is none');
+SELECT is(pljobs.cancel_job(:job_id, abort => true), 'abort_requested', 'it may be asked anew');
+SELECT is(finish_run(:job_id, :run_id, 'aborted'), 'aborted', 'and is then stopped');
+
+SELECT * FROM an_aborting_job() \gset
+SELECT pljobs.rescind_request(:job_id) \g /dev/null
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"retry_at": "2001-01-01T00:00:00Z"}'), 'todo', 'a run whose request was taken back may be retried');
+SELECT * FROM an_aborting_job() \gset
+SELECT verdict FROM pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
+SELECT results_eq(format('SELECT outcome, request_id FROM pljobs.rescind_request_v1(%s)', :job_id), format($$VALUES ('already_delivered', %s::bigint)$$, :request_id), 'once delivered it is too late');
+SELECT is(finish_run(:job_id, :run_id, 'aborted'), 'aborted', 'the abort goes on');
+SELECT is(pljobs.rescind_request(:job_id), 'no_request', 'what has ended has no open request');
+SELECT is(pljobs.rescind_request(a_todo_job()), 'no_request', 'nor has a job that waits');
+SELECT * FROM a_doing_job() \gset
+SELECT is(pljobs.rescind_request(:job_id), 'no_request', 'nor one that was not asked');
+SELECT is(pljobs.rescind_request(x), 'not_found', 'not found: ' || coalesce(x::text, 'null')) FROM unnest('{-1,0,9223372036854775807,NULL}'::bigint[]) AS x;
+
+SELECT * FROM finish();
+ROLLBACK;

@@ -1,0 +1,38 @@
+-- Against others: races/cancel_jobs.spec. The filters: _matching_jobs.sql.
+BEGIN;
+\ir ../lib/fixtures.sql
+SELECT * FROM no_plan();
+
+SELECT a_name('task') AS t \gset
+CREATE TABLE scene AS SELECT s AS what, a_finished_job(s) AS id FROM unnest('{succeeded,failed,cancelled,aborted}'::text[]) AS s;
+INSERT INTO scene VALUES ('waiting', a_todo_job());
+INSERT INTO scene SELECT 'running', d.job_id FROM a_doing_job() AS d;
+UPDATE pljobs.job AS j SET task = :'t' FROM scene AS s WHERE s.id = j.id;
+
+SELECT is(string_agg(c.status_before || ' ' || c.outcome, ', '), 'failed would_requeue, cancelled would_requeue, aborted would_requeue', 'shown only, by ascending id') FROM pljobs.retry_jobs(task => :'t') AS c;
+SELECT is(count(*), 3::bigint, 'dry_run => null only shows, too') FROM pljobs.retry_jobs_v1(task => :'t', dry_run => NULL) AS c WHERE c.outcome = 'would_requeue';
+SELECT is(count(*), 3::bigint, 'what is only shown is not changed') FROM pljobs.job AS j JOIN scene AS s ON s.id = j.id AND s.what = j.status WHERE s.what IN ('failed', 'cancelled', 'aborted');
+SELECT bag_eq(format('SELECT s.what, c.task_name, c.status_before, c.outcome FROM pljobs.retry_jobs(task => %L, status => ''failed'', reason => ''fixed'', actor => ''ann'', dry_run => false) AS c JOIN scene AS s ON s.id = c.job_id', :'t'),
+              format($$VALUES ('failed', %L, 'failed', 'requeued')$$, :'t'), 'those of one status are put back');
+SELECT results_eq($$SELECT r.kind, r.resolution, r.reason, r.actor FROM pljobs.request AS r JOIN scene AS s ON s.id = r.job_id WHERE s.what = 'failed'$$, $$VALUES ('retry', 'requeued', 'fixed', 'ann')$$, 'with why, and for whom');
+SELECT bag_eq(format('SELECT s.what, c.status_before, c.outcome FROM pljobs.retry_jobs_v1(task => %L, dry_run => false) AS c JOIN scene AS s ON s.id = c.job_id', :'t'),
+              $$VALUES ('cancelled', 'cancelled', 'requeued'), ('aborted', 'aborted', 'requeued')$$, 'then the others; those that wait are left alone');
+SELECT bag_eq('SELECT s.what, j.status, j.request_id FROM pljobs.job AS j JOIN scene AS s ON s.id = j.id',
+              $$VALUES ('succeeded', 'succeeded', NULL::bigint), ('failed', 'todo', NULL), ('cancelled', 'todo', NULL), ('aborted', 'todo', NULL), ('waiting', 'todo', NULL), ('running', 'doing', NULL)$$, 'clean of former requests; what succeeded or runs stays');
+
+SELECT a_name('lock') AS ql \gset
+SELECT a_finished_job('cancelled', NULL, :'ql') AS one, a_finished_job('cancelled', NULL, :'ql') AS two \gset
+SELECT is(array_agg(c.outcome), '{requeued,requeued}', 'of two with one queueing lock both are put back') FROM pljobs.retry_jobs(ARRAY[:two, :one]::bigint[], dry_run => false) AS c;
+SELECT is(count(j.queueing_lock), 1::bigint, 'one of them with it') FROM pljobs.job AS j WHERE j.id IN (:one, :two);
+
+SELECT a_name('task') AS t \gset
+SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', :'t')) FROM generate_series(1, 4))) AS ids \gset
+SELECT pljobs.cancel_jobs_v1(task => :'t', dry_run => false) \g /dev/null
+SELECT is(ARRAY(SELECT c.job_id FROM pljobs.retry_jobs(task => :'t', max_jobs => 2, dry_run => false) AS c), (:'ids'::bigint[])[1:2], 'at most so many, the lowest ids');
+SELECT is(ARRAY(SELECT c.job_id FROM pljobs.retry_jobs(task => :'t', after_id => (:'ids'::bigint[])[3], dry_run => false) AS c), (:'ids'::bigint[])[4:4], 'from behind an id');
+SELECT throws_ok('SELECT pljobs.retry_jobs(queue => ''q'', dry_run => false, ' || a || ')', 'PJ004', NULL, 'refused: ' || a)
+  FROM unnest('{"status => ''succeeded''","status => ''todo''","status => ''''","max_jobs => 0","older_than => ''-1 s''"}'::text[]) AS a;
+SELECT throws_ok('SELECT pljobs.retry_jobs(' || a || ')', 'PJ004', NULL, 'no filter: ' || a) FROM unnest('{"","dry_run => false, status => ''failed''"}'::text[]) AS a;
+
+SELECT * FROM finish();
+ROLLBACK;
