@@ -29,7 +29,7 @@ KEEPALIVES: dict[str, object] = {
     "tcp_user_timeout": 4000,
     "connect_timeout": 10,
 }
-# A call waits this long for a row that somebody's open transaction holds; then others get their turn.
+# What a call may still wait for, a lane or a queueing lock that somebody is inserting, it waits for so long.
 LOCK_TIMEOUT = "500ms"
 # A call that takes longer means a peer that is frozen, which keepalives don't notice.
 DEADLINE = 15.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -244,11 +245,9 @@ class Worker:
 
     async def _sleep(self, seconds: float) -> None:
         """Wait for something to look at (a new job, a free slot, the stop), at most `seconds`."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._look.wait()
-        except TimeoutError:
-            return
 
     def _start(self, job: Job) -> None:
         if job.run_id is None:
@@ -324,11 +323,9 @@ class Worker:
     async def _watch(self) -> None:
         while not self._drained.is_set():
             self._control.cut_if_frozen()
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_EVERY):
                     await self._drained.wait()
-            except TimeoutError:
-                continue
 
     def _registration(self, worker_id: int | None) -> calls.Call[int]:
         return calls.register_worker(
