@@ -10,7 +10,8 @@ import pytest
 
 import pljobs
 from pljobs import exceptions
-from pljobs.job_context import AbortFlag, JobContext
+from pljobs.aborting import AbortFlag
+from pljobs.job_context import JobContext
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job, Status
 
 SECRET = "hunter2"
@@ -66,7 +67,12 @@ def test_every_exception_is_in_the_tree_and_in_its_docstring() -> None:
 @pytest.mark.parametrize("first", AbortReason)
 @pytest.mark.parametrize("second", AbortReason)
 def test_the_stronger_reason_wins_whatever_the_order(first: AbortReason, second: AbortReason) -> None:
-    strongest_first = [AbortReason.USER_REQUEST, AbortReason.RUN_LOST, AbortReason.SHUTDOWN]
+    strongest_first = [
+        AbortReason.USER_REQUEST,
+        AbortReason.RUN_LOST,
+        AbortReason.DEADLINE,
+        AbortReason.SHUTDOWN,
+    ]
     flag = AbortFlag()
     assert (flag.is_set(), flag.reason) == (False, None)
     assert flag.set(first) is True

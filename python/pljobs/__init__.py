@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pljobs import exceptions, jobs
+from pljobs.aborting import AbortRequest
 from pljobs.answers import CancelResult, DeleteResult, JobAnswer, RescindResult, RetryResult
 from pljobs.app import App
 from pljobs.blueprints import Blueprint
 from pljobs.connector import PsycopgConnector, SyncPsycopgConnector
 from pljobs.exceptions import JobAborted
-from pljobs.job_context import JobContext
+from pljobs.job_context import JobContext, current_context
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job, Status
 from pljobs.manager import JobManager
 from pljobs.retry import BaseRetryStrategy, RetryDecision, RetryStrategy
@@ -16,6 +17,7 @@ from pljobs.tasks import Task
 
 __all__ = [
     "AbortReason",
+    "AbortRequest",
     "App",
     "BaseRetryStrategy",
     "Blueprint",
@@ -35,6 +37,7 @@ __all__ = [
     "Status",
     "SyncPsycopgConnector",
     "Task",
+    "current_context",
     "exceptions",
     "jobs",
 ]

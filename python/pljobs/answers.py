@@ -17,7 +17,7 @@ CancelOutcome = Literal[
     "cancelled", "deleted", "abort_requested", "abort_already_requested", "aborted", "running",
     "already_cancelled", "already_finished", "not_found",
 ]  # fmt: skip
-Outcome = Literal["succeeded", "failed", "aborted", "interrupted"]
+Outcome = Literal["succeeded", "failed", "aborted", "interrupted", "killed", "abandoned"]
 FinishStatus = Literal["succeeded", "failed", "aborted", "todo", "deleted", "stale", "not_found", "locked"]
 
 
@@ -117,16 +117,26 @@ class PeriodicResult:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """Tell what a heartbeat answers for one run: go on, abort (and who asked), or lost."""
+    """Tell what a heartbeat answers for one run: go on, abort (and who asked), kill, or lost.
+
+    `level`: how far the abort has got (0: none, 1: asked, 2: cancel its SQL, 3: terminate, 4: kill);
+    `look_in`: when to ask about this run again, at the latest. `sql_way`: how its SQL is cancelled, `worker`
+    where the worker has to. `term_at`: when level 3 begins.
+    """
 
     run_id: int
     job_id: int | None
-    verdict: Literal["ok", "abort", "lost"]
+    verdict: Literal["ok", "abort", "kill", "lost"]
+    level: int = 0
+    look_in: timedelta | None = None
+    sql_way: str | None = None
     request_id: int | None = None
+    source: Literal["user", "tree", "deadline"] | None = None
     requested_by: str | None = None
     actor: str | None = None
     reason: str | None = None
     requested_at: datetime | None = None
+    term_at: datetime | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +155,8 @@ class RunEnd:
     retry_priority: int | None = None
     retry_lock: str | None = None
     delete_job: bool = False
+    sql_cancelled: bool = False
+    progress: tuple[float | None, str | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import psycopg
 from psycopg import sql
 
 from pljobs import calls, db
+from pljobs.aborting import AbortRequest
 from pljobs.answers import Call, Verdict
 from pljobs.exceptions import PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
@@ -26,7 +27,7 @@ from pljobs.link import KEEPALIVES, SESSION, cut
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
-    from pljobs.execution import Run
+    from pljobs.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -230,9 +231,9 @@ class Control:
         run = self._runs.get(verdict.run_id)
         if run is None or verdict.verdict == "ok":
             return
-        reason = AbortReason.USER_REQUEST if verdict.verdict == "abort" else AbortReason.RUN_LOST
+        reason = _reason(verdict)
         # Here and now, for threads; in the event loop, once it is free, for async tasks.
-        run.context.abort_flag.set(reason)
+        run.context.abort_flag.set(reason, AbortRequest.of(verdict) if verdict.request_id else None)
         self._in_loop(run.abort, reason, verdict)
 
     def _timed(self, conn: psycopg.Connection[Any], call: Call[T]) -> T:
@@ -266,6 +267,12 @@ class Control:
     def _in_loop(self, function: Callable[..., object], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody is left to tell
             self._loop.call_soon_threadsafe(function, *args)
+
+
+def _reason(verdict: Verdict) -> AbortReason:
+    if verdict.verdict == "lost":
+        return AbortReason.RUN_LOST
+    return AbortReason.DEADLINE if verdict.source == "deadline" else AbortReason.USER_REQUEST
 
 
 def queue_hash(queue: str) -> str:

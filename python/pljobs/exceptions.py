@@ -21,6 +21,8 @@ class PljobsException(Exception):  # noqa: N818 - procrastinate's naming
           FunctionPathError             a function without a name of its own needs `name=`
           LoadFromPathError             a dotted path leads nowhere (also an ImportError)
           MissingExtra                  an optional part isn't installed (also an ImportError)
+          JobTimeout                    a job ran longer than its timeout: for its retry strategy to see
+          ProcessDied                   a job's own process ended without a word: likewise
           AppNotOpen                    open the app before you use it
           ConnectorException            the database refused; `sqlstate` says why
             DatabaseUnavailable         no connection, or a broken one: trying again later may work
@@ -83,6 +85,14 @@ class LoadFromPathError(PljobsException, ImportError):
 
 class MissingExtra(PljobsException, ImportError):  # noqa: N818
     """Say which extra of the package to install."""
+
+
+class JobTimeout(PljobsException, TimeoutError):  # noqa: N818
+    """Be what a retry strategy is asked about where a job ran longer than its timeout, and was stopped."""
+
+
+class ProcessDied(PljobsException):
+    """Be what a retry strategy is asked about where a job's own process ended without saying how."""
 
 
 class AppNotOpen(PljobsException):

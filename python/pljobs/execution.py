@@ -1,70 +1,48 @@
-"""One run of one job: starts the task, delivers its abort, and tells how it ended."""
+"""A run in this process: an async task in the event loop, or a function in a thread."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
+import contextvars
 import functools
 import inspect
-import logging
 import threading
-import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeGuard
 
 from pljobs import logs
-from pljobs.answers import Outcome, RunEnd, Verdict
-from pljobs.exceptions import JobAborted
-from pljobs.jobs import AbortReason, DeleteJobCondition, Job
+from pljobs.answers import RunEnd
+from pljobs.endings import Ended
+from pljobs.job_context import JobContext, current
+from pljobs.jobs import AbortReason
 from pljobs.observed import Observed
+from pljobs.run import OnEnd, Run
 
 if TYPE_CHECKING:
-    from pljobs.job_context import JobContext
-    from pljobs.tasks import Task
     from pljobs.threads import Threads
 
-logger = logging.getLogger(__name__)
+CANCEL_EVERY = 1.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ended:
-    """What the body did: returned a value, or raised."""
-
-    value: object = None
-    exception: BaseException | None = None
-
-
-class Run:
-    """Run a task's function for a job, and report its end, once, to `on_end`.
+class LocalRun(Run):
+    """Run a task's function in the event loop, or in a thread.
 
     The end is told by callbacks, not by a coroutine around the body: there is nothing that a stray cancel
     could hit between the end of the body and its report.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        task: Task[..., object, ...],
-        context: JobContext,
-        *,
-        threads: Threads,
-        on_end: Callable[[Run, Ended], None],
-    ) -> None:
-        self.job = job
-        self.task = task
-        self.context = context
-        self.request: Verdict | None = None
-        self.swallowed = False
-        self.ended = False
+    def __init__(self, context: JobContext, *, threads: Threads, on_end: OnEnd) -> None:
+        super().__init__(context, on_end=on_end)
         self._threads = threads
-        self._on_end = on_end
         self._observed: Observed[Ended] | None = None
         self._body: asyncio.Task[Ended] | None = None
         self._in_body = False
         self._cancelled = False
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
+        self._environment = contextvars.copy_context()
+        self._environment.run(current.set, context)
 
     def start(self) -> None:
         """Start the task: a coroutine function in the event loop, anything else in a thread."""
@@ -73,21 +51,7 @@ class Run:
         if is_async(self.task.func):
             self._await(call)
         else:
-            self._threads.submit(functools.partial(_call, call), self._returned)
-
-    def abort(self, reason: AbortReason, request: Verdict | None = None) -> None:
-        """Ask the task to stop: `should_abort()` turns true, and an async task is cancelled, once.
-
-        In the event loop's thread. Asking again, for whatever reason, never cancels a second time: that would
-        break a task that is shielding its last words.
-        """
-        if self.ended:
-            return
-        self.context.abort_flag.set(reason)
-        if self.request is None and request is not None:
-            self.request = request
-            logs.asked_to_stop(self.job, request)
-        self._cancel()
+            self._environment.run(self._threads.submit, functools.partial(_call, call), self._returned)
 
     @property
     def handling(self) -> bool:
@@ -95,17 +59,37 @@ class Run:
         observed = self._observed  # read once: the control thread asks, too
         return observed is not None and observed.handling
 
-    def _cancel(self) -> None:
+    @property
+    def body(self) -> asyncio.Task[Ended] | None:
+        """Return the asyncio task of an async body that runs."""
+        return self._body
+
+    def _stop(self, reason: AbortReason) -> None:  # noqa: ARG002 - all reasons are one to a task
         # A task that is cancelled before its first step runs no line, not even a `finally`: wait until it is
         # in its body.
-        if self._in_body and not self._cancelled and self._body is not None and self._observed is not None:
+        if not self._cancelled and self._cancel():
             self._cancelled = True
-            self._observed.expect_abort()
-            self._body.cancel()
+
+    def _terminate(self) -> None:
+        """Cancel an async task again and again: this abort has a deadline. Nothing stops a thread."""
+        if not self.ended and self._body is not None:
+            self._cancel()
+            self._loop.call_later(CANCEL_EVERY, self._terminate)
+
+    def _kill(self) -> None:
+        self._abandon()
+
+    def _cancel(self) -> bool:
+        if not self._in_body or self._body is None or self._observed is None:
+            return False
+        self._observed.expect_abort()
+        return self._body.cancel()
 
     def _await(self, call: Callable[[], object]) -> None:
         self._observed = Observed(self._guarded(call), self._swallowed)
-        self._body = self._loop.create_task(self._observed, name=f"pljobs {self.job.call_string}")
+        self._body = self._loop.create_task(
+            self._observed, name=f"pljobs {self.job.call_string}", context=self._environment
+        )
         self._body.add_done_callback(self._body_done)
 
     async def _guarded(self, call: Callable[[], object]) -> Ended:
@@ -113,7 +97,7 @@ class Run:
         # task.
         self._in_body = True
         if self.context.should_abort():
-            self._loop.call_soon(self._cancel)
+            self._loop.call_soon(self._stop, AbortReason.USER_REQUEST)
         try:
             value = call()
             return Ended(await value if _is_awaitable(value) else value)
@@ -132,8 +116,10 @@ class Run:
             self.finish(ended)
 
     def _body_done(self, body: asyncio.Task[Ended]) -> None:
-        # Cancelled before its first step, by somebody who cancels every task there is.
-        self.finish(Ended(exception=asyncio.CancelledError()) if body.cancelled() else body.result())
+        # Cancelled before its first step, by somebody who cancels every task there is; or hit by a signal's
+        # exception just outside of its body.
+        error = asyncio.CancelledError() if body.cancelled() else body.exception()
+        self.finish(body.result() if error is None else Ended(exception=error))
 
     def _swallowed(self) -> None:
         # Called when the abort dies, be it swallowed or because the body ended with it; by the garbage
@@ -150,12 +136,10 @@ class Run:
     def _log_swallowed(self) -> None:
         logs.swallowed(self.job)
 
-    def finish(self, ended: Ended) -> None:
+    def finish(self, ended: Ended | RunEnd) -> None:
         """Report the end, once, and let go of the body: else a failed job's locals stay in memory."""
-        if not self.ended:
-            self.ended = True
-            self._body = self._observed = None
-            self._on_end(self, ended)
+        self._body = self._observed = None
+        super().finish(ended)
 
 
 def _is_awaitable(value: object) -> TypeGuard[Awaitable[object]]:
@@ -171,92 +155,6 @@ def is_async(function: Callable[..., object]) -> bool:
         function = function.func
     # An object's __call__ may be a coroutine function, too.
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
-def run_end(run: Run, ended: Ended, *, delete_jobs: DeleteJobCondition) -> RunEnd:
-    """Say what to report: facts only, what was delivered and what the body raised; SQL decides the rest."""
-    error, job = ended.exception, run.job
-    if job.id is None or job.run_id is None:
-        raise ValueError(f"{job.call_string} is not a run: it has no id")
-    end = RunEnd(job_id=job.id, run_id=job.run_id, outcome=outcome(run, error))
-    if error is None:
-        delete = delete_jobs != DeleteJobCondition.NEVER
-        return dataclasses.replace(end, result=ended.value, delete_job=delete)
-    end = dataclasses.replace(
-        end,
-        message=message(error),
-        error=None if end.outcome in {"aborted", "interrupted"} else trace(error),
-        delete_job=delete_jobs == DeleteJobCondition.ALWAYS,
-    )
-    # Neither a Ctrl-C that hit a task nor a sys.exit() is a reason to run it again, at once and for ever.
-    final = end.outcome == "interrupted" or isinstance(error, SystemExit | KeyboardInterrupt)
-    return end if final else _with_retry(end, run, error)
-
-
-def outcome(run: Run, error: BaseException | None) -> Outcome:
-    """Classify the end of a body."""
-    if error is None:
-        return "succeeded"
-    if isinstance(_stop_in(error), JobAborted | asyncio.CancelledError):
-        stopped_by_shutdown = run.context.abort_reason() is AbortReason.SHUTDOWN
-        return "interrupted" if stopped_by_shutdown else "aborted"
-    return "failed"
-
-
-def _stop_in(error: BaseException) -> BaseException:
-    """Return the first abort of a group of nothing but aborts, as a TaskGroup raises; else the error."""
-    if isinstance(error, BaseExceptionGroup) and error.split((JobAborted, asyncio.CancelledError))[1] is None:
-        return _stop_in(error.exceptions[0])
-    return error
-
-
-def message(error: BaseException) -> str | None:
-    """Return one line on how the body ended: an abort's own message, else the exception's type and text."""
-    error = _stop_in(error)
-    try:
-        text = str(error)
-    except BaseException:  # noqa: BLE001 - an exception class, or an argument of one, with a broken __str__
-        text = "(its text can't be had)"
-    if isinstance(error, JobAborted | asyncio.CancelledError):
-        return text or None
-    if not isinstance(error, Exception):
-        text = f"{text} (a task can't end its worker)"
-    return f"{type(error).__name__}: {text}".split("\n", 1)[0]
-
-
-def trace(error: BaseException) -> str:
-    """Return the traceback as text, without this module's own frames."""
-    own = {__file__}
-    try:
-        tb = error.__traceback__
-        while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename in own:
-            tb = tb.tb_next
-        return "".join(traceback.format_exception(type(error), error, tb))
-    except BaseException:  # noqa: BLE001 - an exception class with a broken __str__ or __cause__
-        return f"{type(error).__name__} (its traceback can't be shown)"
-
-
-def _with_retry(end: RunEnd, run: Run, error: BaseException) -> RunEnd:
-    try:
-        decision = run.task.get_retry_decision(exception=error, job=run.job)
-        if decision is None:
-            return end
-        return dataclasses.replace(
-            end,
-            retry_at=decision.retry_at,
-            retry_in=decision.retry_in,
-            retry_queue=decision.queue,
-            retry_priority=decision.priority,
-            retry_lock=decision.lock,
-        )
-    except BaseException:  # whatever a strategy does, its job ends
-        logger.exception(
-            "The retry strategy of task %s raised: job %s is not retried",
-            run.task.name,
-            run.job.id,
-            extra=run.job.log_context(),
-        )
-        return end
 
 
 def _call(call: Callable[[], object]) -> Ended:

@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
+from pljobs import arguments
+from pljobs.aborting import AbortFlag, AbortRequest
+from pljobs.exceptions import InvalidArgument, JobAborted
 from pljobs.jobs import AbortReason, Job
 
 if TYPE_CHECKING:
     from pljobs.app import App
     from pljobs.tasks import Task
 
-STRENGTH = {reason: strength for strength, reason in enumerate(reversed(AbortReason))}
+T = TypeVar("T")
+Callback = TypeVar("Callback", bound=Callable[[], object])
+
+MAX_PROGRESS_MESSAGE = 200
 
 
-class AbortFlag:
-    """Carry from the worker to the task why it should stop; raised from any thread, never lowered."""
+class Progress:
+    """Hold how far a task says that it is, for the next heartbeat to take along; for any thread."""
 
     def __init__(self) -> None:
-        self._raised = threading.Event()
         self._lock = threading.Lock()
-        self._reason: AbortReason | None = None
+        self._last: tuple[float | None, str | None] | None = None
+        self._is_new = False
 
-    def set(self, reason: AbortReason) -> bool:
-        """Raise the flag; say whether that changed the reason: only a stronger one replaces another."""
+    def set(self, fraction: float | None, message: str | None) -> None:
+        """Note it."""
         with self._lock:
-            if self._reason is not None and STRENGTH[self._reason] >= STRENGTH[reason]:
-                return False
-            self._reason = reason
-        self._raised.set()
-        return True
+            self._last, self._is_new = (fraction, message), True
 
-    def is_set(self) -> bool:
-        """Say whether the flag is up."""
-        return self._raised.is_set()
+    def take(self) -> tuple[float | None, str | None] | None:
+        """Return what was said last if it has not been taken before."""
+        with self._lock:
+            taken, self._is_new = (self._last if self._is_new else None), False
+            return taken
 
-    @property
-    def reason(self) -> AbortReason | None:
-        """Return the strongest reason so far."""
-        return self._reason
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Block this thread until the flag is up, at most `timeout` seconds; say whether it is."""
-        return self._raised.wait(timeout)
+    def put_back(self, taken: tuple[float | None, str | None]) -> None:
+        """Undo `take`, where what was taken could not be stored and nothing newer came."""
+        with self._lock:
+            if not self._is_new:
+                self._last, self._is_new = taken, True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,8 @@ class JobContext:
     """Know the job, its task, app and worker; the first argument of tasks with `pass_context=True`.
 
     `start_timestamp` is the time of the start, in seconds as `time.time()` gives. `additional_context` holds
-    what `run_worker(additional_context=...)` was given. Follows procrastinate's class of the same name.
+    what `run_worker(additional_context=...)` was given. Follows procrastinate's class of the same name, with
+    more for stopping: `on_abort`, `abort_request`, `aborted`, `iter`.
     """
 
     app: App
@@ -65,6 +69,7 @@ class JobContext:
     additional_context: Mapping[str, object] = dataclasses.field(default_factory=dict, repr=False)
     start_timestamp: float = dataclasses.field(default_factory=time.time)
     abort_flag: AbortFlag = dataclasses.field(default_factory=AbortFlag, repr=False)
+    reported_progress: Progress = dataclasses.field(default_factory=Progress, repr=False)
 
     @property
     def worker(self) -> str | None:
@@ -79,6 +84,67 @@ class JobContext:
         """Say why the task should stop; None while it should go on."""
         return self.abort_flag.reason
 
+    def abort_request(self) -> AbortRequest | None:
+        """Return who asked the job to stop, why, and by when it must; None where no request is known."""
+        return self.abort_flag.request
+
+    def on_abort(self, callback: Callback) -> Callback:
+        """Call back, without arguments, once when the task should stop; at once if it should already.
+
+        Registered in async code it runs in that event loop, before the task is cancelled; else in a thread of
+        its own, beside the task. What it raises is logged, and stops nothing. Returns the callback: usable as
+        a decorator.
+        """
+        self.abort_flag.call(callback)
+        return callback
+
+    async def aborted(self) -> AbortReason:
+        """Wait until the task should stop; return why."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+
+        def resolve() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        self.abort_flag.call(resolve)
+        await future
+        reason = self.abort_flag.reason
+        if reason is None:
+            raise RuntimeError("an abort without a reason")
+        return reason
+
+    def iter(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items; raise `JobAborted` in place of the next one once the task should stop."""
+        for number, item in enumerate(items):
+            if self.should_abort():
+                raise JobAborted(f"stopped after {number} items")
+            yield item
+
+    def progress(self, fraction: float | None, message: str | None = None) -> None:
+        """Say how far the task is, for people: a number from 0 to 1 or None, and a line of text.
+
+        Stored with the next heartbeat, or with the job's end (`progress` in the view `pljobs.jobs`); costs
+        nothing here. A message of more than 200 characters is cut. Raises `InvalidArgument` for what is no
+        such number.
+        """
+        if fraction is not None and not 0 <= fraction <= 1:
+            raise InvalidArgument(f"progress is a number from 0 to 1 or None, not {fraction!r}")
+        text = None if message is None else arguments.clip_text(str(message), MAX_PROGRESS_MESSAGE)
+        self.reported_progress.set(None if fraction is None else float(fraction), text)
+
     def evolve(self, **changes: object) -> JobContext:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+current: contextvars.ContextVar[JobContext | None] = contextvars.ContextVar("pljobs_job", default=None)
+
+
+def current_context() -> JobContext | None:
+    """Return the context of the job that this code runs for; None outside of a job.
+
+    It follows contextvars: into asyncio tasks and `asyncio.to_thread`, not into threads that a task starts
+    itself.
+    """
+    return current.get()

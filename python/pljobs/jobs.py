@@ -38,12 +38,13 @@ class AbortReason(StrEnum):
     """Say why a running job should stop, strongest first: a stronger reason replaces a weaker one.
 
     `USER_REQUEST`: somebody asked for it. `RUN_LOST`: this run is no longer the job's (it was forced to end,
-    or rescued while its worker seemed dead), so that whatever it does will not be recorded. `SHUTDOWN`: the
-    worker stops; the job will run again.
+    or rescued while its worker seemed dead), so that whatever it does will not be recorded. `DEADLINE`: it
+    ran longer than its timeout. `SHUTDOWN`: the worker stops; the job will run again.
     """
 
     USER_REQUEST = "user_request"
     RUN_LOST = "run_lost"
+    DEADLINE = "deadline"
     SHUTDOWN = "shutdown"
 
 

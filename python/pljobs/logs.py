@@ -44,6 +44,18 @@ def asked_to_stop(job: Job, request: Verdict) -> None:
     )
 
 
+def escalated(job: Job, verdict: Verdict) -> None:
+    """Say that an abort has got further: its SQL is cancelled, it is terminated, killed."""
+    what = {2: "its SQL is cancelled", 3: "it is terminated", 4: "it is killed, or given up"}
+    logger.warning(
+        "Job %s has not stopped: %s (level %s)",
+        job.call_string,
+        what.get(verdict.level, "it is stopped by force"),
+        verdict.level,
+        extra={**job.log_context(), "request_id": verdict.request_id, "level": verdict.level},
+    )
+
+
 def swallowed(job: Job) -> None:
     """Say that a task caught its abort and goes on."""
     logger.warning("Job %s swallowed its abort, and goes on", job.call_string, extra=job.log_context())

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Literal
 from pljobs import calls, logs
 from pljobs.answers import RunEnd, Verdict
 from pljobs.control import Control
+from pljobs.endings import Ended, run_end
 from pljobs.exceptions import InvalidArgument, PljobsException, WorkerNotRegistered
-from pljobs.execution import Ended, Run, run_end
+from pljobs.execution import LocalRun
 from pljobs.finisher import Finisher
 from pljobs.job_context import JobContext
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.link import Link
 from pljobs.maintenance import Maintenance
+from pljobs.run import Run
 from pljobs.signals import stop_on_signals
 from pljobs.threads import Threads
 
@@ -268,7 +270,7 @@ class Worker:
             worker_queues=self.queues,
             additional_context=self.additional_context,
         )
-        run = Run(job, task, context, threads=self._threads, on_end=self._ended)
+        run = LocalRun(context, threads=self._threads, on_end=self._ended)
         self._runs[job.run_id] = run
         try:
             logs.started(job)
@@ -287,12 +289,15 @@ class Worker:
         end = RunEnd(job_id=job.id or 0, run_id=run_id, outcome="failed", message=message)
         self._finisher.report(end, partial(self._reported, job, end))
 
-    def _ended(self, run: Run, ended: Ended) -> None:
+    def _ended(self, run: Run, ended: Ended | RunEnd) -> None:
         # First the report, then the log: an application's log may raise, and the job must end all the same.
-        end = run_end(run, ended, delete_jobs=self.delete_jobs)
+        end, error = (ended, None) if isinstance(ended, RunEnd) else self._end_of(run, ended)
         self._finisher.report(end, partial(self._reported, run.job, end))
         self._look.set()
-        logs.ended(run.job, end, ended.exception, run.context.abort_reason())
+        logs.ended(run.job, end, error, run.context.abort_reason())
+
+    def _end_of(self, run: Run, ended: Ended) -> tuple[RunEnd, BaseException | None]:
+        return run_end(run.context, ended, delete_jobs=self.delete_jobs), ended.exception
 
     def _reported(self, job: Job, end: RunEnd, status: str | None) -> None:
         self._runs.pop(end.run_id, None)

@@ -1,0 +1,123 @@
+"""The flag that carries an abort from the worker to the task: why, who asked, and what to call then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable
+from datetime import datetime
+
+from pljobs.answers import Verdict
+from pljobs.jobs import AbortReason
+
+logger = logging.getLogger("pljobs.jobs")
+
+STRENGTH = {reason: strength for strength, reason in enumerate(reversed(AbortReason))}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AbortRequest:
+    """Tell who asked a job to stop: the database role, on whose behalf, why and when; None where not known.
+
+    `deadline`: when it will be stopped by force if it has not stopped by then, by the database's clock; None
+    where nobody gave it a deadline. `request_id`: its row in the view `pljobs.requests`.
+    """
+
+    request_id: int | None
+    requested_by: str | None
+    actor: str | None
+    reason: str | None
+    requested_at: datetime | None
+    deadline: datetime | None
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> AbortRequest:
+        """Read it from the answer to a heartbeat."""
+        return cls(
+            verdict.request_id,
+            verdict.requested_by,
+            verdict.actor,
+            verdict.reason,
+            verdict.requested_at,
+            verdict.term_at,
+        )
+
+
+class AbortFlag:
+    """Carry from the worker to the task why it should stop; raised from any thread, never lowered."""
+
+    def __init__(self) -> None:
+        self._raised = threading.Event()
+        self._lock = threading.Lock()
+        self._reason: AbortReason | None = None
+        self._request: AbortRequest | None = None
+        self._callbacks: list[Callable[[], object]] = []
+
+    def set(self, reason: AbortReason, request: AbortRequest | None = None) -> bool:
+        """Raise the flag; say whether that changed the reason: only a stronger one replaces another."""
+        with self._lock:
+            if request is not None:
+                self._request = request
+            if self._reason is not None and STRENGTH[self._reason] >= STRENGTH[reason]:
+                return False
+            self._reason = reason
+            callbacks, self._callbacks = self._callbacks, []
+        self._raised.set()
+        for callback in callbacks:
+            callback()
+        return True
+
+    def is_set(self) -> bool:
+        """Say whether the flag is up."""
+        return self._raised.is_set()
+
+    @property
+    def reason(self) -> AbortReason | None:
+        """Return the strongest reason so far."""
+        return self._reason
+
+    @property
+    def request(self) -> AbortRequest | None:
+        """Return the request, as it was heard of last."""
+        return self._request
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block this thread until the flag is up, at most `timeout` seconds; say whether it is."""
+        return self._raised.wait(timeout)
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Call back once when the flag goes up, at once if it is up.
+
+        Registered in an event loop, the callback runs in that loop, else in a thread of its own: whoever
+        raises the flag never waits for it. What it raises is logged.
+        """
+        context = contextvars.copy_context()
+
+        def guarded() -> None:
+            try:
+                context.run(callback)
+            except BaseException:  # noqa: BLE001 - whatever it raises, the abort goes on
+                context.run(logger.exception, "A callback of on_abort raised")
+
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+
+            def start() -> None:
+                threading.Thread(target=guarded, name="pljobs-on-abort", daemon=True).start()
+        else:
+
+            def start() -> None:
+                try:
+                    loop.call_soon_threadsafe(guarded)
+                except RuntimeError:
+                    return  # the loop was closed: nobody is left to tell
+
+        with self._lock:
+            if self._reason is None:
+                self._callbacks.append(start)
+                return
+        start()

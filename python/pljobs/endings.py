@@ -1,0 +1,138 @@
+"""How a run ended: what the body returned or raised, classified by facts, as it is reported."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from pljobs.answers import Outcome, RunEnd
+from pljobs.exceptions import JobAborted, JobTimeout
+from pljobs.jobs import AbortReason, DeleteJobCondition
+
+if TYPE_CHECKING:
+    from pljobs.job_context import JobContext
+
+logger = logging.getLogger(__name__)
+
+# The modules whose frames call a task: they tell nobody anything about its failure.
+CALLERS = {str(Path(__file__).with_name(name)) for name in ("execution.py", "isolated.py")}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ended:
+    """What the body did: returned a value, or raised."""
+
+    value: object = None
+    exception: BaseException | None = None
+
+
+def run_end(context: JobContext, ended: Ended, *, delete_jobs: DeleteJobCondition) -> RunEnd:
+    """Say what to report: facts only, what was delivered and what the body raised; SQL decides the rest."""
+    error, job = ended.exception, context.job
+    if job.id is None or job.run_id is None:
+        raise ValueError(f"{job.call_string} is not a run: it has no id")
+    reason = context.abort_reason()
+    end = RunEnd(
+        job_id=job.id,
+        run_id=job.run_id,
+        outcome=outcome(reason, error),
+        progress=context.reported_progress.take(),
+    )
+    if error is None:
+        delete = delete_jobs != DeleteJobCondition.NEVER
+        return dataclasses.replace(end, result=ended.value, delete_job=delete)
+    end = dataclasses.replace(
+        end,
+        message=message(error),
+        error=None if end.outcome in {"aborted", "interrupted"} else trace(error),
+        delete_job=delete_jobs == DeleteJobCondition.ALWAYS,
+        sql_cancelled=sql_was_cancelled(error),
+    )
+    # Neither a Ctrl-C that hit a task nor a sys.exit() is a reason to run it again, at once and for ever.
+    if end.outcome == "interrupted" or isinstance(error, SystemExit | KeyboardInterrupt):
+        return end
+    if end.outcome == "aborted" and reason is AbortReason.DEADLINE:
+        error = JobTimeout(f"job {job.id} ran longer than its timeout")
+    return with_retry(end, context, error)
+
+
+def outcome(reason: AbortReason | None, error: BaseException | None) -> Outcome:
+    """Classify the end of a body, by what it raised and why it should have stopped."""
+    if error is None:
+        return "succeeded"
+    if isinstance(_stop_in(error), JobAborted | asyncio.CancelledError):
+        return "interrupted" if reason is AbortReason.SHUTDOWN else "aborted"
+    return "failed"
+
+
+def sql_was_cancelled(error: BaseException | None) -> bool:
+    """Say whether the server cancelled a statement, and this is what came of it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, psycopg.errors.QueryCanceled):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _stop_in(error: BaseException) -> BaseException:
+    """Return the first abort of a group of nothing but aborts, as a TaskGroup raises; else the error."""
+    if isinstance(error, BaseExceptionGroup) and error.split((JobAborted, asyncio.CancelledError))[1] is None:
+        return _stop_in(error.exceptions[0])
+    return error
+
+
+def message(error: BaseException) -> str | None:
+    """Return one line on how the body ended: an abort's own message, else the exception's type and text."""
+    error = _stop_in(error)
+    try:
+        text = str(error)
+    except BaseException:  # noqa: BLE001 - an exception class, or an argument of one, with a broken __str__
+        text = "(its text can't be had)"
+    if isinstance(error, JobAborted | asyncio.CancelledError):
+        return text or None
+    if not isinstance(error, Exception):
+        text = f"{text} (a task can't end its worker)"
+    return f"{type(error).__name__}: {text}".split("\n", 1)[0]
+
+
+def trace(error: BaseException) -> str:
+    """Return the traceback as text, without the frames of what called the task."""
+    try:
+        tb = error.__traceback__
+        while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename in CALLERS:
+            tb = tb.tb_next
+        return "".join(traceback.format_exception(type(error), error, tb))
+    except BaseException:  # noqa: BLE001 - an exception class with a broken __str__ or __cause__
+        return f"{type(error).__name__} (its traceback can't be shown)"
+
+
+def with_retry(end: RunEnd, context: JobContext, error: BaseException) -> RunEnd:
+    """Add what the task's retry strategy says of this error."""
+    try:
+        decision = context.task.get_retry_decision(exception=error, job=context.job)
+        if decision is None:
+            return end
+        return dataclasses.replace(
+            end,
+            retry_at=decision.retry_at,
+            retry_in=decision.retry_in,
+            retry_queue=decision.queue,
+            retry_priority=decision.priority,
+            retry_lock=decision.lock,
+        )
+    except BaseException:  # whatever a strategy does, its job ends
+        logger.exception(
+            "The retry strategy of task %s raised: job %s is not retried",
+            context.task.name,
+            context.job.id,
+            extra=context.job.log_context(),
+        )
+        return end

@@ -1,0 +1,103 @@
+"""One run of one job, whatever it runs in: its abort, how far that has got, and its end, told once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from pljobs import logs
+from pljobs.aborting import AbortRequest
+from pljobs.answers import RunEnd, Verdict
+from pljobs.endings import Ended
+from pljobs.job_context import JobContext
+from pljobs.jobs import AbortReason
+
+SQL, TERM, KILL = 2, 3, 4
+"""The levels of an abort above the first, at which the task is only asked; as pljobs.requests has them."""
+
+OnEnd = Callable[["Run", "Ended | RunEnd"], None]
+
+
+class Run(ABC):
+    """Run a task for a job, stop it as far as can be, and report its end, once, to `on_end`.
+
+    All of it in the event loop's thread, but for `handling`, `swallowed` and `look_at`, which the control
+    thread reads.
+    """
+
+    def __init__(self, context: JobContext, *, on_end: OnEnd) -> None:
+        self.context = context
+        self.job = context.job
+        self.task = context.task
+        self.request: Verdict | None = None
+        self.level = 0
+        self.swallowed = False
+        self.ended = False
+        # When to ask the database about this run, in seconds of time.monotonic(): its timeout, or the next
+        # level of its abort.
+        self.look_at: float | None = None
+        self._on_end = on_end
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the task. What it raises, the run must end with."""
+
+    def abort(self, reason: AbortReason, verdict: Verdict | None = None) -> None:
+        """Ask the task to stop, and stop it by force as far as the verdict says.
+
+        `should_abort()` turns true; an async task is cancelled, once: asking again, for whatever reason,
+        never cancels a second time, for that would break a task that is shielding its last words.
+        """
+        if self.ended:
+            return
+        asked = AbortRequest.of(verdict) if verdict is not None and verdict.request_id is not None else None
+        self.context.abort_flag.set(reason, asked)
+        if self.request is None and verdict is not None:
+            self.request = verdict
+            logs.asked_to_stop(self.job, verdict)
+        self._stop(reason)
+        if verdict is not None and verdict.level > self.level:
+            self.level = verdict.level
+            if self.level > 1:
+                logs.escalated(self.job, verdict)
+            if self.level >= KILL:
+                self._kill()
+            elif self.level >= TERM:
+                self._terminate()
+
+    @property
+    def handling(self) -> bool:
+        """Say whether the task is handling its abort right now, where that can be seen."""
+        return False
+
+    def finish(self, ended: Ended | RunEnd) -> None:
+        """Report the end, once."""
+        if not self.ended:
+            self.ended = True
+            self._on_end(self, ended)
+
+    @abstractmethod
+    def _stop(self, reason: AbortReason) -> None:
+        """Tell the task that its flag is up; called again and again."""
+
+    @abstractmethod
+    def _terminate(self) -> None:
+        """Stop the task by what it can resist; called once."""
+
+    @abstractmethod
+    def _kill(self) -> None:
+        """Stop the task by what it can't resist; where there is nothing of the kind, give it up."""
+
+    def _abandon(self) -> None:
+        """Give the task up: its code may run on, and whatever it does is not recorded."""
+        if self.job.id is None or self.job.run_id is None:
+            raise ValueError(f"{self.job.call_string} is not a run: it has no id")
+        self.finish(
+            RunEnd(
+                job_id=self.job.id,
+                run_id=self.job.run_id,
+                outcome="abandoned",
+                message="abandoned: it could not be stopped, and its code may still run",
+                progress=self.context.reported_progress.take(),
+            )
+        )
