@@ -11,7 +11,7 @@ from pljobs.job_context import JobContext
 from pljobs.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from pljobs.periodic import PeriodicOptions, PeriodicRegistry
 from pljobs.retry import RetryValue
-from pljobs.tasks import AnyTask, Task
+from pljobs.tasks import AnyTask, Isolation, Task
 
 if TYPE_CHECKING:
     from pljobs.app import App
@@ -26,8 +26,9 @@ class TaskOptions(TypedDict, total=False):
 
     `name`: the name that jobs carry, by default the function's dotted path. `aliases`: further names, for
     jobs deferred under an old one. `retry`: False never, True for ever, an int so many times, or a strategy.
-    `queue`, `priority`, `lock`, `queueing_lock`: what jobs of the task have unless `configure` says
-    otherwise.
+    `queue`, `priority`, `lock`, `queueing_lock`, `timeout`, `grace`, `start_by` (a length of time here),
+    `on_cancelled`: what jobs of the task have unless `configure` says otherwise; see `DeferOptions`.
+    `isolation`: "process" to run each job of a sync task in a process of its own, which can be killed.
     """
 
     name: str | None
@@ -37,6 +38,11 @@ class TaskOptions(TypedDict, total=False):
     priority: int
     lock: str | None
     queueing_lock: str | None
+    timeout: checks.Interval | None
+    grace: checks.Interval | None
+    start_by: checks.Interval | None
+    on_cancelled: AnyTask | str | None
+    isolation: Isolation | None
 
 
 class Blueprint:
@@ -88,6 +94,11 @@ class Blueprint:
         priority: int = DEFAULT_PRIORITY,
         lock: str | None = None,
         queueing_lock: str | None = None,
+        timeout: checks.Interval | None = None,
+        grace: checks.Interval | None = None,
+        start_by: checks.Interval | None = None,
+        on_cancelled: AnyTask | str | None = None,
+        isolation: Isolation | None = None,
     ) -> AnyTask | Callable[[Callable[..., object]], AnyTask]:
         """Declare a function as a task: `@app.task`, or `@app.task(...)` with what `TaskOptions` says.
 
@@ -107,6 +118,11 @@ class Blueprint:
                 priority=priority,
                 lock=lock,
                 queueing_lock=queueing_lock,
+                timeout=timeout,
+                grace=grace,
+                start_by=start_by,
+                on_cancelled=on_cancelled,
+                isolation=isolation,
             )
             self._register(declared, declared.name, declared.aliases)
             return declared

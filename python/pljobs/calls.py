@@ -38,6 +38,14 @@ def encode_job(job: Job, dumps: JsonDumps | None = None) -> str:
         fields["scheduled_at"] = checks.aware("schedule_at", job.scheduled_at, error=InvalidJob).isoformat()
     if job.scheduled_in is not None:
         fields["scheduled_in"] = checks.as_interval(job.scheduled_in)
+    if job.start_by is not None:
+        fields["start_by"] = checks.aware("start_by", job.start_by, error=InvalidJob).isoformat()
+    lengths = {"start_within": job.start_within, "timeout": job.timeout, "grace": job.grace}
+    fields |= {key: checks.as_interval(length) for key, length in lengths.items() if length is not None}
+    if job.on_cancelled is not None:
+        fields["on_cancelled"] = checks.name("on_cancelled", job.on_cancelled, error=InvalidJob)
+    if job.parent_id is not None:
+        fields["parent_id"] = checks.identifier("parent", job.parent_id)
     args = arguments.encode_arguments(job.task_name, job.task_kwargs, dumps)
     return f'{json.dumps(fields)[:-1]}, "args": {args}}}'
 

@@ -76,6 +76,11 @@ def identifier(what: str, value: object) -> int:
     return number
 
 
+def optional_identifier(what: str, value: object) -> int | None:
+    """Return an id that may be left out."""
+    return None if value is None else identifier(what, value)
+
+
 def flag(what: str, value: object) -> bool:
     """Return a flag as a bool, None meaning False; raise TypeError for anything else."""
     if value is not None and not isinstance(value, bool):
@@ -129,6 +134,34 @@ def interval(
         raise error(f"{what} is too long") from None
     if abs(length) > LONGEST_INTERVAL:
         raise error(f"{what} is too long: it ends after the year 9999")
+    return length
+
+
+def optional_interval(
+    what: str,
+    value: Interval | None,
+    *,
+    error: type[exceptions.PljobsException] = exceptions.InvalidArgument,
+) -> timedelta | None:
+    """Return a length of time that may be left out, or raise `error` if it is negative."""
+    if value is None:
+        return None
+    length = interval(what, value, error=error)
+    if length < timedelta(0):
+        raise error(f"{what} must not be negative")
+    return length
+
+
+def positive_interval(
+    what: str,
+    value: Interval | None,
+    *,
+    error: type[exceptions.PljobsException] = exceptions.InvalidArgument,
+) -> timedelta | None:
+    """Return a length of time that may be left out, or raise `error` if it is nothing or less."""
+    length = optional_interval(what, value, error=error)
+    if length == timedelta(0):
+        raise error(f"{what} must be more than 0")
     return length
 
 

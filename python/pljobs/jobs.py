@@ -54,7 +54,10 @@ class Job:
 
     `task_kwargs` and `result` never show in `repr()` nor in `log_context()`. `attempts` counts the runs that
     ended: 0 while the job runs for the first time, as in procrastinate (the view, for people, counts the
-    starts). `args_error` says why the arguments could not be read; they are then empty.
+    starts). `args_error` says why the arguments could not be read; they are then empty. `timeout`: how long a
+    run may take, and `grace` how long it then has to stop; `start_by`: when it is cancelled if it has not
+    started; `parent_id`: the job that deferred it; `on_cancelled`: the task that runs after it was cancelled
+    or aborted; `progress` and `progress_message`: what the task said last of how far it is.
     """
 
     id: int | None = None
@@ -67,6 +70,12 @@ class Job:
     task_kwargs: dict[str, object] = dataclasses.field(default_factory=dict, repr=False, hash=False)
     scheduled_at: datetime | None = None
     scheduled_in: timedelta | None = None
+    start_by: datetime | None = None
+    start_within: timedelta | None = None
+    timeout: timedelta | None = None
+    grace: timedelta | None = None
+    on_cancelled: str | None = None
+    parent_id: int | None = None
     attempts: int = 0
     abort_requested: bool = False
     worker_id: int | None = None
@@ -76,6 +85,8 @@ class Job:
     finished_at: datetime | None = None
     waiting_for: str | None = None
     crashes: int = 0
+    progress: float | None = None
+    progress_message: str | None = None
     message: str | None = None
     error: str | None = dataclasses.field(default=None, repr=False)
     result: object = dataclasses.field(default=None, repr=False, hash=False)
@@ -94,7 +105,7 @@ class Job:
         """Return what a log record may say of this job: ids, names and times, never the arguments."""
         shown = (
             "id", "run_id", "status", "queue", "priority", "lock", "queueing_lock", "task_name", "attempts",
-            "worker_id",
+            "worker_id", "parent_id",
         )  # fmt: skip
         context: dict[str, object] = {name: getattr(self, name) for name in shown}
         context["scheduled_at"] = self.scheduled_at.isoformat() if self.scheduled_at else None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Generic, ParamSpec, TypedDict, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Generic, Literal, ParamSpec, TypedDict, TypeVar
 
 from pljobs import calls, checks
 from pljobs.answers import Call
-from pljobs.exceptions import FunctionPathError, InvalidJob
+from pljobs.exceptions import FunctionPathError, InvalidArgument, InvalidJob
+from pljobs.job_context import current_context
 from pljobs.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
 from pljobs.retry import BaseRetryStrategy, RetryDecision, RetryValue, get_retry_strategy
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 Args = ParamSpec("Args")
 R_co = TypeVar("R_co", covariant=True)
+Isolation = Literal["process"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,12 @@ class DeferOptions(TypedDict, total=False):
     once. `task_kwargs`: arguments, to which those given to `defer` are added. `schedule_at`: not before this
     time, which must be timezone-aware. `schedule_in`: not before this long from now: a mapping such as
     {"minutes": 5}, a timedelta, or a number of seconds, by the database's clock. `priority`: higher first.
-    `connection`: defer in the transaction of this connection.
+    `timeout`: how long a run may take before it is stopped, and `grace` how long it then has to stop by
+    itself (10 seconds), as `schedule_in` has it. `start_by`: when to cancel the job if it has not started; a
+    timezone-aware time, or how long after it could. `on_cancelled`: a task, or the name of one, that runs
+    after the job was cancelled or aborted. `parent`: the id of the job that this one belongs to, None for no
+    one; where it is left out, the job inside of which it is deferred. `connection`: defer in the transaction
+    of this connection.
     """
 
     lock: str | None
@@ -45,15 +53,28 @@ class DeferOptions(TypedDict, total=False):
     schedule_in: checks.Interval | None
     queue: str | None
     priority: int | None
+    timeout: checks.Interval | None
+    grace: checks.Interval | None
+    start_by: datetime | checks.Interval | None
+    on_cancelled: AnyTask | str | None
+    parent: int | Literal["current"] | None
     connection: object
 
 
 class JobDeferrer:
     """Defer jobs that are configured already; what `Task.configure` and `App.configure_task` return."""
 
-    def __init__(self, *, job: Job, connector: PsycopgConnector, connection: object = None) -> None:
+    def __init__(
+        self,
+        *,
+        job: Job,
+        connector: PsycopgConnector,
+        parent: int | Literal["current"] | None = "current",
+        connection: object = None,
+    ) -> None:
         self.job = job
         self._connector = connector
+        self._parent = parent if parent == "current" else checks.optional_identifier("parent", parent)
         self._connection = connection
         calls.encode_job(job.evolve(task_kwargs={}))
 
@@ -83,8 +104,12 @@ class JobDeferrer:
         batches: list[Call[list[int]]] = []
         encoded: list[str] = []
         size = 0
+        parent = self._parent
+        if parent == "current":
+            inside = current_context()
+            parent = None if inside is None else inside.job.id
         for task_kwargs in batch:
-            job = self.job.evolve(task_kwargs={**self.job.task_kwargs, **task_kwargs})
+            job = self.job.evolve(parent_id=parent, task_kwargs={**self.job.task_kwargs, **task_kwargs})
             encoded.append(calls.encode_job(job, self._connector.json_dumps))
             size += len(encoded[-1])
             if len(encoded) == BATCH_JOBS or size >= BATCH_CHARACTERS:
@@ -124,6 +149,11 @@ class Task(Generic[P, R_co, Args]):
         priority: int = DEFAULT_PRIORITY,
         lock: str | None = None,
         queueing_lock: str | None = None,
+        timeout: checks.Interval | None = None,
+        grace: checks.Interval | None = None,
+        start_by: checks.Interval | None = None,
+        on_cancelled: AnyTask | str | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
         functools.update_wrapper(self, func, updated=())
         self.func = func
@@ -136,6 +166,16 @@ class Task(Generic[P, R_co, Args]):
         self.priority = checks.priority(priority)
         self.lock = checks.optional_name("lock", lock)
         self.queueing_lock = checks.optional_name("queueing_lock", queueing_lock)
+        self.timeout = checks.positive_interval("timeout", timeout)
+        self.grace = checks.optional_interval("grace", grace)
+        self.start_by = checks.optional_interval("start_by", start_by)
+        self.on_cancelled = on_cancelled
+        _task_name(on_cancelled)
+        if isolation not in {None, "process"}:
+            raise InvalidArgument(f"isolation must be 'process' or None, not {isolation!r}")
+        if isolation is not None:
+            check_isolable(func)
+        self.isolation = isolation
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -174,12 +214,17 @@ class Task(Generic[P, R_co, Args]):
         schedule_in: checks.Interval | None = None,
         queue: str | None = None,
         priority: int | None = None,
+        timeout: checks.Interval | None = None,
+        grace: checks.Interval | None = None,
+        start_by: datetime | checks.Interval | None = None,
+        on_cancelled: AnyTask | str | None = None,
+        parent: int | Literal["current"] | None = "current",
         connection: object = None,
     ) -> JobDeferrer:
         """Return something with a `defer` like the task's own, set up as `DeferOptions` says.
 
-        Raises `InvalidJob` for what can't be: both schedules, a naive time, a negative `schedule_in`, a name
-        of more than 255 characters.
+        Raises `InvalidJob` for what can't be: both schedules, a naive time, a negative `schedule_in`, a
+        `timeout` of nothing, a name of more than 255 characters.
         """
         return configure(
             self.name,
@@ -191,6 +236,11 @@ class Task(Generic[P, R_co, Args]):
             schedule_in=schedule_in,
             queue=queue if queue is not None else self.queue,
             priority=priority if priority is not None else self.priority,
+            timeout=timeout if timeout is not None else self.timeout,
+            grace=grace if grace is not None else self.grace,
+            start_by=start_by if start_by is not None else self.start_by,
+            on_cancelled=on_cancelled if on_cancelled is not None else self.on_cancelled,
+            parent=parent,
             connection=connection,
         )
 
@@ -215,6 +265,11 @@ def configure(
     schedule_in: checks.Interval | None = None,
     queue: str | None = None,
     priority: int | None = None,
+    timeout: checks.Interval | None = None,
+    grace: checks.Interval | None = None,
+    start_by: datetime | checks.Interval | None = None,
+    on_cancelled: AnyTask | str | None = None,
+    parent: int | Literal["current"] | None = "current",
     connection: object = None,
 ) -> JobDeferrer:
     """Return a deferrer for a task by its name, set up as `DeferOptions` says."""
@@ -222,10 +277,7 @@ def configure(
         raise InvalidJob("give schedule_at or schedule_in, not both")
     if schedule_at is not None:
         schedule_at = checks.aware("schedule_at", schedule_at, error=InvalidJob)
-    if schedule_in is not None:
-        schedule_in = checks.interval("schedule_in", schedule_in, error=InvalidJob)
-        if schedule_in < timedelta(0):
-            raise InvalidJob("schedule_in must not be negative")
+    start_at, start_within = (start_by, None) if isinstance(start_by, datetime) else (None, start_by)
     job = Job(
         task_name=task,
         queue=queue if queue is not None else DEFAULT_QUEUE,
@@ -234,9 +286,32 @@ def configure(
         queueing_lock=queueing_lock,
         task_kwargs=dict(task_kwargs or {}),
         scheduled_at=schedule_at,
-        scheduled_in=schedule_in,
+        scheduled_in=checks.optional_interval("schedule_in", schedule_in, error=InvalidJob),
+        timeout=checks.positive_interval("timeout", timeout, error=InvalidJob),
+        grace=checks.optional_interval("grace", grace, error=InvalidJob),
+        start_by=None if start_at is None else checks.aware("start_by", start_at, error=InvalidJob),
+        start_within=checks.optional_interval("start_by", start_within, error=InvalidJob),
+        on_cancelled=_task_name(on_cancelled),
     )
-    return JobDeferrer(job=job, connector=connector, connection=connection)
+    return JobDeferrer(job=job, connector=connector, parent=parent, connection=connection)
+
+
+def _task_name(task: AnyTask | str | None) -> str | None:
+    return task.name if isinstance(task, Task) else checks.optional_name("on_cancelled", task)
+
+
+def check_isolable(func: Callable[..., object]) -> None:
+    """Raise `InvalidArgument` for what a process of its own can't find by its name, or can't run."""
+    if inspect.iscoroutinefunction(func):
+        raise InvalidArgument(
+            "isolation='process' is for sync functions: an async task is stopped without it"
+        )
+    path = full_path(func)
+    if "<" in path or not inspect.isfunction(func):
+        raise InvalidArgument(
+            f"isolation='process' needs a function at the top level of a module, or in a class, not {path}:"
+            " the job's own process imports it by its name"
+        )
 
 
 def full_path(func: Callable[..., object]) -> str:
