@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from functools import partial
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pljobs import calls, logs
 from pljobs.answers import RunEnd, Verdict
-from pljobs.control import Control
+from pljobs.control import Control, reason_of
 from pljobs.endings import Ended, run_end
-from pljobs.exceptions import InvalidArgument, PljobsException, WorkerNotRegistered
+from pljobs.exceptions import InvalidArgument, PljobsException, WorkerNotRegistered, WorkerTainted
 from pljobs.execution import LocalRun
 from pljobs.finisher import Finisher
 from pljobs.job_context import JobContext
@@ -112,6 +113,7 @@ class Worker:
         self._runs: dict[int, Run | None] = {}
         self._stopping = asyncio.Event()
         self._aborting = False
+        self._given_up: list[str] = []
         self._look = asyncio.Event()
         self._drained = asyncio.Event()
 
@@ -119,7 +121,8 @@ class Worker:
         """Run until `stop()`, a signal, or (with wait=False) until no job is left.
 
         Cancelled, it stops at once: running jobs are asked to abort and will run again; it ends when they
-        have. Raises what the connector does if the database can't be reached, or has no schema, at the start.
+        have. Raises what the connector does if the database can't be reached, or has no schema, at the start;
+        `WorkerTainted` at the end if it gave up a job that could not be stopped.
         """
         main = asyncio.create_task(self._main(), name="pljobs worker")
         cancelled = False
@@ -135,6 +138,11 @@ class Worker:
             except Exception:  # noqa: BLE001 - raised below, from the task itself
                 break
         await main
+        if self._given_up:
+            raise WorkerTainted(
+                f"worker {self.worker_id} has stopped: it gave up {', '.join(self._given_up)}, whose code may"
+                " still run; end this process, and start another"
+            )
         if cancelled:
             raise asyncio.CancelledError
 
@@ -271,6 +279,8 @@ class Worker:
             additional_context=self.additional_context,
         )
         run = LocalRun(context, threads=self._threads, on_end=self._ended)
+        if job.timeout is not None:
+            run.look_at = time.monotonic() + job.timeout.total_seconds()
         self._runs[job.run_id] = run
         try:
             logs.started(job)
@@ -279,7 +289,7 @@ class Worker:
             run.finish(Ended(exception=error))
         request: Verdict | None = self._control.early_verdict(job.run_id)
         if request is not None:
-            run.abort(AbortReason.USER_REQUEST, request)
+            run.abort(reason_of(request), request)
         if self._aborting:
             run.abort(AbortReason.SHUTDOWN)
 
@@ -294,6 +304,10 @@ class Worker:
         end, error = (ended, None) if isinstance(ended, RunEnd) else self._end_of(run, ended)
         self._finisher.report(end, partial(self._reported, run.job, end))
         self._look.set()
+        if end.outcome == "abandoned" and not self._given_up:
+            self.stop()
+        if end.outcome == "abandoned":
+            self._given_up.append(run.job.call_string)
         logs.ended(run.job, end, error, run.context.abort_reason())
 
     def _end_of(self, run: Run, ended: Ended) -> tuple[RunEnd, BaseException | None]:
