@@ -147,7 +147,8 @@ def fetch_jobs(
     return Call(
         "SELECT f.job_id, f.run_id, f.queue, f.task, f.priority, f.lock, f.queueing_lock,"
         " f.args::text AS args, f.attempts, f.scheduled_at, f.created_at, f.started_at, f.timeout,"
-        " f.parent_id FROM pljobs.fetch_jobs_v1(worker_id => %(worker_id)s::bigint, max_jobs => %(max_jobs)s::integer,"
+        " f.parent_id"
+        " FROM pljobs.fetch_jobs_v1(worker_id => %(worker_id)s::bigint, max_jobs => %(max_jobs)s::integer,"
         " queues => %(queues)s::text[], tasks => %(tasks)s::text[]) AS f",
         {
             "worker_id": worker_id,

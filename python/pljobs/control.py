@@ -24,7 +24,7 @@ from pljobs.answers import Call, Verdict
 from pljobs.exceptions import PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
 from pljobs.link import KEEPALIVES, SESSION, cut
-from pljobs.run import SQL
+from pljobs.run import SQL, TERM
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
@@ -40,6 +40,7 @@ T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 LAG_WORTH_A_WARNING = 1.0
 SHORTEST_PAUSE = 0.05
+BLOCKED_AFTER = 0.5
 LOST_PATIENCE, LOST_EVERY = 5.0, 1.0
 
 
@@ -64,6 +65,7 @@ class Control:
         listen: bool,
         heartbeat_interval: float,
         abort_interval: float,
+        interrupt: Callable[[asyncio.Task[Any]], None],
     ) -> None:
         self._connector = connector
         self._worker_id = worker_id
@@ -75,6 +77,7 @@ class Control:
         self._listen = listen
         self._heartbeat_interval = heartbeat_interval
         self._abort_interval = abort_interval
+        self._interrupt = interrupt
         self._loop = asyncio.get_running_loop()
         self._conn: psycopg.Connection[Any] | None = None
         self._busy_since: float | None = None
@@ -278,6 +281,11 @@ class Control:
         # Here and now, for threads; in the event loop, once it is free, for async tasks.
         run.context.abort_flag.set(reason, AbortRequest.of(verdict) if verdict.request_id else None)
         self._in_loop(run.abort, reason, verdict)
+        if verdict.level >= TERM and run.body is not None and self._is_loop_blocked():
+            self._interrupt(run.body)
+
+    def _is_loop_blocked(self) -> bool:
+        return self._pinged_at is not None and time.monotonic() - self._pinged_at > BLOCKED_AFTER
 
     def _timed(self, conn: psycopg.Connection[Any], call: Call[T]) -> T:
         self._busy_since = time.monotonic()

@@ -62,7 +62,7 @@ class LocalRun(Run):
 
     @property
     def body(self) -> asyncio.Task[Ended] | None:
-        """Return the asyncio task of an async body that runs."""
+        """Return the task of an async body that runs in this event loop."""
         return self._body
 
     def _stop(self, reason: AbortReason) -> None:

@@ -102,7 +102,11 @@ class JobContext:
         return callback
 
     async def aborted(self) -> AbortReason:
-        """Wait until the task should stop; return why."""
+        """Wait until the task should stop; return why.
+
+        For what runs beside an async task's body: in the body itself the await is where its CancelledError
+        comes.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -40,6 +41,11 @@ class Run(ABC):
         self.look_at: float | None = None
         self._lost_at: float | None = None
         self._on_end = on_end
+
+    @property
+    def body(self) -> asyncio.Task[Ended] | None:
+        """Return the task of an async body that runs in this event loop."""
+        return None
 
     @abstractmethod
     def start(self) -> None:

@@ -25,7 +25,7 @@ from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.link import Link
 from pljobs.maintenance import Maintenance
 from pljobs.run import Run
-from pljobs.signals import stop_on_signals
+from pljobs.signals import Interrupter, stop_on_signals
 from pljobs.threads import Threads
 
 if TYPE_CHECKING:
@@ -172,6 +172,7 @@ class Worker:
         try:
             self.worker_id = await self._link.execute(self._registration(None))
             logger.info("Worker %s (%s) started", self.worker_id, self.name, extra=self._ids())
+            interrupter = Interrupter()
             self._control = Control(
                 self.app.connector,
                 worker_id=self.worker_id,
@@ -182,8 +183,12 @@ class Worker:
                 listen=self.listen_notify,
                 heartbeat_interval=self.heartbeat_interval,
                 abort_interval=self.abort_interval,
+                interrupt=interrupter.interrupt,
             )
-            with stop_on_signals(self.stop, install=self.install_signal_handlers):
+            with (
+                stop_on_signals(self.stop, install=self.install_signal_handlers),
+                interrupter.installed(install=self.install_signal_handlers),
+            ):
                 await self._work(self.worker_id)
         finally:
             self._threads.close()

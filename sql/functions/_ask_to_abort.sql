@@ -15,7 +15,8 @@ AS $$
 DECLARE
     c_longest CONSTANT interval := interval '10 years';
     v_now timestamptz := clock_timestamp();
-    v_grace interval := least(_ladder.grace, c_longest);
+    -- Not least() alone: that leaves nulls out.
+    v_grace interval := CASE WHEN _ladder.grace IS NOT NULL THEN least(_ladder.grace, c_longest) END;
 BEGIN
     IF _ladder.grace < interval '0' OR _ladder.term_grace < interval '0'
        OR (_ladder.term_grace IS NOT NULL AND _ladder.grace IS NULL) THEN
