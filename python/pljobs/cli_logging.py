@@ -18,7 +18,9 @@ class _People(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         # What a task writes; pljobs's own lines name the job by themselves.
         inside = getattr(record, "run_id", None) is not None and not record.name.startswith("pljobs.")
-        record.job = f"{getattr(record, 'task_name', '?')}[{getattr(record, 'job_id', '?')}]: " if inside else ""
+        record.job = (
+            f"{getattr(record, 'task_name', '?')}[{getattr(record, 'job_id', '?')}]: " if inside else ""
+        )
         return visible(super().format(record), lines=True)
 
 
