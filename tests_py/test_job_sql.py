@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +158,9 @@ async def test_a_forced_job_does_not_keep_its_thread_in_a_statement_for_ever(
 
 
 @pytest.fixture
-async def table(aconn: Conn) -> AsyncIterator[str]:
+async def table(aconn: Conn) -> str:
     await aconn.execute("CREATE TABLE mine (n integer UNIQUE)")
-    yield "mine"
+    return "mine"
 
 
 async def test_what_the_block_did_is_committed_and_after_an_error_it_is_not(
@@ -301,17 +300,15 @@ async def test_where_nobody_may_it_says_denied(plain_roles: tuple[str, ...]) -> 
         async with (
             app.open_async(),
             await psycopg.AsyncConnection.connect(as_owner, autocommit=True) as owner,
+            running(app, **NOTIFIED),
         ):
-            async with running(app, **NOTIFIED):
-                job_id = await stuck.defer_async()
-                await wait_until_async(lambda: locked(owner), DEADLINE, "the job is in its bracket")
-                await cancel(owner, job_id)
-                await wait_until_async(
-                    lambda: said(owner, job_id, "denied"), DEADLINE, "the request says denied"
-                )
-                with psycopg.connect(as_app, autocommit=True) as conn:
-                    conn.execute(CANCEL_OTHERS.encode())
-                await until(owner, job_id)
+            job_id = await stuck.defer_async()
+            await wait_until_async(lambda: locked(owner), DEADLINE, "the job is in its bracket")
+            await cancel(owner, job_id)
+            await wait_until_async(lambda: said(owner, job_id, "denied"), DEADLINE, "the request says denied")
+            with psycopg.connect(as_app, autocommit=True) as conn:
+                conn.execute(CANCEL_OTHERS.encode())
+            await until(owner, job_id)
 
 
 async def locked(conn: Conn) -> bool:
