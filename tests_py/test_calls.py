@@ -20,9 +20,13 @@ from pljobs.jobs import Job, Status
 
 TICK = datetime(2030, 1, 1, tzinfo=UTC)
 JOB = Job(task_name="t", task_kwargs={"a": 1})
-CHOSEN = JobFilter(id=1, queue="q", task="t", status="todo", lock="l", queueing_lock="ql", worker_id=1)
+CHOSEN = JobFilter(
+    id=1, queue="q", task="t", status="todo", lock="l", queueing_lock="ql", worker_id=1, parent_id=1
+)
 PAGE = calls_many.Page(dry_run=True, max_jobs=1, after_id=0)
-WANTED = calls_many.Selection(job_ids=[1], queue="q", task="t", lock="l", args={"a": 1}, older_than=1)
+WANTED = calls_many.Selection(
+    job_ids=[1], queue="q", task="t", lock="l", args={"a": 1}, older_than=1, parent=1
+)
 
 SAMPLES: dict[str, Call[object]] = {
     "defer_jobs": calls.defer_jobs([JOB]),
@@ -37,9 +41,10 @@ SAMPLES: dict[str, Call[object]] = {
     "wake_lanes": calls.wake_lanes(),
     "prune_jobs": calls.prune_jobs(timedelta(days=1)),
     "prune_history": calls.prune_history(timedelta(days=1)),
-    "cancel_job": calls_people.cancel_job(1),
+    "cancel_job": calls_people.cancel_job(1, abort=True, grace=10, term_grace=5, sql=True),
     "delete_job": calls_people.delete_job(1),
     "retry_job": calls_people.retry_job(1),
+    "cancel_tree": calls_people.cancel_tree(1, dry_run=True, grace=10, term_grace=5, sql=True),
     "pause_queue": calls_people.pause_queue("q"),
     "resume_queue": calls_people.resume_queue("q"),
     "cancel_jobs": calls_many.cancel_jobs(WANTED.params(calls_many.CANCELLABLE), PAGE, abort=True),
