@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -14,7 +15,7 @@ import psycopg
 import pytest
 
 from cli_fixtures import Pljobs, answer, app_folder, bare_environment, fields, pljobs, started, status, worker
-from pljobs import calls, cli_stop, db
+from pljobs import calls, db
 from pljobs.answers import RunEnd
 from pljobs.cli_base import duration
 
@@ -34,7 +35,8 @@ def shown(pljobs: Pljobs, job_id: int = 1) -> dict[str, Any]:
 
 def lines(text: str) -> dict[str, str]:
     """The fields that `show` prints."""
-    return {line[:16].strip(): line[16:].strip() for line in text.split("\n\n", maxsplit=1)[0].splitlines()}
+    parts = (line.split("  ", 1) for line in text.split("\n\n")[0].splitlines())
+    return {name: value.strip() for name, value in parts}
 
 
 @pytest.mark.parametrize(
@@ -56,9 +58,7 @@ def test_a_length_of_time_is_read(text: str, length: timedelta) -> None:
     assert duration(text) == length
 
 
-@pytest.mark.parametrize(
-    "text", ["", "s", "-1s", "5 minutes", "1h30m", "1e3", "٣", "nan", "inf", "9" * 30 + "w"]
-)
+@pytest.mark.parametrize("text", ["", "s", "-1s", "5 minutes", "1h30m", "1e3", "٣", "nan", "9" * 30 + "w"])
 def test_what_is_no_length_of_time_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         duration(text)
@@ -115,7 +115,7 @@ def test_who_waits_is_told_how_it_ended_and_whether_it_stopped(
         else:
             db.run(conn, calls.finish_jobs([RunEnd(job_id=job_id, run_id=1, outcome=outcome)]))
 
-    monkeypatch.setattr(cli_stop.time, "sleep", ends)
+    monkeypatch.setattr(time, "sleep", ends)
     result = pljobs("cancel", str(job_id), "--abort", "--grace", "1h", "--wait", "60", exits=exits)
     assert result.stdout.startswith(f"job {job_id}: {line}")
     assert result.stderr.startswith(f"job {job_id}: abort_requested; waiting until it has ended\n")
