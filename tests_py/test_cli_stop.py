@@ -35,7 +35,7 @@ def shown(pljobs: Pljobs, job_id: int = 1) -> dict[str, Any]:
 
 def lines(text: str) -> dict[str, str]:
     """The fields that `show` prints."""
-    parts = (line.split("  ", 1) for line in text.split("\n\n")[0].splitlines())
+    parts = (line.split("  ", 1) for line in text.split("\n\n", maxsplit=1)[0].splitlines())
     return {name: value.strip() for name, value in parts}
 
 
