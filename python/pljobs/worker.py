@@ -17,15 +17,13 @@ from pljobs.answers import RunEnd, Verdict
 from pljobs.control import Control
 from pljobs.endings import Ended, run_end
 from pljobs.exceptions import InvalidArgument, PljobsException, WorkerNotRegistered
-from pljobs.execution import LocalRun
 from pljobs.finisher import Finisher
-from pljobs.job_context import JobContext
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.link import Link
 from pljobs.maintenance import Maintenance
 from pljobs.run import Run
 from pljobs.signals import stop_on_signals
-from pljobs.threads import Threads
+from pljobs.starting import Starter, Unfit
 
 if TYPE_CHECKING:
     from pljobs.app import App
@@ -36,10 +34,6 @@ FETCH_AT_MOST = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 WATCH_EVERY = 1.0
 REMIND_EVERY = 10.0
-NOT_REGISTERED = (
-    "task {!r} is not registered in this worker: import the module that defines it, or let the worker leave"
-    " such jobs to others (unknown_tasks='leave')"
-)
 
 
 class Worker:
@@ -159,9 +153,10 @@ class Worker:
 
     async def _main(self) -> None:
         self._link = Link(self.app.connector)
-        self._threads = Threads("pljobs-job")
         self._finisher = Finisher(self._link, dumps=self.app.connector.json_dumps)
+        self._starter = Starter(self, on_end=self._ended)
         try:
+            self._starter.open()
             self.worker_id = await self._link.execute(self._registration(None))
             logger.info("Worker %s (%s) started", self.worker_id, self.name, extra=self._ids())
             self._control = Control(
@@ -178,7 +173,7 @@ class Worker:
             with stop_on_signals(self.stop, install=self.install_signal_handlers):
                 await self._work(self.worker_id)
         finally:
-            self._threads.close()
+            await self._starter.close()
             await self._link.close()
 
     async def _work(self, worker_id: int) -> None:
@@ -254,23 +249,11 @@ class Worker:
     def _start(self, job: Job) -> None:
         if job.run_id is None:
             raise ValueError(f"{job.call_string} is not a run")
-        task = self.app.tasks.get(job.task_name)
-        if task is None:
-            self._refuse(job, job.run_id, NOT_REGISTERED.format(job.task_name))
+        try:
+            run = self._starter.make(job, worker_id=self.worker_id)
+        except Unfit as unfit:
+            self._refuse(job, job.run_id, str(unfit))
             return
-        if job.args_error is not None:
-            self._refuse(job, job.run_id, job.args_error)
-            return
-        context = JobContext(
-            app=self.app,
-            job=job,
-            task=task,
-            worker_name=self.name,
-            worker_id=self.worker_id,
-            worker_queues=self.queues,
-            additional_context=self.additional_context,
-        )
-        run = LocalRun(context, threads=self._threads, on_end=self._ended)
         self._runs[job.run_id] = run
         try:
             logs.started(job)

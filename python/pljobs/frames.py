@@ -1,0 +1,147 @@
+"""Messages over a socket between a worker and the processes of its isolated jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+
+HEADER = struct.Struct(">I")
+MAX_FRAME = 64 * 1024 * 1024
+READ_AT_MOST = 256 * 1024
+
+
+class Garbled(Exception):  # noqa: N818
+    """Say that what arrived is no message."""
+
+
+def pack(payload: bytes) -> bytes:
+    """Return a frame: the payload behind its length."""
+    if len(payload) > MAX_FRAME:
+        raise ValueError(f"a message of {len(payload)} bytes is too long for a process")
+    return HEADER.pack(len(payload)) + payload
+
+
+class Frames:
+    """Cut what arrives into payloads."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield the payloads that are complete now; raises `Garbled` at a length that can't be."""
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            (size,) = HEADER.unpack_from(self._buffer)
+            if size > MAX_FRAME:
+                raise Garbled(f"a message of {size} bytes")
+            if len(self._buffer) < HEADER.size + size:
+                return
+            payload = bytes(self._buffer[HEADER.size : HEADER.size + size])
+            del self._buffer[: HEADER.size + size]
+            yield payload
+
+
+class Line:
+    """Hold the event loop's end of a socket: nothing here blocks.
+
+    `on_payload` is called with each message; `on_end`, once, with None at the end of file, or with what was
+    wrong. It closes with `close`, never by itself.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        on_payload: Callable[[bytes], None],
+        on_end: Callable[[Garbled | None], None],
+    ) -> None:
+        self._sock = sock
+        self._sock.setblocking(False)
+        self._on_payload = on_payload
+        self._on_end = on_end
+        self._frames = Frames()
+        self._outbox: deque[tuple[memoryview, socket.socket | None]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._reading = True
+        self._loop.add_reader(sock, self._read)
+
+    def send(self, payload: bytes, passing: socket.socket | None = None) -> None:
+        """Send a message, and with it a socket, which is closed here; lost where nobody listens any more."""
+        waiting = bool(self._outbox)
+        self._outbox.append((memoryview(pack(payload)), passing))
+        if not waiting:
+            self._write()
+
+    def drain(self) -> None:
+        """Take all that has arrived: for an end that is known to be dead."""
+        while self._read():
+            pass
+
+    def close(self) -> None:
+        """Close this end; harmless when closed already."""
+        if self._sock.fileno() < 0:
+            return
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._give_up_sending()
+        self._sock.close()
+        self._reading = False
+
+    def _read(self) -> bool:
+        """Read once; say whether there may be more."""
+        if not self._reading:
+            return False
+        try:
+            data = self._sock.recv(READ_AT_MOST)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            data = b""  # reset: it ended before it had read all
+        if not data:
+            self._stop_reading(None)
+            return False
+        try:
+            for payload in self._frames.feed(data):
+                self._on_payload(payload)
+        except Garbled as garbled:
+            self._stop_reading(garbled)
+        return self._reading
+
+    def _stop_reading(self, garbled: Garbled | None) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock)
+            self._on_end(garbled)
+
+    def _write(self) -> None:
+        while self._outbox:
+            data, passing = self._outbox[0]
+            try:
+                if passing is None:
+                    sent = self._sock.send(data)
+                else:
+                    sent = socket.send_fds(self._sock, [data], [passing.fileno()])
+            except (BlockingIOError, InterruptedError):
+                self._loop.add_writer(self._sock, self._write)
+                return
+            except OSError:
+                self._give_up_sending()  # that it is dead, reading tells
+                break
+            if passing is not None:
+                passing.close()
+            if sent == len(data):
+                self._outbox.popleft()
+            else:
+                self._outbox[0] = (data[sent:], None)
+        with contextlib.suppress(ValueError):  # closed by its owner meanwhile
+            self._loop.remove_writer(self._sock)
+
+    def _give_up_sending(self) -> None:
+        while self._outbox:
+            _, passing = self._outbox.popleft()
+            if passing is not None:
+                passing.close()
