@@ -17,18 +17,21 @@ DO $$
 DECLARE
     v_reader text[] := '{get_job_statuses_v1,get_resolutions_v1,wait_for_job}';
     v_canceller text[] := v_reader || '{cancel_job,cancel_job_v1,cancel_jobs,cancel_jobs_v1,
-                                        cancel_jobs_in_batches,rescind_request,rescind_request_v1}'::text[];
+                                        cancel_jobs_in_batches,cancel_tree,cancel_tree_v1,
+                                        rescind_request,rescind_request_v1}'::text[];
     v_producer text[] := v_canceller || '{defer_job,defer_jobs_v1,delete_job,delete_job_v1,
                                           retry_job,retry_job_v1,retry_jobs,retry_jobs_v1}'::text[];
     v_worker text[] := '{register_worker_v1,unregister_worker_v1,fetch_jobs_v1,finish_jobs_v1,heartbeat_v1,
-                         rescue_jobs,rescue_jobs_v1,wake_lanes_v1,defer_periodic_job_v1,
+                         rescue_jobs,rescue_jobs_v1,enforce_limits,enforce_limits_v1,wake_lanes_v1,
+                         enter_sql_v1,leave_sql_v1,cancel_sql_v1,defer_periodic_job_v1,
                          prune_jobs,prune_jobs_v1,prune_history_v1}';
     v_operator text[] := v_producer || v_worker
                          || '{pause_queue,pause_queue_v1,resume_queue,resume_queue_v1}'::text[];
     -- Without arguments, results and errors, locks and who deferred it.
     v_jobs text := 'SELECT (id, status, waiting_for, queue, task, priority, attempts, crashes, created_at, '
                    'scheduled_at, started_at, finished_at, worker_id, run_id, abort_requested, '
-                   'abort_requested_at) ON pljobs.jobs';
+                   'abort_requested_at, parent_id, start_by, timeout, timeout_at, progress, progress_at) '
+                   'ON pljobs.jobs';
     v_grant record;
 BEGIN
     FOR v_grant IN

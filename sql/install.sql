@@ -20,7 +20,12 @@
 \ir functions/_delete_jobs.sql
 \ir functions/_record_request.sql
 \ir functions/_end_job.sql
+\ir functions/_cancel_waiting_jobs.sql
+\ir functions/_ask_to_abort.sql
 \ir functions/_abort_job.sql
+\ir functions/_stop_run.sql
+\ir functions/_store_progress.sql
+\ir functions/_deliver_requests.sql
 \ir functions/_release_job.sql
 \ir functions/_promote_jobs.sql
 \ir functions/_matching_jobs.sql
@@ -37,12 +42,14 @@
 \ir functions/fetch_jobs.sql
 \ir functions/finish_jobs.sql
 \ir functions/heartbeat.sql
+\ir functions/cancel_sql.sql
 
 -- What people and applications ask for.
 \ir functions/cancel_job.sql
 \ir functions/delete_job.sql
 \ir functions/retry_job.sql
 \ir functions/cancel_jobs.sql
+\ir functions/cancel_tree.sql
 \ir functions/retry_jobs.sql
 \ir functions/rescind_request.sql
 \ir functions/wait_for_job.sql
@@ -51,6 +58,7 @@
 
 -- Housekeeping, run by any worker, by `pljobs manager`, or by pg_cron.
 \ir functions/rescue_jobs.sql
+\ir functions/enforce_limits.sql
 \ir functions/wake_lanes.sql
 \ir functions/prune_jobs.sql
 \ir functions/prune_history.sql

@@ -5,12 +5,15 @@ SELECT j.id, j.status, j.waiting_for, j.queue, j.task, j.args, j.priority, j.loc
        j.attempts, j.crashes, j.created_at, j.scheduled_at, j.started_at, j.finished_at,
        j.worker_id, j.run_id,
        j.request_id IS NOT NULL AS abort_requested, r.requested_at AS abort_requested_at,
-       j.message, j.error, j.result, j.deferred_by
+       j.message, j.error, j.result, j.deferred_by,
+       j.parent_id, j.start_by, j.timeout, j.timeout_at, j.grace, j.on_cancelled,
+       p.fraction AS progress, p.message AS progress_message, p.at AS progress_at
   FROM pljobs.job AS j
-  LEFT JOIN pljobs.request AS r ON r.id = j.request_id;
+  LEFT JOIN pljobs.request AS r ON r.id = j.request_id
+  LEFT JOIN pljobs.progress AS p ON p.job_id = j.id;
 COMMENT ON VIEW pljobs.jobs IS
     'Every job. todo with waiting_for empty runs next, by priority (higher first), then id; '
-    'else it says what the job waits for.';
+    'else it says what the job waits for. progress: what its last run said of how far it was, from 0 to 1.';
 
 CREATE OR REPLACE VIEW pljobs.workers WITH (security_barrier) AS
 SELECT w.id, w.name, w.host, w.pid,
@@ -18,11 +21,13 @@ SELECT w.id, w.name, w.host, w.pid,
             WHEN w.expires_at <= clock_timestamp() THEN 'stalled'
             ELSE 'alive' END AS state,
        (SELECT count(*) FROM pljobs.job AS j WHERE j.worker_id = w.id AND j.status = 'doing') AS running,
-       w.queues, w.concurrency, w.started_at, w.heartbeat_at, w.expires_at, w.stopped_at, w.loop_lag
+       w.queues, w.concurrency, w.started_at, w.heartbeat_at, w.expires_at, w.stopped_at, w.loop_lag,
+       w.tainted_at
   FROM pljobs.worker AS w;
 COMMENT ON VIEW pljobs.workers IS
     'Every worker: alive; stalled (its lease ran out, its jobs are about to be rescued); stopped. '
-    'loop_lag: how late its event loop runs.';
+    'loop_lag: how late its event loop runs. tainted_at: since when it gets no more jobs, for it gave one up '
+    'whose code may still run.';
 
 CREATE OR REPLACE VIEW pljobs.queues WITH (security_barrier) AS
 SELECT coalesce(c.queue, q.name) AS queue,
@@ -45,17 +50,20 @@ COMMENT ON VIEW pljobs.queues
 CREATE OR REPLACE VIEW pljobs.requests WITH (security_barrier) AS
 SELECT r.id, r.job_id, r.run_id, r.worker_id, r.task, r.queue, r.kind, r.force, r.delete_job,
        r.requested_by, r.actor, r.reason, r.requested_at, r.delivered_at, r.handling,
-       r.resolved_at, r.resolution
+       r.resolved_at, r.resolution, r.source, r.level, r.escalated_at, r.sql_at, r.term_at, r.kill_at,
+       r.sql_way
   FROM pljobs.request AS r;
 COMMENT ON VIEW pljobs.requests IS
-    'Who asked for what, why, when; when the worker heard of it, what the task does with it, and what became '
-    'of it. Outlives the job.';
+    'Who asked for what, why, when; when the worker heard of it, what the task does with it, how far it was '
+    'taken (level 1: told, 2: its SQL cancelled, 3: terminated, 4: killed), and what became of it. Outlives '
+    'the job.';
 
 CREATE OR REPLACE VIEW pljobs.stalled_jobs WITH (security_barrier) AS
 SELECT j.id, j.status, j.waiting_for, j.queue, j.task, j.args, j.priority, j.lock, j.queueing_lock,
        j.attempts, j.crashes, j.created_at, j.scheduled_at, j.started_at, j.finished_at,
        j.worker_id, j.run_id, j.abort_requested, j.abort_requested_at,
-       j.message, j.error, j.result, j.deferred_by
+       j.message, j.error, j.result, j.deferred_by, j.parent_id, j.start_by, j.timeout, j.timeout_at, j.grace,
+       j.on_cancelled, j.progress, j.progress_message, j.progress_at
   FROM pljobs.jobs AS j
  WHERE j.status = 'doing' AND NOT EXISTS (
        SELECT FROM pljobs.worker AS w
@@ -90,6 +98,11 @@ WITH entry AS (
     SELECT r.job_id, r.delivered_at, 2, 'abort delivered', NULL, r.worker_id, NULL, r.handling
       FROM pljobs.request AS r WHERE r.delivered_at IS NOT NULL
     UNION ALL
+    SELECT r.job_id, r.escalated_at, 2, 'abort escalated', NULL, r.worker_id, NULL,
+           concat_ws(', ', CASE r.level WHEN 2 THEN 'its SQL' WHEN 3 THEN 'terminate' ELSE 'kill' END,
+                     'SQL: ' || r.sql_way)
+      FROM pljobs.request AS r WHERE r.level >= 2
+    UNION ALL
     SELECT r.job_id, r.resolved_at, 2, 'abort resolved', NULL, r.worker_id, NULL, r.resolution
       FROM pljobs.request AS r WHERE r.kind = 'abort' AND r.resolved_at IS NOT NULL
 )
@@ -108,15 +121,23 @@ SELECT r.job_id, clock_timestamp() - r.requested_at AS asked_ago, r.task, r.queu
        r.reason, r.requested_at, r.delivered_at, r.handling, r.run_id, r.worker_id,
        CASE WHEN w.id IS NOT NULL THEN format('%s@%s:%s', w.name, w.host, w.pid) END AS worker,
        CASE WHEN w.id IS NULL OR w.stopped_at IS NOT NULL OR w.expires_at <= clock_timestamp()
-                 THEN 'its worker is lost: rescue_jobs() ends the job as aborted'
+                 THEN 'its worker is lost: rescue_jobs() ends the job'
             WHEN r.delivered_at IS NULL THEN 'its worker will hear of it within its polling interval'
+            WHEN r.level = 4 THEN 'its worker kills it, or gives it up'
+            WHEN r.kill_at IS NOT NULL THEN concat_ws('; ',
+                 CASE WHEN r.level < 2 THEN format('its SQL is cancelled at %s', r.sql_at) END,
+                 CASE WHEN r.level < 3 THEN format('it is terminated at %s', r.term_at) END,
+                 format('it is killed at %s', r.kill_at))
             WHEN r.handling = 'swallowed'
-                 THEN 'the task ignored it; force => true ends the job, though not its code'
-            ELSE 'the task was told, and may be cleaning up; force => true ends the job, though not its code'
-       END AS next
+                 THEN 'the task ignored it, and nothing more happens by itself; to stop it by force, ask '
+                      'again with grace => ''0'''
+            ELSE 'the task was told, and may be cleaning up; to give it a deadline, ask again with '
+                 'grace => ''10 s'''
+       END AS next,
+       r.source, r.level, r.escalated_at, r.sql_way
   FROM pljobs.request AS r
   LEFT JOIN pljobs.worker AS w ON w.id = r.worker_id
  WHERE r.resolved_at IS NULL;
 COMMENT ON VIEW pljobs.stuck_aborts IS
-    'Jobs that were asked to abort and still run: since when, where, what the task does about it, '
-    'and what can be done next.';
+    'Jobs that were asked to abort and still run: since when, where, at which level, what the task does '
+    'about it, and what would be next.';

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
@@ -72,7 +73,7 @@ def ask(run: Run, level: int = 1, reason: AbortReason = AbortReason.USER_REQUEST
 async def said(path: Path) -> str:
     """Wait for a file, and return what is in it."""
     await wait_until_async(path.exists, DEADLINE, f"{path.name} is written")
-    return path.read_text()
+    return await asyncio.to_thread(path.read_text)
 
 
 def is_gone(pid: int) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pljobs import App, BaseRetryStrategy, JobContext, RetryDecision
-from pljobs.exceptions import JobAborted, JobTimeout, ProcessDied
+from pljobs.exceptions import JobAborted
 
 app = App("postgresql:///nowhere")
 logger = logging.getLogger("isolated_tasks.logger")
@@ -93,7 +93,7 @@ def logs(text: str) -> None:
     logger.debug("not %s", text)
     logger.info("heard %s", text, extra={"mine": {"a": 1}, "odd": object()})
     try:
-        raise ValueError("inner")
+        int("inner")
     except ValueError:
         logger.exception("with a traceback")
 
@@ -202,6 +202,11 @@ def returns(what: str) -> object:
 
 
 @app.task(isolation="process")
+def length(text: str) -> int:
+    return len(text)
+
+
+@app.task(isolation="process")
 def defers(how: str) -> object:
     if how == "async":
         import asyncio
@@ -234,6 +239,3 @@ def foreign_sigterm(context: JobContext, started: str) -> str:
     os.kill(os.getpid(), signal.SIGTERM)
     touch(started)
     return "went on"
-
-
-RETRIED = (JobTimeout, ProcessDied)

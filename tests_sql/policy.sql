@@ -14,7 +14,9 @@ SELECT is_empty($$SELECT name FROM ours WHERE lanname <> 'plpgsql'$$, 'every fun
 SELECT is_empty($$SELECT name FROM ours WHERE coalesce(obj_description(oid, 'pg_proc'), '') = ''$$, 'every function has a comment, for \df+');
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc !~ '^\n-- \S'$$, 'the first thing in a body is its contract, for \sf');
 SELECT is_empty($$SELECT name FROM ours WHERE prokind = 'f' AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)$$, 'every function pins its search_path');
-SELECT is_empty($$SELECT name FROM ours WHERE prokind = 'f' AND prosecdef = is_helper$$, 'public functions run with their owner''s rights, helpers do not');
+-- But those of the SQL bracket, whose locks and rights are to be the caller's: they touch no table.
+SELECT set_eq($$SELECT proname FROM ours WHERE prokind = 'f' AND prosecdef = is_helper$$, ARRAY['enter_sql_v1', 'leave_sql_v1', 'cancel_sql_v1'], 'public functions run with their owner''s rights, helpers do not');
+SELECT is_empty($$SELECT name FROM ours WHERE proname ~ '_sql_v1$' AND prosrc ~ 'pljobs\.'$$, 'what runs with the caller''s rights needs none in the schema');
 -- What PostgreSQL lets commit: neither SECURITY DEFINER nor settings. So all that a procedure names is qualified, and
 -- whatever needs rights is done by the functions that it calls.
 SELECT set_eq($$SELECT proname FROM ours WHERE prosrc ~ '\mCOMMIT\M'$$, $$SELECT proname FROM ours WHERE prokind = 'p'$$, 'procedures are there to commit in between, and nothing else does');
@@ -23,7 +25,7 @@ SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(regexp_replace(prosrc
 SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '(?:\s|\w)(<>|<=|>=|[-+*/<]|[^:=]=)\s', 'g') AS m WHERE prokind = 'p'$$, 'and each operator');
 SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(prosrc, '(FROM|JOIN|UPDATE|INTO)\s+pljobs\.(\w+)(?!\w|\()', 'g') AS m WHERE prokind = 'p'$$, 'and touch no table');
 SELECT is_empty($$SELECT name FROM ours WHERE NOT is_helper AND provolatile <> CASE WHEN proname LIKE 'get\_%' THEN 's' ELSE 'v' END$$, 'public functions are VOLATILE, but for those that only get');
-SELECT set_eq($$SELECT proname FROM ours WHERE proisstrict OR proparallel <> 'u'$$, ARRAY['_lane_key'], 'only a pure helper is STRICT or PARALLEL SAFE');
+SELECT set_eq($$SELECT proname FROM ours WHERE proisstrict OR proparallel <> 'u'$$, ARRAY['_lane_key', '_tree_key'], 'only a pure helper is STRICT or PARALLEL SAFE');
 SELECT is_empty($$SELECT name FROM ours WHERE proname !~ '^_?[a-z]+(_[a-z]+)*(_v[1-9])?$'$$, 'functions are named verb_noun, with a version for drivers');
 SELECT is_empty($$SELECT o.name FROM ours AS o JOIN pg_type AS t ON t.oid = o.prorettype JOIN pg_class AS c ON c.oid = t.typrelid WHERE c.relkind IN ('r', 'v')$$, 'no function returns a table''s row type');
 SELECT is_empty($$SELECT proname FROM ours GROUP BY 1 HAVING count(*) > 1$$, 'no function is overloaded');
@@ -31,7 +33,7 @@ SELECT set_eq($$SELECT proname FROM ours WHERE prosrc ~ '\mEXECUTE\M'$$, ARRAY['
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~* '\mSELECT\s+\*' OR prosrc LIKE '%#variable_conflict%'$$, 'there is no SELECT *, no #variable_conflict');
 SELECT set_eq($$SELECT proname FROM ours WHERE prosrc LIKE '%pg_notify%'$$, ARRAY['_notify_worker', '_notify_todo'], 'pg_notify is called in two helpers only');
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ '\mnow\(\)' OR prosrc ~ 'current_timestamp'$$, 'the clock is clock_timestamp: now() stands still in a long transaction');
-SELECT is_empty($$SELECT name, code FROM ours, regexp_matches(prosrc, 'ERRCODE = ''(\w+)''', 'g') AS m(code) WHERE code[1] !~ '^PJ00[1-6]$'$$, 'the errors raised are those that drivers know');
+SELECT is_empty($$SELECT name, code FROM ours, regexp_matches(prosrc, 'ERRCODE = ''(\w+)''', 'g') AS m(code) WHERE code[1] !~ '^PJ00[1-7]$' AND (code[1] <> 'PJ000' OR prosrc !~ 'EXCEPTION\s+WHEN SQLSTATE ''PJ000''')$$, 'the errors raised are those that drivers know, or are caught where they are raised');
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ 'RAISE EXCEPTION' AND prosrc !~ 'ERRCODE = ''PJ'$$, 'every error raised has a code');
 SELECT is_empty($$SELECT FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid WHERE c.relnamespace = 'pljobs'::regnamespace$$, 'no trigger hides a transition');
 
@@ -40,7 +42,7 @@ SELECT is_empty($$SELECT conname FROM pg_constraint WHERE connamespace = 'pljobs
 SELECT is_empty($$SELECT conname FROM pg_constraint WHERE connamespace = 'pljobs'::regnamespace AND contype = 'f'$$, 'there are no foreign keys: requests outlive jobs');
 SELECT is_empty($$SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                    WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'v') AND
-                         CASE WHEN a.attname ~ '(^|_)at$' OR a.attname = 'last_tick' THEN a.atttypid <> 'timestamptz'::regtype
+                         CASE WHEN a.attname ~ '(^|_)at$' OR a.attname IN ('last_tick', 'start_by') THEN a.atttypid <> 'timestamptz'::regtype
                               ELSE a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype, 'time'::regtype, 'timetz'::regtype) END$$,
                 'times are timestamptz and named so');
 SELECT is_empty($$SELECT c.relname, a.attname FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
@@ -57,9 +59,9 @@ CREATE TABLE may_call (role text, functions text[]);
 INSERT INTO may_call VALUES
     ('pljobs_tests_nobody', '{}'),
     ('pljobs_reader', '{get_job_statuses_v1,get_resolutions_v1,wait_for_job}'),
-    ('pljobs_producer', '{cancel_jobs,cancel_jobs_v1,cancel_jobs_in_batches,rescind_request,rescind_request_v1,get_job_statuses_v1,get_resolutions_v1,wait_for_job,retry_jobs,retry_jobs_v1,defer_job,defer_jobs_v1,cancel_job,cancel_job_v1,delete_job,delete_job_v1,retry_job,retry_job_v1}'),
-    ('pljobs_worker', '{register_worker_v1,unregister_worker_v1,fetch_jobs_v1,finish_jobs_v1,heartbeat_v1,rescue_jobs,rescue_jobs_v1,wake_lanes_v1,defer_periodic_job_v1,prune_jobs,prune_jobs_v1,prune_history_v1}'),
-    ('pljobs_canceller', '{cancel_job,cancel_job_v1,cancel_jobs,cancel_jobs_v1,cancel_jobs_in_batches,rescind_request,rescind_request_v1,get_job_statuses_v1,get_resolutions_v1,wait_for_job}');
+    ('pljobs_producer', '{cancel_jobs,cancel_jobs_v1,cancel_jobs_in_batches,cancel_tree,cancel_tree_v1,rescind_request,rescind_request_v1,get_job_statuses_v1,get_resolutions_v1,wait_for_job,retry_jobs,retry_jobs_v1,defer_job,defer_jobs_v1,cancel_job,cancel_job_v1,delete_job,delete_job_v1,retry_job,retry_job_v1}'),
+    ('pljobs_worker', '{register_worker_v1,unregister_worker_v1,fetch_jobs_v1,finish_jobs_v1,heartbeat_v1,rescue_jobs,rescue_jobs_v1,enforce_limits,enforce_limits_v1,enter_sql_v1,leave_sql_v1,cancel_sql_v1,wake_lanes_v1,defer_periodic_job_v1,prune_jobs,prune_jobs_v1,prune_history_v1}'),
+    ('pljobs_canceller', '{cancel_job,cancel_job_v1,cancel_jobs,cancel_jobs_v1,cancel_jobs_in_batches,cancel_tree,cancel_tree_v1,rescind_request,rescind_request_v1,get_job_statuses_v1,get_resolutions_v1,wait_for_job}');
 INSERT INTO may_call SELECT 'pljobs_operator', array_agg(proname) FROM ours WHERE NOT is_helper;
 SELECT set_eq(format('SELECT proname FROM ours WHERE has_function_privilege(%L, oid, ''EXECUTE'')', m.role), m.functions, m.role || ' may call exactly its functions') FROM may_call AS m WHERE m.functions <> '{}';
 SELECT is_empty(format('SELECT name FROM ours WHERE has_function_privilege(%L, oid, ''EXECUTE'')', m.role), m.role || ' may call nothing') FROM may_call AS m WHERE m.functions = '{}';
@@ -67,10 +69,10 @@ SELECT is_empty(format('SELECT name FROM ours WHERE has_function_privilege(%L, o
 CREATE TABLE may_read (role text, views text[], columns_of_jobs text[]);
 INSERT INTO may_read VALUES
     ('pljobs_tests_nobody', '{}', '{}'),
-    ('pljobs_reader', '{workers,queues,requests,stuck_aborts}', '{id,status,waiting_for,queue,task,priority,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at}'),
+    ('pljobs_reader', '{workers,queues,requests,stuck_aborts}', '{id,status,waiting_for,queue,task,priority,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at,parent_id,start_by,timeout,timeout_at,progress,progress_at}'),
     ('pljobs_producer', '{jobs,queues,history}', NULL),
     ('pljobs_worker', '{workers,queues}', '{}'),
-    ('pljobs_canceller', '{requests,stuck_aborts}', '{id,status,waiting_for,queue,task,priority,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at}'),
+    ('pljobs_canceller', '{requests,stuck_aborts}', '{id,status,waiting_for,queue,task,priority,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at,parent_id,start_by,timeout,timeout_at,progress,progress_at}'),
     ('pljobs_operator', '{jobs,workers,queues,requests,stalled_jobs,stuck_aborts,history}', NULL);
 SELECT is(ARRAY(SELECT c.relname::text FROM pg_class AS c WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind = 'v' AND has_table_privilege(m.role, c.oid, 'SELECT') ORDER BY c.relname),
           ARRAY(SELECT v FROM unnest(m.views) AS v ORDER BY v COLLATE "C"), m.role || ' may read exactly its views') FROM may_read AS m;

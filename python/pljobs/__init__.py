@@ -11,6 +11,7 @@ from pljobs.connector import PsycopgConnector, SyncPsycopgConnector
 from pljobs.exceptions import JobAborted
 from pljobs.job_context import JobContext, current_context
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job, Status
+from pljobs.logs import JobLogFilter
 from pljobs.manager import JobManager
 from pljobs.retry import BaseRetryStrategy, RetryDecision, RetryStrategy
 from pljobs.tasks import Task
@@ -28,6 +29,7 @@ __all__ = [
     "JobAborted",
     "JobAnswer",
     "JobContext",
+    "JobLogFilter",
     "JobManager",
     "PsycopgConnector",
     "RescindResult",

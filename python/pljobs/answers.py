@@ -120,7 +120,7 @@ class Verdict:
     """Tell what a heartbeat answers for one run: go on, abort (and who asked), kill, or lost.
 
     `level`: how far the abort has got (0: none, 1: asked, 2: cancel its SQL, 3: terminate, 4: kill);
-    `look_in`: when to ask about this run again, at the latest. `sql_way`: how its SQL is cancelled, `worker`
+    `look_in`: when to ask about this run again, at the latest. `sql_way`: how its SQL is cancelled, `asked`
     where the worker has to. `term_at`: when level 3 begins.
     """
 
@@ -137,6 +137,21 @@ class Verdict:
     reason: str | None = None
     requested_at: datetime | None = None
     term_at: datetime | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """Tell what a worker sees of one of its runs, for a heartbeat to take along; None: nothing to tell.
+
+    `handling`: what the task does with its abort; `sql_way`: how the worker cancelled its SQL, or why it
+    could not; `progress`: how far the task says that it is, from 0 to 1, and a text.
+    """
+
+    job_id: int
+    run_id: int
+    handling: Literal["handling", "swallowed"] | None = None
+    sql_way: str | None = None
+    progress: tuple[float | None, str | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +181,14 @@ class FinishAnswer:
     job_id: int
     run_id: int
     status: FinishStatus
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LimitAnswer:
+    """Tell what was done about a job that is over one of its limits."""
+
+    job_id: int
+    outcome: Literal["expired", "abort_requested", "sql_cancelled"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

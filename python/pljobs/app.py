@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Literal, Self, TypedDict, Unpack
@@ -13,7 +13,7 @@ from typing import Literal, Self, TypedDict, Unpack
 from pljobs import calls_read
 from pljobs.blueprints import Blueprint
 from pljobs.connector import AsyncPool, PsycopgConnector, SyncPool
-from pljobs.exceptions import LoadFromPathError, TaskNotFound
+from pljobs.exceptions import LoadFromPathError, TaskNotFound, WorkerTainted
 from pljobs.jobs import DeleteJobCondition
 from pljobs.manager import JobManager
 from pljobs.tasks import DeferOptions, JobDeferrer, configure
@@ -204,8 +204,11 @@ class App(Blueprint):
     # Workers
 
     def run_worker(self, **options: Unpack[WorkerOptions]) -> None:
-        """Run a worker until it is stopped, in an event loop of its own; opens and closes what it needs."""
-        asyncio.run(self.run_worker_async(**options))
+        """Run a worker until it is stopped, in an event loop of its own; opens and closes what it needs.
+
+        Raises `WorkerTainted` at the end if it gave up a job that could not be stopped.
+        """
+        run_unless_tainted(self.run_worker_async(**options))
 
     async def run_worker_async(self, **options: Unpack[WorkerOptions]) -> None:
         """Run a worker until it is stopped; opens the app for as long if it isn't open for async calls."""
@@ -223,6 +226,23 @@ class App(Blueprint):
             return
         async with self.open_async():
             yield
+
+
+def run_unless_tainted(main: Coroutine[object, object, None]) -> None:
+    """Run this in an event loop of its own, as `asyncio.run` does.
+
+    But after `WorkerTainted` leave the loop as it is: to close it would be to wait for the task that can't be
+    stopped.
+    """
+    runner = asyncio.Runner()
+    try:
+        runner.run(main)
+    except WorkerTainted:
+        raise
+    except BaseException:
+        runner.close()
+        raise
+    runner.close()
 
 
 class Opening:

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from pljobs import arguments, checks
 from pljobs.answers import Call as Call  # noqa: PLC0414 - part of what this module says
-from pljobs.answers import FinishAnswer, PeriodicResult, RescueAnswer, Row, RunEnd, Verdict
+from pljobs.answers import (
+    FinishAnswer,
+    LimitAnswer,
+    Observation,
+    PeriodicResult,
+    RescueAnswer,
+    Row,
+    RunEnd,
+    Verdict,
+)
 from pljobs.arguments import JsonDumps, JsonLoads
 from pljobs.exceptions import InvalidArgument, InvalidJob
-from pljobs.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, Status
+from pljobs.jobs import Job, Status
 
 FINAL = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.ABORTED)
 NOW, LONGEST_WAIT = timedelta(0), timedelta(days=3650)
@@ -67,32 +76,16 @@ def defer_encoded(jobs: Iterable[str], *, notify: bool = True) -> Call[list[int]
 
 
 def defer_periodic_job(
-    task: str,
-    *,
-    periodic_id: str,
-    tick: datetime,
-    args: Mapping[str, object],
-    queue: str = DEFAULT_QUEUE,
-    priority: int = DEFAULT_PRIORITY,
-    lock: str | None = None,
-    queueing_lock: str | None = None,
-    dumps: JsonDumps | None = None,
+    periodic_id: str, *, tick: datetime, job: Job, dumps: JsonDumps | None = None
 ) -> Call[PeriodicResult]:
-    """Defer the job of one tick, at most once whoever calls."""
+    """Defer the job of one tick of its task, at most once whoever calls."""
     return Call(
-        "SELECT r.outcome, r.job_id FROM pljobs.defer_periodic_job_v1(task => %(task)s::text,"
-        " periodic_id => %(periodic_id)s::text, tick => %(tick)s::timestamptz, args => %(args)s::jsonb,"
-        " queue => %(queue)s::text, priority => %(priority)s::integer, lock => %(lock)s::text,"
-        " queueing_lock => %(queueing_lock)s::text) AS r",
+        "SELECT r.outcome, r.job_id FROM pljobs.defer_periodic_job_v1("
+        "periodic_id => %(periodic_id)s::text, tick => %(tick)s::timestamptz, job => %(job)s::jsonb) AS r",
         {
-            "task": checks.name("the name of the task", task, error=InvalidJob),
             "periodic_id": periodic_id,
             "tick": checks.aware("tick", tick),
-            "args": arguments.encode_arguments(task, args, dumps),
-            "queue": checks.name("queue", queue, error=InvalidJob),
-            "priority": checks.priority(priority, error=InvalidJob),
-            "lock": checks.optional_name("lock", lock, error=InvalidJob),
-            "queueing_lock": checks.optional_name("queueing_lock", queueing_lock, error=InvalidJob),
+            "job": encode_job(job, dumps),
         },
         lambda rows: PeriodicResult(**rows[0]),
     )
@@ -153,7 +146,8 @@ def fetch_jobs(
 
     return Call(
         "SELECT f.job_id, f.run_id, f.queue, f.task, f.priority, f.lock, f.queueing_lock,"
-        " f.args::text AS args, f.attempts, f.scheduled_at, f.created_at, f.started_at"
+        " f.args::text AS args, f.attempts, f.scheduled_at, f.created_at, f.started_at, f.timeout,"
+        " f.parent_id"
         " FROM pljobs.fetch_jobs_v1(worker_id => %(worker_id)s::bigint, max_jobs => %(max_jobs)s::integer,"
         " queues => %(queues)s::text[], tasks => %(tasks)s::text[]) AS f",
         {
@@ -188,28 +182,32 @@ def heartbeat(
     worker_id: int,
     *,
     run_ids: Sequence[int] = (),
-    handling: Sequence[int] = (),
-    swallowed: Sequence[int] = (),
+    observed: Sequence[Observation] = (),
     loop_lag: timedelta | None = None,
 ) -> Call[list[Verdict]]:
-    """Renew the lease; answers for each of `run_ids` what to do about it.
-
-    `handling` and `swallowed` list the runs that are busy with their abort, and those that ignored it.
-    """
+    """Renew the lease; answers for each of `run_ids` what to do about it."""
+    seen = [_encode_observation(each) for each in observed]
     return Call(
-        "SELECT v.run_id, v.job_id, v.verdict, v.request_id, v.requested_by, v.actor, v.reason,"
-        " v.requested_at"
+        "SELECT v.run_id, v.job_id, v.verdict, v.level, v.look_in, v.sql_way, v.request_id, v.source,"
+        " v.requested_by, v.actor, v.reason, v.requested_at, v.term_at"
         " FROM pljobs.heartbeat_v1(worker_id => %(worker_id)s::bigint, run_ids => %(run_ids)s::bigint[],"
-        " handling => %(handling)s::bigint[], swallowed => %(swallowed)s::bigint[],"
-        " loop_lag => %(loop_lag)s::interval) AS v",
+        " observed => %(observed)s::jsonb, loop_lag => %(loop_lag)s::interval) AS v",
         {
             "worker_id": worker_id,
             "run_ids": list(run_ids),
-            "handling": list(handling),
-            "swallowed": list(swallowed),
+            "observed": json.dumps(seen),
             "loop_lag": loop_lag,
         },
         lambda rows: [Verdict(**row) for row in rows],
+    )
+
+
+def enforce_limits(*, max_jobs: int = 1000) -> Call[list[LimitAnswer]]:
+    """Enforce start_by, timeouts and due SQL cancels, of all workers' jobs; answers what was done."""
+    return Call(
+        "SELECT e.job_id, e.outcome FROM pljobs.enforce_limits_v1(max_jobs => %(max_jobs)s::integer) AS e",
+        {"max_jobs": max_jobs},
+        lambda rows: [LimitAnswer(**row) for row in rows],
     )
 
 
@@ -260,6 +258,17 @@ def prune_history(older_than: timedelta, *, max_rows: int = 10_000) -> Call[int]
     )
 
 
+def _encode_observation(seen: Observation) -> dict[str, object]:
+    fields: dict[str, object] = {"job_id": seen.job_id, "run_id": seen.run_id}
+    if seen.handling is not None:
+        fields["handling"] = seen.handling
+    if seen.sql_way is not None:
+        fields["sql"] = seen.sql_way
+    if seen.progress is not None:
+        fields["progress"], fields["progress_message"] = seen.progress
+    return fields
+
+
 def _fetched(row: Row, worker_id: int, loads: JsonLoads | None) -> Job:
     task_kwargs, args_error = arguments.decode_arguments(row["args"], loads)
     return Job(
@@ -277,6 +286,8 @@ def _fetched(row: Row, worker_id: int, loads: JsonLoads | None) -> Job:
         scheduled_at=row["scheduled_at"],
         created_at=row["created_at"],
         started_at=row["started_at"],
+        timeout=row["timeout"],
+        parent_id=row["parent_id"],
         worker_id=worker_id,
     )
 
@@ -292,6 +303,10 @@ def _encode_run_end(run: RunEnd, dumps: JsonDumps | None) -> str:
         fields["error"] = arguments.clip_text(run.error, arguments.MAX_ERROR)
     if run.delete_job:
         fields["delete_job"] = True
+    if run.sql_cancelled:
+        fields["sql_cancelled"] = True
+    if run.progress is not None:
+        fields["progress"], fields["progress_message"] = run.progress
     if run.retry_at is not None or run.retry_in is not None:
         fields |= _encode_retry(run)
     encoded = json.dumps(fields)

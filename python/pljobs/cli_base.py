@@ -44,6 +44,7 @@ class Exit(IntEnum):
     NOT_FOUND = 3
     REFUSED = 4
     TIMED_OUT = 5
+    TAINTED = 6
     INTERRUPTED = 130
 
 

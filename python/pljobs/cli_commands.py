@@ -33,6 +33,7 @@ def cli(url: str | None) -> None:  # read by `connector`, from the context
       3  not found: no job has this id
       4  refused in this state: the job runs (and --abort wasn't given), or is finished
       5  timed out, with --wait --timeout
+      6  a worker gave up a job that could not be stopped: start another
       130  interrupted by Ctrl-C
     """
 

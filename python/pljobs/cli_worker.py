@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,10 +14,10 @@ from typing import Literal, TypeVar
 import click
 
 from pljobs import processes
-from pljobs.app import App, WorkerOptions
+from pljobs.app import App, WorkerOptions, run_unless_tainted
 from pljobs.cli_base import Exit, Failure, app_option, connector, duration, load_app, url_option
 from pljobs.cli_logging import set_up
-from pljobs.exceptions import SchemaMissing
+from pljobs.exceptions import SchemaMissing, WorkerTainted
 from pljobs.maintenance import Manager
 
 T = TypeVar("T")
@@ -132,7 +134,13 @@ def worker(
         options["unknown_tasks"] = unknown_tasks
     if retention is not None:
         options["retention"] = retention
-    asyncio.run(_work(app, options))
+    try:
+        run_unless_tainted(_work(app, options))
+    except WorkerTainted as error:
+        click.echo(f"pljobs: {error}", err=True)
+        logging.shutdown()
+        # At once: the interpreter's own end waits for threads that a task may have left there.
+        os._exit(Exit.TAINTED)
 
 
 @click.command()

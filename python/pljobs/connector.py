@@ -172,7 +172,7 @@ class PsycopgConnector:
         """Execute calls in one transaction."""
         if connection is not None:
             return db.run_all(connections.unwrap(connection), calls, joined=True)
-        with self._checked_out() as conn:
+        with db.translated(), self.checked_out() as conn:
             return db.run_all(conn, calls)
 
     async def execute_async(self, call: Call[T], *, connection: object = None) -> T:
@@ -184,8 +184,9 @@ class PsycopgConnector:
         if connection is not None:
             conn = await connections.unwrap_async(connection)
             return await db.run_all_async(conn, calls, joined=True)
-        async with self._checked_out_async() as conn:
-            return await db.run_all_async(conn, calls)
+        with db.translated():
+            async with self.checked_out_async() as conn:
+                return await db.run_all_async(conn, calls)
 
     # Connections of one's own
 
@@ -238,29 +239,33 @@ class PsycopgConnector:
             raise exceptions.InvalidArgument("open already: close before you open with another pool")
 
     @contextlib.contextmanager
-    def _checked_out(self) -> Iterator[psycopg.Connection[Any]]:
+    def checked_out(self) -> Iterator[psycopg.Connection[TupleRow]]:
+        """Lend a connection of the pool, in autocommit; what its statements raise is psycopg's."""
         if not self.is_open:
             raise exceptions.AppNotOpen("open the app first: app.open(), or `with app.open(): ...`")
         with self._lock:
             pool = self._open_sync()
-        with db.translated(), pool.connection() as conn:
+        with contextlib.ExitStack() as stack:
+            with db.translated():
+                conn = stack.enter_context(pool.connection())
             yield conn
 
     @contextlib.asynccontextmanager
-    async def _checked_out_async(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def checked_out_async(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+        """Lend an async connection of the pool, in autocommit; what its statements raise is psycopg's."""
         pool = self._async.pool
         if pool is None and not self._alone:
             raise exceptions.AppNotOpen(
                 "open the app for async first: await app.open_async(), or `async with app.open_async(): ...`"
             )
-        if pool is None or (self._async.own and self._loop is not asyncio.get_running_loop()):
-            # A pool serves one event loop. A sync task that calls asyncio.run() has another.
-            async with await self.connect_async() as conn:
-                yield conn
-        else:
-            with db.translated():
-                async with pool.connection() as conn:
-                    yield conn
+        async with contextlib.AsyncExitStack() as stack:
+            if pool is None or (self._async.own and self._loop is not asyncio.get_running_loop()):
+                # A pool serves one event loop. A sync task that calls asyncio.run() has another.
+                conn = await stack.enter_async_context(await self.connect_async())
+            else:
+                with db.translated():
+                    conn = await stack.enter_async_context(pool.connection())
+            yield conn
 
 
 class SyncPsycopgConnector(PsycopgConnector):

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 from psycopg import sql
 
-from pljobs import calls, db
+from pljobs import calls, calls_sql, db
 from pljobs.aborting import AbortRequest
 from pljobs.answers import Call, Verdict
 from pljobs.exceptions import PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
 from pljobs.link import KEEPALIVES, SESSION, cut
+from pljobs.run import SQL, TERM
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
@@ -38,6 +39,9 @@ ENDED_EVERY = 0.01
 T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 LAG_WORTH_A_WARNING = 1.0
+SHORTEST_PAUSE = 0.05
+BLOCKED_AFTER = 0.5
+LOST_PATIENCE, LOST_EVERY = 5.0, 1.0
 
 
 class Control:
@@ -61,6 +65,7 @@ class Control:
         listen: bool,
         heartbeat_interval: float,
         abort_interval: float,
+        interrupt: Callable[[asyncio.Task[Any]], None],
     ) -> None:
         self._connector = connector
         self._worker_id = worker_id
@@ -72,6 +77,7 @@ class Control:
         self._listen = listen
         self._heartbeat_interval = heartbeat_interval
         self._abort_interval = abort_interval
+        self._interrupt = interrupt
         self._loop = asyncio.get_running_loop()
         self._conn: psycopg.Connection[Any] | None = None
         self._busy_since: float | None = None
@@ -170,7 +176,10 @@ class Control:
         interval = self._heartbeat_interval
         if self._runs:
             interval = min(interval, self._abort_interval)
-        due = self._beat_at + interval
+        looks = [
+            run.look_at for run in dict(self._runs).values() if run is not None and run.look_at is not None
+        ]
+        due = min(self._beat_at + interval, *looks) if looks else self._beat_at + interval
         if not self._heard(conn):
             ready = {key.fileobj for key, _ in selector.select(max(0.0, due - time.monotonic()))}
             if self._woken in ready:
@@ -210,31 +219,73 @@ class Control:
     def _beat(self, conn: psycopg.Connection[Any]) -> None:
         self._beat_at = time.monotonic()
         runs = dict(self._runs)
+        observed = [seen for run in runs.values() if run is not None and (seen := run.observe()) is not None]
         beat = calls.heartbeat(
             self._worker_id,
             run_ids=list(runs),
-            handling=[run_id for run_id, run in runs.items() if run is not None and run.handling],
-            swallowed=[run_id for run_id, run in runs.items() if run is not None and run.swallowed],
+            observed=observed,
             loop_lag=timedelta(seconds=self._measure_lag(runs.values())),
         )
         try:
-            verdicts = self._timed(conn, beat)
+            verdicts = self._beat_once_more_if_unknown(conn, beat)
+        except BaseException:
+            for seen in observed:
+                if (run := runs[seen.run_id]) is not None:
+                    run.unobserve(seen)
+            raise
+        self._early = {
+            v.run_id: v for v in verdicts if v.run_id not in runs and v.verdict in {"abort", "kill"}
+        }
+        for verdict in verdicts:
+            self._deliver(verdict)
+        for verdict in verdicts:
+            self._cancel_sql(conn, verdict)
+
+    def _beat_once_more_if_unknown(
+        self, conn: psycopg.Connection[Any], beat: Call[list[Verdict]]
+    ) -> list[Verdict]:
+        try:
+            return self._timed(conn, beat)
         except WorkerNotRegistered:
             logger.warning("The lease of worker %s had run out: registering again", self._worker_id)
             self._timed(conn, self._register_again)
-            verdicts = self._timed(conn, beat)
-        self._early = {v.run_id: v for v in verdicts if v.run_id not in runs and v.verdict == "abort"}
-        for verdict in verdicts:
-            self._deliver(verdict)
+            return self._timed(conn, beat)
+
+    def _cancel_sql(self, conn: psycopg.Connection[Any], verdict: Verdict) -> None:
+        """Cancel a run's SQL where that is left to its worker: the database may not, or the run is lost."""
+        run = self._runs.get(verdict.run_id)
+        if run is None or run.ended:
+            return
+        if verdict.sql_way == "asked" and verdict.level >= SQL:
+            way = self._timed(conn, calls_sql.cancel_sql(verdict.run_id))
+            run.context.sql_way.set("worker" if way == "server" else way)
+        elif verdict.verdict == "lost":
+            # Nothing that it does counts any more. What it does to clean up has some seconds.
+            if run.lost_for() > LOST_PATIENCE:
+                self._timed(conn, calls_sql.cancel_sql(verdict.run_id))
+            run.look_at = time.monotonic() + LOST_EVERY
 
     def _deliver(self, verdict: Verdict) -> None:
         run = self._runs.get(verdict.run_id)
-        if run is None or verdict.verdict == "ok":
+        if run is None:
             return
-        reason = _reason(verdict)
+        if verdict.look_in is not None:
+            # Not at once, again and again, while somebody holds the job's row.
+            pause = max(verdict.look_in.total_seconds(), SHORTEST_PAUSE)
+            run.look_at = time.monotonic() + pause
+        elif verdict.verdict == "ok":
+            run.look_at = None
+        if verdict.verdict == "ok":
+            return
+        reason = reason_of(verdict)
         # Here and now, for threads; in the event loop, once it is free, for async tasks.
         run.context.abort_flag.set(reason, AbortRequest.of(verdict) if verdict.request_id else None)
         self._in_loop(run.abort, reason, verdict)
+        if verdict.level >= TERM and run.body is not None and self._is_loop_blocked():
+            self._interrupt(run.body)
+
+    def _is_loop_blocked(self) -> bool:
+        return self._pinged_at is not None and time.monotonic() - self._pinged_at > BLOCKED_AFTER
 
     def _timed(self, conn: psycopg.Connection[Any], call: Call[T]) -> T:
         self._busy_since = time.monotonic()
@@ -269,7 +320,8 @@ class Control:
             self._loop.call_soon_threadsafe(function, *args)
 
 
-def _reason(verdict: Verdict) -> AbortReason:
+def reason_of(verdict: Verdict) -> AbortReason:
+    """Return what a verdict means to a task."""
     if verdict.verdict == "lost":
         return AbortReason.RUN_LOST
     return AbortReason.DEADLINE if verdict.source == "deadline" else AbortReason.USER_REQUEST

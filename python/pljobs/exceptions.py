@@ -14,6 +14,7 @@ class PljobsException(Exception):  # noqa: N818 - procrastinate's naming
           AlreadyEnqueued       PJ001   a waiting job holds the queueing lock
           InvalidJob            PJ002   this can't be deferred: arguments, names, times (also a ValueError)
           InvalidArgument       PJ004   a call with an argument that makes no sense (also a ValueError)
+          TreeCancelled         PJ007   a job of a cancelled tree deferred another: stop
           JobNotFound                   no job has this id
           TaskNotFound                  no task has this name
           TaskAlreadyRegistered         two tasks of one name, or a periodic task twice
@@ -30,6 +31,7 @@ class PljobsException(Exception):  # noqa: N818 - procrastinate's naming
             MigrationEdited     PJ005   the database ran another text of a migration
             SchemaTooNew        PJ006   the database was migrated by a newer pljobs
             WorkerNotRegistered PJ003   this worker has to register again
+          WorkerTainted                 this worker gave up a job whose code may still run: end the process
         JobAborted                      raised by a task to end as aborted (a BaseException)
 
     A code of the database (`PJ...`) means one class, and is never used for another.
@@ -57,6 +59,12 @@ class InvalidArgument(PljobsException, ValueError):  # noqa: N818
     """Say which argument of a call makes no sense."""
 
     code = "PJ004"
+
+
+class TreeCancelled(PljobsException):
+    """Say that a job can't defer others, for its tree was cancelled; nothing was deferred."""
+
+    code = "PJ007"
 
 
 class JobNotFound(PljobsException):
@@ -133,6 +141,13 @@ class WorkerNotRegistered(ConnectorException):
     code = "PJ003"
 
 
+class WorkerTainted(PljobsException):
+    """Say that a worker has stopped because it gave up a job that could not be stopped.
+
+    Its code may still run, in this process: end the process, and start another.
+    """
+
+
 class JobAborted(BaseException):
     """Raise this in a task that was asked to abort, so that its job ends `aborted`.
 
@@ -151,5 +166,6 @@ BY_CODE: dict[str | None, type[PljobsException]] = {
         InvalidArgument,
         MigrationEdited,
         SchemaTooNew,
+        TreeCancelled,
     )
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pljobs.threads import Threads
 
 CANCEL_EVERY = 1.0
+LOST_PATIENCE = 5.0
 
 
 class LocalRun(Run):
@@ -38,7 +39,7 @@ class LocalRun(Run):
         self._observed: Observed[Ended] | None = None
         self._body: asyncio.Task[Ended] | None = None
         self._in_body = False
-        self._cancelled = False
+        self._cancelled = self._lost = False
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
         self._environment = contextvars.copy_context()
@@ -61,17 +62,20 @@ class LocalRun(Run):
 
     @property
     def body(self) -> asyncio.Task[Ended] | None:
-        """Return the asyncio task of an async body that runs."""
+        """Return the task of an async body that runs in this event loop."""
         return self._body
 
-    def _stop(self, reason: AbortReason) -> None:  # noqa: ARG002 - all reasons are one to a task
+    def _stop(self, reason: AbortReason) -> None:
+        if reason is AbortReason.RUN_LOST and not self._lost:
+            self._lost = True
+            self._loop.call_later(LOST_PATIENCE, self._terminate)
         # A task that is cancelled before its first step runs no line, not even a `finally`: wait until it is
         # in its body.
         if not self._cancelled and self._cancel():
             self._cancelled = True
 
     def _terminate(self) -> None:
-        """Cancel an async task again and again: this abort has a deadline. Nothing stops a thread."""
+        """Cancel an async task again and again. Nothing stops a thread."""
         if not self.ended and self._body is not None:
             self._cancel()
             self._loop.call_later(CANCEL_EVERY, self._terminate)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import queue
+import signal
 import socket
+import stat
 import struct
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 HEADER = struct.Struct(">I")
 MAX_FRAME = 64 * 1024 * 1024
 READ_AT_MOST = 256 * 1024
+UNSENT_AT_MOST = 1000
+LINE_LOST = 71
+"""The exit status of a process that can't reach its worker any more: its task closed the line."""
 
 
 class Garbled(Exception):  # noqa: N818
@@ -145,3 +156,86 @@ class Line:
             _, passing = self._outbox.popleft()
             if passing is not None:
                 passing.close()
+
+
+class OwnLine:
+    """Hold this process's end of the line: threads of its own send and receive.
+
+    Nothing but putting into a queue happens in the task's thread: a signal's exception must not tear a
+    message apart.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._is = os.fstat(sock.fileno())
+        self._frames = Frames()
+        self._pid = os.getpid()
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._send_all, name="pljobs-sends", daemon=True)
+        self._sender.start()
+
+    def send(self, *message: object) -> None:
+        """Send a message, which must be JSON; wait while too many are unsent."""
+        if os.getpid() != self._pid:
+            return  # forked by the task: nobody would take it out
+        while self._outbox.qsize() > UNSENT_AT_MOST:
+            time.sleep(0.005)
+        self._outbox.put(pack(json.dumps(message).encode()))
+
+    def flush(self) -> None:
+        """Send what is unsent; nothing can be sent after it."""
+        self._outbox.put(None)
+        self._sender.join()
+
+    def receive_first(self) -> bytes:
+        """Return the first message."""
+        while True:
+            for payload in self._frames.feed(self._receive()):
+                return payload
+
+    def follow(self, on_payload: Callable[[bytes], None]) -> None:
+        """Call back, in a thread, with each further message."""
+        threading.Thread(target=self._follow, args=(on_payload,), name="pljobs-hears", daemon=True).start()
+
+    def _follow(self, on_payload: Callable[[bytes], None]) -> None:
+        data = b""  # what came with the first
+        while True:
+            for payload in self._frames.feed(data):
+                on_payload(payload)
+            data = self._receive()
+
+    def _receive(self) -> bytes:
+        self._must_be_ours()
+        try:
+            data = self._sock.recv(READ_AT_MOST)
+        except OSError:
+            data = b""
+        if not data:
+            self._must_be_ours()
+            _die()
+        return data
+
+    def _send_all(self) -> None:
+        while (data := self._outbox.get()) is not None:
+            self._must_be_ours()
+            try:
+                self._sock.sendall(data)
+            except OSError:
+                self._must_be_ours()
+                _die()
+
+    def _must_be_ours(self) -> None:
+        """End the process if the task has closed the descriptor: what has its number now is the task's."""
+        try:
+            now = os.fstat(self._sock.fileno())
+        except OSError:
+            os._exit(LINE_LOST)
+        if not stat.S_ISSOCK(now.st_mode) or now.st_ino != self._is.st_ino:
+            os._exit(LINE_LOST)
+
+
+def _die() -> NoReturn:
+    """End the process, and its group, for its worker is gone."""
+    with contextlib.suppress(OSError):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)

@@ -10,13 +10,10 @@ import logging
 import mmap
 import os
 import pickle
-import queue
 import signal
 import socket
-import stat
 import sys
 import threading
-import time
 import traceback
 import types
 from collections.abc import Mapping, Sequence
@@ -29,14 +26,11 @@ from pljobs.answers import RunEnd
 from pljobs.app import App
 from pljobs.endings import Ended, message, run_end
 from pljobs.exceptions import JobAborted, LoadFromPathError
-from pljobs.frames import READ_AT_MOST, Frames, pack
-from pljobs.job_context import JobContext, Progress, current
+from pljobs.frames import OwnLine
+from pljobs.job_context import JobContext, Latest, Progress, current
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.tasks import AnyTask, Task
 
-LINE_LOST = 71
-"""The exit status of a process that can't reach its worker any more: its task closed the line."""
-UNSENT_AT_MOST = 1000
 PROGRESS_EVERY = 0.1
 PLAIN = str | int | float | bool | None
 
@@ -76,10 +70,9 @@ def main(sock: socket.socket, terminated: mmap.mmap) -> NoReturn:
     `terminated` holds one byte, which is set before a SIGTERM of the worker's.
     """
     pid = os.getpid()
-    line = _Line(sock)
+    line = OwnLine(sock)
     body = _Body(terminated)
     try:
-        # As text at once: this is the worker's memory, for an error of whatever kind.
         report = body.run(line)
     except BaseException as error:  # noqa: BLE001 - what can't be run is reported, too
         report = {"outcome": "failed", "message": message(error), "error": traceback.format_exc()}
@@ -103,7 +96,7 @@ class _Body:
         self._thrown = False
         signal.signal(signal.SIGTERM, self._on_term)
 
-    def run(self, line: _Line) -> dict[str, object]:
+    def run(self, line: OwnLine) -> dict[str, object]:
         """Return what to report."""
         order = pickle.loads(line.receive_first())  # noqa: S301 - from the worker
         if not isinstance(order, Order):
@@ -122,13 +115,18 @@ class _Body:
             start_timestamp=order.start_timestamp,
             abort_flag=self._flag,
             reported_progress=_SentProgress(line),
+            sql_way=_SentWay(line),
         )
         current.set(context)
-        line.follow(self._flag)
+        line.follow(self._heard)
         ended = self._call(context)
         if self._thrown and not self._flag.is_set():
             self._flag.wait(1.0)  # a signal overtakes the message that says why
         return to_wire(run_end(context, ended, delete_jobs=order.delete_jobs), dumps=app.connector.json_dumps)
+
+    def _heard(self, payload: bytes) -> None:
+        abort = pickle.loads(payload)  # noqa: S301 - from the worker
+        self._flag.set(abort.reason, abort.request)
 
     def _call(self, context: JobContext) -> Ended:
         args = (context,) if context.task.pass_context else ()
@@ -159,100 +157,16 @@ class _Body:
             raise JobAborted("terminated: it had not stopped in time")
 
 
-class _Line:
-    """Hold this process's end of the line: threads of its own send and receive.
-
-    Nothing but putting into a queue happens in the task's thread: a signal's exception must not tear a
-    message apart.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._is = os.fstat(sock.fileno())
-        self._frames = Frames()
-        self._pid = os.getpid()
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._sender = threading.Thread(target=self._send_all, name="pljobs-sender", daemon=True)
-        self._sender.start()
-
-    def send(self, *message: object) -> None:
-        """Send a message, which must be JSON; wait while too many are unsent."""
-        if os.getpid() != self._pid:
-            return  # forked by the task: nobody would take it out
-        while self._outbox.qsize() > UNSENT_AT_MOST:
-            time.sleep(0.005)
-        self._outbox.put(pack(json.dumps(message).encode()))
-
-    def flush(self) -> None:
-        """Send what is unsent; nothing can be sent after it."""
-        self._outbox.put(None)
-        self._sender.join()
-
-    def receive_first(self) -> bytes:
-        """Return the first message."""
-        while True:
-            for payload in self._frames.feed(self._receive()):
-                return payload
-
-    def follow(self, flag: AbortFlag) -> None:
-        """Raise the flag when the worker says so."""
-        threading.Thread(target=self._follow, args=(flag,), name="pljobs-aborts", daemon=True).start()
-
-    def _follow(self, flag: AbortFlag) -> None:
-        data = b""  # what came with the order
-        while True:
-            for payload in self._frames.feed(data):
-                abort = pickle.loads(payload)  # noqa: S301 - from the worker
-                flag.set(abort.reason, abort.request)
-            data = self._receive()
-
-    def _receive(self) -> bytes:
-        self._must_be_ours()
-        try:
-            data = self._sock.recv(READ_AT_MOST)
-        except OSError:
-            data = b""
-        if not data:
-            self._must_be_ours()
-            _die()
-        return data
-
-    def _send_all(self) -> None:
-        while (data := self._outbox.get()) is not None:
-            self._must_be_ours()
-            try:
-                self._sock.sendall(data)
-            except OSError:
-                self._must_be_ours()
-                _die()
-
-    def _must_be_ours(self) -> None:
-        """End the process if the task has closed the descriptor: what has its number now is the task's."""
-        try:
-            now = os.fstat(self._sock.fileno())
-        except OSError:
-            os._exit(LINE_LOST)
-        if not stat.S_ISSOCK(now.st_mode) or now.st_ino != self._is.st_ino:
-            os._exit(LINE_LOST)
-
-
-def _die() -> NoReturn:
-    """End the process, and its group, for its worker is gone."""
-    with contextlib.suppress(OSError):
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
-
-
-class _SentProgress(Progress):
+class _SentProgress(Latest[Progress]):
     """Hold how far the task is, and send it, a few times a second at most."""
 
-    def __init__(self, line: _Line) -> None:
+    def __init__(self, line: OwnLine) -> None:
         super().__init__()
         self._line = line
         self._timer: threading.Timer | None = None
 
-    def set(self, fraction: float | None, message: str | None) -> None:
-        super().set(fraction, message)
+    def set(self, value: Progress) -> None:
+        super().set(value)
         if self._timer is None:
             self._timer = threading.Timer(PROGRESS_EVERY, self._send)
             self._timer.daemon = True
@@ -260,15 +174,25 @@ class _SentProgress(Progress):
 
     def _send(self) -> None:
         self._timer = None
-        taken = self.take()
-        if taken is not None:
+        if (taken := self.take()) is not None:
             self._line.send("progress", *taken)
+
+
+class _SentWay(Latest[str]):
+    """Send at once how the job's SQL can be cancelled."""
+
+    def __init__(self, line: OwnLine) -> None:
+        super().__init__()
+        self._line = line
+
+    def set(self, value: str) -> None:
+        self._line.send("sql_way", value)
 
 
 class _Forward(logging.Handler):
     """Send log records to the worker."""
 
-    def __init__(self, line: _Line) -> None:
+    def __init__(self, line: OwnLine) -> None:
         super().__init__()
         self._line = line
         self._formatter = logging.Formatter()
@@ -294,7 +218,7 @@ def _plain(value: object) -> object:
     return value
 
 
-def _log_to(line: _Line, levels: Mapping[str, int]) -> None:
+def _log_to(line: OwnLine, levels: Mapping[str, int]) -> None:
     """Send what is logged to the worker alone, which has the handlers; log what it would."""
     known = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
     for logger in known:

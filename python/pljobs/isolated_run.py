@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import os
@@ -16,10 +17,10 @@ from typing import cast, get_args
 from pljobs.answers import Outcome, RunEnd
 from pljobs.endings import Ended, with_retry
 from pljobs.exceptions import JobTimeout, ProcessDied
-from pljobs.frames import Garbled, Line
-from pljobs.isolated import LINE_LOST, Abort, Order
+from pljobs.frames import LINE_LOST, Garbled, Line
+from pljobs.isolated import Abort, Order
 from pljobs.isolation import Processes
-from pljobs.job_context import JobContext
+from pljobs.job_context import JobContext, current
 from pljobs.jobs import AbortReason, DeleteJobCondition
 from pljobs.run import OnEnd, Run
 
@@ -50,6 +51,8 @@ class IsolatedRun(Run):
         self._processes = processes
         self._delete_jobs = delete_jobs
         self._loop = asyncio.get_running_loop()
+        self._environment = contextvars.copy_context()
+        self._environment.run(current.set, context)
         self._line: Line | None = None
         self._signal: Callable[[str], None] = lambda _how: None
         self._told: Abort | None = None
@@ -133,7 +136,9 @@ class IsolatedRun(Run):
                 case ["log", dict(fields)]:
                     self._log(fields)
                 case ["progress", (float() | int() | None) as fraction, (str() | None) as message]:
-                    self.context.reported_progress.set(fraction, message)
+                    self.context.reported_progress.set((fraction, message))
+                case ["sql_way", str(way)]:
+                    self.context.sql_way.set(way)
                 case ["end", dict(fields)]:
                     self._report = _end_from(fields, self.job_id, self.run_id)
                     # It ends now, unless something holds it.
@@ -157,11 +162,13 @@ class IsolatedRun(Run):
     def _log(self, fields: Mapping[str, object]) -> None:
         if not isinstance(fields.get("name"), str) or not isinstance(fields.get("levelno"), int):
             raise Garbled("no log record")
-        record = logging.makeLogRecord({**self.job.log_context(), **fields})
+        job = self.job  # the ids as logs.JobLogFilter adds them
+        ids = {"job_id": job.id, "run_id": job.run_id, "task_name": job.task_name}
+        record = logging.makeLogRecord({**ids, **fields})
         log = logging.getLogger(record.name)
         if log.isEnabledFor(record.levelno):
             try:
-                log.handle(record)
+                self._environment.run(log.handle, record)
             except Exception:  # an application's handler or filter
                 logger.exception("A log record of job %s can't be handled", self.job.call_string)
 

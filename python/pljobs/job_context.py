@@ -8,11 +8,12 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pljobs import arguments
 from pljobs.aborting import AbortFlag, AbortRequest
 from pljobs.exceptions import InvalidArgument, JobAborted
+from pljobs.job_sql import JobConnection
 from pljobs.jobs import AbortReason, Job
 
 if TYPE_CHECKING:
@@ -22,33 +23,34 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Callback = TypeVar("Callback", bound=Callable[[], object])
 
+Progress = tuple[float | None, str | None]
+
 MAX_PROGRESS_MESSAGE = 200
 
 
-class Progress:
-    """Hold how far a task says that it is, for the next heartbeat to take along; for any thread."""
+class Latest(Generic[T]):
+    """Hold what was noted last, for the next heartbeat to take along, once; for any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last: tuple[float | None, str | None] | None = None
-        self._is_new = False
+        self._value: T | None = None
 
-    def set(self, fraction: float | None, message: str | None) -> None:
+    def set(self, value: T) -> None:
         """Note it."""
         with self._lock:
-            self._last, self._is_new = (fraction, message), True
+            self._value = value
 
-    def take(self) -> tuple[float | None, str | None] | None:
-        """Return what was said last if it has not been taken before."""
+    def take(self) -> T | None:
+        """Return what was noted last if it has not been taken before."""
         with self._lock:
-            taken, self._is_new = (self._last if self._is_new else None), False
+            taken, self._value = self._value, None
             return taken
 
-    def put_back(self, taken: tuple[float | None, str | None]) -> None:
+    def put_back(self, taken: T) -> None:
         """Undo `take`, where what was taken could not be stored and nothing newer came."""
         with self._lock:
-            if not self._is_new:
-                self._last, self._is_new = taken, True
+            if self._value is None:
+                self._value = taken
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,8 @@ class JobContext:
     additional_context: Mapping[str, object] = dataclasses.field(default_factory=dict, repr=False)
     start_timestamp: float = dataclasses.field(default_factory=time.time)
     abort_flag: AbortFlag = dataclasses.field(default_factory=AbortFlag, repr=False)
-    reported_progress: Progress = dataclasses.field(default_factory=Progress, repr=False)
+    reported_progress: Latest[Progress] = dataclasses.field(default_factory=Latest, repr=False)
+    sql_way: Latest[str] = dataclasses.field(default_factory=Latest, repr=False)
 
     @property
     def worker(self) -> str | None:
@@ -99,7 +102,11 @@ class JobContext:
         return callback
 
     async def aborted(self) -> AbortReason:
-        """Wait until the task should stop; return why."""
+        """Wait until the task should stop; return why.
+
+        For what runs beside an async task's body: in the body itself the await is where its CancelledError
+        comes.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
 
@@ -131,7 +138,28 @@ class JobContext:
         if fraction is not None and not 0 <= fraction <= 1:
             raise InvalidArgument(f"progress is a number from 0 to 1 or None, not {fraction!r}")
         text = None if message is None else arguments.clip_text(str(message), MAX_PROGRESS_MESSAGE)
-        self.reported_progress.set(None if fraction is None else float(fraction), text)
+        self.reported_progress.set((None if fraction is None else float(fraction), text))
+
+    def connection(self, source: object = None) -> JobConnection:
+        """Return a connection for this job's own SQL, which whoever stops the job can cancel; to be entered.
+
+        ::
+
+            with context.connection() as conn:
+                conn.execute("SELECT ...")
+
+        and `async with` in async tasks. While the block runs, the statement that runs is cancelled where the
+        abort asks for that (`sql => true`, or half of its grace is over), by the database, and none that this
+        connection runs later, for whomever. It then raises psycopg's `QueryCanceled`: let it through, and the
+        job ends as aborted.
+
+        `source`: None for the app's own pool, in autocommit; or a psycopg pool or connection of yours, not in
+        a transaction, that leads to the database of pljobs. A transaction that is open at the end of the
+        block is committed, after an exception rolled back. Behind a transaction pooler the block works, but
+        its statements can't be cancelled: the request says `pooled`. Raises `InvalidArgument`, and what
+        connecting raises.
+        """
+        return JobConnection(self, source)
 
     def evolve(self, **changes: object) -> JobContext:
         """Return a copy with some fields changed."""

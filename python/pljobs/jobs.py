@@ -109,5 +109,6 @@ class Job:
         )  # fmt: skip
         context: dict[str, object] = {name: getattr(self, name) for name in shown}
         context["scheduled_at"] = self.scheduled_at.isoformat() if self.scheduled_at else None
+        context["job_id"] = self.id
         context["call_string"] = self.call_string
         return context

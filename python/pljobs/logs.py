@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from pljobs.answers import RunEnd, Verdict
+from pljobs.job_context import current
 from pljobs.jobs import AbortReason, Job
 
 logger = logging.getLogger("pljobs.jobs")
@@ -15,6 +16,24 @@ LEVELS = {
     "todo": logging.WARNING,
     "aborted": logging.WARNING,
 }
+
+
+class JobLogFilter(logging.Filter):
+    """Add to each record which job it was written for: `job_id`, `run_id`, `task_name`; None outside of one.
+
+    To be added to a handler: a logger's own filters don't see what loggers below it write. Follows
+    contextvars, as `current_context()` does. Filters nothing out.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add them, where the record has none of its own."""
+        context = current.get()
+        job = None if context is None else context.job
+        ours = {"job_id": job and job.id, "run_id": job and job.run_id, "task_name": job and job.task_name}
+        for name, value in ours.items():
+            if getattr(record, name, None) is None:
+                setattr(record, name, value)
+        return True
 
 
 def started(job: Job) -> None:

@@ -36,9 +36,9 @@ class Execute(Protocol):
 class Maintenance:
     """Do what is due, until stopped; in any number at once: the database lets one work, and once a tick.
 
-    Every `interval` seconds: rescue the jobs of lost workers, wake sleeping lanes; with `retention`, every
-    minute: prune what finished longer ago. Defers the app's periodic tasks when they are due, by the
-    database's clock.
+    Every `interval` seconds: rescue the jobs of lost workers, enforce time limits, wake sleeping lanes; with
+    `retention`, every minute: prune what finished longer ago. Defers the app's periodic tasks when they are
+    due, by the database's clock.
     """
 
     def __init__(
@@ -94,6 +94,10 @@ class Maintenance:
                 answer.job_id,
                 answer.outcome,
                 extra={"job_id": answer.job_id},
+            )
+        for limit in await self._execute(calls.enforce_limits()):
+            logger.info(
+                "Job %s is over its time: %s", limit.job_id, limit.outcome, extra={"job_id": limit.job_id}
             )
         woken = await self._execute(calls.wake_lanes())
         if woken:

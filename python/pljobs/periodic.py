@@ -68,17 +68,9 @@ class Tick:
         task = self.periodic.task
         options = self.periodic.configure_kwargs
         deferrer = task.configure(**options)
-        return calls.defer_periodic_job(
-            task.name,
-            periodic_id=self.periodic.periodic_id,
-            tick=self.at,
-            args={**deferrer.job.task_kwargs, "timestamp": self.timestamp},
-            queue=deferrer.job.queue,
-            priority=deferrer.job.priority,
-            lock=deferrer.job.lock,
-            queueing_lock=deferrer.job.queueing_lock,
-            dumps=task.blueprint.bound_to().connector.json_dumps,
-        )
+        job = deferrer.job.evolve(task_kwargs={**deferrer.job.task_kwargs, "timestamp": self.timestamp})
+        dumps = task.blueprint.bound_to().connector.json_dumps
+        return calls.defer_periodic_job(self.periodic.periodic_id, tick=self.at, job=job, dumps=dumps)
 
 
 class PeriodicRegistry:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Literal
 
 from pljobs import logs
 from pljobs.aborting import AbortRequest
-from pljobs.answers import RunEnd, Verdict
+from pljobs.answers import Observation, RunEnd, Verdict
 from pljobs.endings import Ended
 from pljobs.job_context import JobContext
 from pljobs.jobs import AbortReason
@@ -36,7 +39,13 @@ class Run(ABC):
         # When to ask the database about this run, in seconds of time.monotonic(): its timeout, or the next
         # level of its abort.
         self.look_at: float | None = None
+        self._lost_at: float | None = None
         self._on_end = on_end
+
+    @property
+    def body(self) -> asyncio.Task[Ended] | None:
+        """Return the task of an async body that runs in this event loop."""
+        return None
 
     @abstractmethod
     def start(self) -> None:
@@ -64,6 +73,35 @@ class Run(ABC):
                 self._kill()
             elif self.level >= TERM:
                 self._terminate()
+
+    def observe(self) -> Observation | None:
+        """Return what there is to tell of this run that has not been told; for the control thread."""
+        if self.job.id is None or self.job.run_id is None:
+            return None
+        handling: Literal["handling", "swallowed"] | None = None
+        if self.handling:
+            handling = "handling"
+        elif self.swallowed:
+            handling = "swallowed"
+        way, progress = self.context.sql_way.take(), self.context.reported_progress.take()
+        if handling is None and way is None and progress is None:
+            return None
+        return Observation(
+            job_id=self.job.id, run_id=self.job.run_id, handling=handling, sql_way=way, progress=progress
+        )
+
+    def unobserve(self, seen: Observation) -> None:
+        """Undo `observe`: it could not be told."""
+        if seen.sql_way is not None:
+            self.context.sql_way.put_back(seen.sql_way)
+        if seen.progress is not None:
+            self.context.reported_progress.put_back(seen.progress)
+
+    def lost_for(self) -> float:
+        """Return for how many seconds this run has been known not to be the job's any more."""
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+        return time.monotonic() - self._lost_at
 
     @property
     def handling(self) -> bool:

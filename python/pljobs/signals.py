@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first stops, the second aborts, the third ends the process."""
+"""SIGINT and SIGTERM: the first stops, the second aborts, the third ends the process. And SIGURG."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+from pljobs.exceptions import JobAborted
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,45 @@ class _Handler:
     def _tell(self, name: str) -> None:
         logger.warning("Received %s", name)
         self._stop()
+
+
+class Interrupter:
+    """Interrupt an async task that blocks its event loop, by a signal: the loop itself can't be asked.
+
+    Only in the main thread, where Python runs signal handlers. The signal is SIGURG, which the system ignores
+    where nobody handles it, so that one too many harms nobody.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._target: asyncio.Task[object] | None = None
+        self._installed = False
+
+    def interrupt(self, task: asyncio.Task[object]) -> None:
+        """Raise `JobAborted` in this task if it is the one that holds the event loop; for any thread."""
+        if self._installed:
+            self._target = task
+            signal.pthread_kill(self._thread, signal.SIGURG)
+
+    @contextlib.contextmanager
+    def installed(self, *, install: bool) -> Iterator[None]:
+        """Be ready within the block, if this is the main thread."""
+        if not install or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = signal.signal(signal.SIGURG, self._on_signal)
+        self._installed = True
+        try:
+            yield
+        finally:
+            self._installed = False
+            signal.signal(signal.SIGURG, signal.SIG_DFL if former is None else former)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal module's
+        target, self._target = self._target, None
+        if target is not None and asyncio.current_task(self._loop) is target:
+            raise JobAborted("terminated: it blocked the event loop")
 
 
 @contextlib.contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
+from pljobs.answers import RunEnd
+from pljobs.endings import Ended, run_end
 from pljobs.execution import LocalRun
 from pljobs.isolated_run import IsolatedRun
 from pljobs.isolation import Processes
@@ -60,8 +63,19 @@ class Starter:
             worker_queues=worker.queues,
             additional_context=worker.additional_context,
         )
+        run: Run
         if task.isolation is None:
-            return LocalRun(context, threads=self._threads, on_end=self._on_end)
-        return IsolatedRun(
-            context, processes=self._processes, delete_jobs=worker.delete_jobs, on_end=self._on_end
-        )
+            run = LocalRun(context, threads=self._threads, on_end=self._on_end)
+        else:
+            run = IsolatedRun(
+                context, processes=self._processes, delete_jobs=worker.delete_jobs, on_end=self._on_end
+            )
+        if job.timeout is not None:
+            run.look_at = time.monotonic() + job.timeout.total_seconds()
+        return run
+
+    def end_of(self, run: Run, ended: Ended | RunEnd) -> tuple[RunEnd, BaseException | None]:
+        """Return what to report of a run that has ended, and what it raised in this process."""
+        if isinstance(ended, RunEnd):
+            return ended, None
+        return run_end(run.context, ended, delete_jobs=self._worker.delete_jobs), ended.exception

@@ -13,16 +13,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pljobs import calls, logs
-from pljobs.answers import RunEnd, Verdict
-from pljobs.control import Control
-from pljobs.endings import Ended, run_end
-from pljobs.exceptions import InvalidArgument, PljobsException, WorkerNotRegistered
+from pljobs.answers import RunEnd
+from pljobs.control import Control, reason_of
+from pljobs.endings import Ended
+from pljobs.exceptions import InvalidArgument, PljobsException, WorkerNotRegistered, WorkerTainted
 from pljobs.finisher import Finisher
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.link import Link
 from pljobs.maintenance import Maintenance
 from pljobs.run import Run
-from pljobs.signals import stop_on_signals
+from pljobs.signals import Interrupter, stop_on_signals
 from pljobs.starting import Starter, Unfit
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class Worker:
         self._runs: dict[int, Run | None] = {}
         self._stopping = asyncio.Event()
         self._aborting = False
+        self._given_up: list[str] = []
         self._look = asyncio.Event()
         self._drained = asyncio.Event()
 
@@ -113,7 +114,8 @@ class Worker:
         """Run until `stop()`, a signal, or (with wait=False) until no job is left.
 
         Cancelled, it stops at once: running jobs are asked to abort and will run again; it ends when they
-        have. Raises what the connector does if the database can't be reached, or has no schema, at the start.
+        have. Raises what the connector does if the database can't be reached, or has no schema, at the start;
+        `WorkerTainted` at the end if it gave up a job that could not be stopped.
         """
         main = asyncio.create_task(self._main(), name="pljobs worker")
         cancelled = False
@@ -129,6 +131,11 @@ class Worker:
             except Exception:  # noqa: BLE001 - raised below, from the task itself
                 break
         await main
+        if self._given_up:
+            raise WorkerTainted(
+                f"worker {self.worker_id} has stopped: it gave up {', '.join(self._given_up)}, whose code may"
+                " still run; end this process, and start another"
+            )
         if cancelled:
             raise asyncio.CancelledError
 
@@ -159,6 +166,7 @@ class Worker:
             self._starter.open()
             self.worker_id = await self._link.execute(self._registration(None))
             logger.info("Worker %s (%s) started", self.worker_id, self.name, extra=self._ids())
+            interrupter = Interrupter()
             self._control = Control(
                 self.app.connector,
                 worker_id=self.worker_id,
@@ -169,8 +177,12 @@ class Worker:
                 listen=self.listen_notify,
                 heartbeat_interval=self.heartbeat_interval,
                 abort_interval=self.abort_interval,
+                interrupt=interrupter.interrupt,
             )
-            with stop_on_signals(self.stop, install=self.install_signal_handlers):
+            with (
+                stop_on_signals(self.stop, install=self.install_signal_handlers),
+                interrupter.installed(install=self.install_signal_handlers),
+            ):
                 await self._work(self.worker_id)
         finally:
             await self._starter.close()
@@ -260,9 +272,8 @@ class Worker:
             run.start()
         except Exception as error:  # noqa: BLE001 - no thread to be had, an application's log filter
             run.finish(Ended(exception=error))
-        request: Verdict | None = self._control.early_verdict(job.run_id)
-        if request is not None:
-            run.abort(AbortReason.USER_REQUEST, request)
+        if (request := self._control.early_verdict(job.run_id)) is not None:
+            run.abort(reason_of(request), request)
         if self._aborting:
             run.abort(AbortReason.SHUTDOWN)
 
@@ -274,13 +285,14 @@ class Worker:
 
     def _ended(self, run: Run, ended: Ended | RunEnd) -> None:
         # First the report, then the log: an application's log may raise, and the job must end all the same.
-        end, error = (ended, None) if isinstance(ended, RunEnd) else self._end_of(run, ended)
+        end, error = self._starter.end_of(run, ended)
         self._finisher.report(end, partial(self._reported, run.job, end))
         self._look.set()
+        if end.outcome == "abandoned" and not self._given_up:
+            self.stop()
+        if end.outcome == "abandoned":
+            self._given_up.append(run.job.call_string)
         logs.ended(run.job, end, error, run.context.abort_reason())
-
-    def _end_of(self, run: Run, ended: Ended) -> tuple[RunEnd, BaseException | None]:
-        return run_end(run.context, ended, delete_jobs=self.delete_jobs), ended.exception
 
     def _reported(self, job: Job, end: RunEnd, status: str | None) -> None:
         self._runs.pop(end.run_id, None)

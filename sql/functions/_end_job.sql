@@ -12,7 +12,7 @@ AS $$
 BEGIN
     UPDATE pljobs.job AS j
        SET status = _end_job.status, finished_at = clock_timestamp(), waiting_for = NULL,
-           run_id = NULL, request_id = NULL,
+           run_id = NULL, request_id = NULL, timeout_at = NULL,
            last_run_id = coalesce(_end_job.ended_run_id, j.last_run_id),
            message = _end_job.message, error = _end_job.error, result = _end_job.result
      WHERE j.id = _end_job.job_id;

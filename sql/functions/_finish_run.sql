@@ -1,6 +1,6 @@
 CREATE OR REPLACE FUNCTION pljobs._finish_run(
     job_id bigint, run_id bigint, outcome text, result jsonb, message text, error text, delete_job boolean,
-    retry_at timestamptz, retry_queue text, retry_priority integer, retry_lock text
+    retry_at timestamptz, retry_queue text, retry_priority integer, retry_lock text, sql_cancelled boolean
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -13,11 +13,12 @@ AS $$
 -- and wakes its lane.
 DECLARE
     v_job record;
+    v_request record;
     v_outcome text := _finish_run.outcome;
     v_message text := _finish_run.message;
-    v_resolution text;
+    v_retry boolean := _finish_run.retry_at IS NOT NULL;
 BEGIN
-    SELECT j.status, j.run_id, j.last_run_id, j.request_id, j.crashes INTO v_job
+    SELECT j.status, j.run_id, j.last_run_id, j.request_id, j.crashes, j.worker_id INTO v_job
       FROM pljobs.job AS j WHERE j.id = _finish_run.job_id;
     IF NOT FOUND THEN
         RETURN 'not_found';
@@ -32,45 +33,61 @@ BEGIN
             'stale');
     END IF;
 
-    IF v_job.request_id IS NOT NULL AND v_outcome IN ('aborted', 'interrupted') THEN
-        RETURN pljobs._abort_job(_finish_run.job_id, v_job.request_id, 'aborted',
-            coalesce(v_message, (SELECT r.reason FROM pljobs.request AS r WHERE r.id = v_job.request_id)),
-            _finish_run.error, _finish_run.run_id);
-    ELSIF v_job.request_id IS NOT NULL THEN
-        v_resolution := CASE v_outcome WHEN 'succeeded' THEN 'finished_first' ELSE 'failed_first' END;
-        UPDATE pljobs.request AS r SET resolved_at = clock_timestamp(), resolution = v_resolution
-         WHERE r.id = v_job.request_id;
-    ELSIF v_outcome = 'interrupted' THEN
-        PERFORM pljobs._requeue_job(_finish_run.job_id, 'interrupted', v_message, _finish_run.error,
-                                    charged => false, crashes => v_job.crashes,
-                                    ended_run_id => _finish_run.run_id);
-        RETURN 'todo';
-    ELSE
-        IF v_outcome = 'aborted' THEN
-            v_outcome := 'failed';
-            v_message := concat_ws(': ', 'cancelled from inside, nobody asked', v_message);
-        END IF;
-        IF v_outcome = 'failed' AND _finish_run.retry_at IS NOT NULL THEN
-            PERFORM pljobs._requeue_job(
-                _finish_run.job_id, 'retried', v_message, _finish_run.error, crashes => v_job.crashes,
-                scheduled_at => greatest(least(_finish_run.retry_at, '9999-12-30 00:00+00'),
-                                         '0001-01-02 00:00+00'),
-                queue => _finish_run.retry_queue,
-                priority => nullif(_finish_run.retry_priority, -2147483648),
-                lock => _finish_run.retry_lock, ended_run_id => _finish_run.run_id);
-            RETURN 'todo';
-        END IF;
+    SELECT r.source, r.reason, r.sql_way INTO v_request
+      FROM pljobs.request AS r WHERE r.id = v_job.request_id;
+    IF v_outcome = 'failed' AND _finish_run.sql_cancelled
+       AND v_request.sql_way IN ('server', 'worker', 'asked') THEN
+        v_outcome := 'aborted';
+    END IF;
+    IF v_outcome = 'abandoned' THEN
+        UPDATE pljobs.worker AS w SET tainted_at = coalesce(w.tainted_at, clock_timestamp())
+         WHERE w.id = v_job.worker_id;
+        v_retry := false;
     END IF;
 
-    IF _finish_run.delete_job THEN
+    IF v_request.source IN ('user', 'tree') AND v_outcome NOT IN ('succeeded', 'failed') THEN
+        RETURN pljobs._abort_job(
+            _finish_run.job_id, v_job.request_id,
+            CASE v_outcome WHEN 'interrupted' THEN 'aborted' ELSE v_outcome END,
+            coalesce(v_message, v_request.reason), _finish_run.error, _finish_run.run_id);
+    ELSIF v_job.request_id IS NOT NULL THEN
+        PERFORM pljobs._resolve_request(v_job.request_id, CASE v_outcome
+            WHEN 'succeeded' THEN 'finished_first' WHEN 'failed' THEN 'failed_first'
+            WHEN 'abandoned' THEN 'abandoned' ELSE 'timeout' END);
+        v_retry := v_retry AND v_request.source = 'deadline';
+        IF v_outcome IN ('aborted', 'killed') THEN
+            v_outcome := 'failed';
+            v_message := concat_ws(': ', 'timeout', coalesce(v_message, v_request.reason));
+        END IF;
+    ELSIF v_outcome = 'aborted' THEN
+        v_outcome := 'failed';
+        v_message := concat_ws(': ', 'cancelled from inside, nobody asked', v_message);
+    END IF;
+
+    IF v_outcome = 'interrupted' THEN
+        PERFORM pljobs._requeue_job(_finish_run.job_id, 'interrupted', v_message, _finish_run.error,
+                                    charged => v_job.request_id IS NOT NULL, crashes => v_job.crashes,
+                                    ended_run_id => _finish_run.run_id);
+        RETURN 'todo';
+    ELSIF v_outcome <> 'succeeded' AND v_retry THEN
+        PERFORM pljobs._requeue_job(
+            _finish_run.job_id, 'retried', v_message, _finish_run.error, crashes => v_job.crashes,
+            scheduled_at => greatest(least(_finish_run.retry_at, '9999-12-30 00:00+00'),
+                                     '0001-01-02 00:00+00'),
+            queue => _finish_run.retry_queue,
+            priority => nullif(_finish_run.retry_priority, -2147483648),
+            lock => _finish_run.retry_lock, ended_run_id => _finish_run.run_id);
+        RETURN 'todo';
+    ELSIF _finish_run.delete_job THEN
         PERFORM pljobs._delete_jobs(ARRAY[_finish_run.job_id]);
         RETURN 'deleted';
     END IF;
+    v_outcome := CASE v_outcome WHEN 'succeeded' THEN 'succeeded' ELSE 'failed' END;
     PERFORM pljobs._end_job(_finish_run.job_id, v_outcome, v_message, _finish_run.error, _finish_run.result,
                             _finish_run.run_id);
     RETURN v_outcome;
 END
 $$;
 COMMENT ON FUNCTION pljobs._finish_run(
-    bigint, bigint, text, jsonb, text, text, boolean, timestamptz, text, integer, text)
-    IS 'Ends one run, as finish_jobs_v1 says.';
+    bigint, bigint, text, jsonb, text, text, boolean, timestamptz, text, integer, text, boolean
+) IS 'Ends one run, as finish_jobs_v1 says.';

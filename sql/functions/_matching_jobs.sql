@@ -1,6 +1,6 @@
 CREATE OR REPLACE FUNCTION pljobs._matching_jobs(
     job_ids bigint[], queue text, task text, statuses text[], lock text, args jsonb, older_than interval,
-    after_id bigint, max_jobs integer
+    parent_id bigint, after_id bigint, max_jobs integer
 ) RETURNS bigint[]
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -18,9 +18,10 @@ DECLARE
     v_before timestamptz := clock_timestamp() - _matching_jobs.older_than;
 BEGIN
     IF num_nonnulls(_matching_jobs.job_ids, _matching_jobs.queue, _matching_jobs.task, _matching_jobs.lock,
-                    nullif(_matching_jobs.args, '{}'), nullif(_matching_jobs.older_than, '0')) = 0 THEN
+                    nullif(_matching_jobs.args, '{}'), nullif(_matching_jobs.older_than, '0'),
+                    _matching_jobs.parent_id) = 0 THEN
         RAISE EXCEPTION 'no filter is given, and without one every job would match'
-            USING ERRCODE = 'PJ004', HINT = 'Give job_ids, queue, task, lock, args or older_than.';
+            USING ERRCODE = 'PJ004', HINT = 'Give job_ids, queue, task, lock, args, older_than or parent_id.';
     ELSIF coalesce(_matching_jobs.max_jobs, 0) < 1 OR _matching_jobs.older_than < '0' THEN
         RAISE EXCEPTION 'max_jobs must be at least 1, and older_than not negative' USING ERRCODE = 'PJ004';
     END IF;
@@ -33,17 +34,18 @@ BEGIN
            AND (_matching_jobs.lock IS NULL OR j.lock = _matching_jobs.lock)
            AND (_matching_jobs.args IS NULL OR j.args @> _matching_jobs.args)
            AND (v_before IS NULL OR j.created_at < v_before)
+           AND (_matching_jobs.parent_id IS NULL OR j.parent_id = _matching_jobs.parent_id)
            AND (_matching_jobs.after_id IS NULL OR j.id > _matching_jobs.after_id)
          ORDER BY j.id LIMIT _matching_jobs.max_jobs);
 END
 $$;
 COMMENT ON FUNCTION pljobs._matching_jobs(
-    bigint[], text, text, text[], text, jsonb, interval, bigint, integer
+    bigint[], text, text, text[], text, jsonb, interval, bigint, bigint, integer
 ) IS 'The ids of the jobs that match the filters.';
 
 CREATE OR REPLACE FUNCTION pljobs._lock_matching_jobs(
     job_ids bigint[], queue text, task text, statuses text[], lock text, args jsonb, older_than interval,
-    OUT matching bigint[], OUT others bigint[]
+    parent_id bigint, OUT matching bigint[], OUT others bigint[]
 )
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -59,12 +61,12 @@ BEGIN
     matching := pljobs._matching_jobs(
         _lock_matching_jobs.job_ids, _lock_matching_jobs.queue, _lock_matching_jobs.task,
         _lock_matching_jobs.statuses, _lock_matching_jobs.lock, _lock_matching_jobs.args,
-        _lock_matching_jobs.older_than, NULL, 2147483647);
+        _lock_matching_jobs.older_than, _lock_matching_jobs.parent_id, NULL, 2147483647);
     others := ARRAY(SELECT i.id FROM unnest(_lock_matching_jobs.job_ids) AS i(id)
                      WHERE i.id <> ALL (matching) ORDER BY 1);
 END
 $$;
-COMMENT ON FUNCTION pljobs._lock_matching_jobs(bigint[], text, text, text[], text, jsonb, interval)
+COMMENT ON FUNCTION pljobs._lock_matching_jobs(bigint[], text, text, text[], text, jsonb, interval, bigint)
     IS 'Locks jobs, and tells which of them still match the filters.';
 
 CREATE OR REPLACE FUNCTION pljobs._changed_jobs(job_ids bigint[])

@@ -5,7 +5,7 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 -- doing under a worker that doesn't have it (any more):
--- asked to abort -> aborted or gone, request 'worker_lost';
+-- asked to abort -> aborted or gone, request 'worker_lost'; by its timeout alone: as if not asked;
 -- not crashed (the worker never received it) -> todo, attempt not charged;
 -- crashed below the cap -> todo;  at the cap -> failed.
 -- Returns todo, failed, aborted or deleted. The caller has locked the
@@ -14,13 +14,17 @@ AS $$
 DECLARE
     v_job record;
 BEGIN
-    SELECT j.request_id, j.crashes, j.worker_id INTO v_job
-      FROM pljobs.job AS j WHERE j.id = _release_job.job_id;
-    IF v_job.request_id IS NOT NULL THEN
+    SELECT j.request_id, j.crashes, j.worker_id, r.source INTO v_job
+      FROM pljobs.job AS j LEFT JOIN pljobs.request AS r ON r.id = j.request_id
+     WHERE j.id = _release_job.job_id;
+    IF v_job.source = 'deadline' THEN
+        PERFORM pljobs._resolve_request(v_job.request_id, 'worker_lost');
+    ELSIF v_job.request_id IS NOT NULL THEN
         RETURN pljobs._abort_job(
             _release_job.job_id, v_job.request_id, 'worker_lost',
             format('worker %s was lost while the job was asked to abort', v_job.worker_id));
-    ELSIF NOT _release_job.crashed THEN
+    END IF;
+    IF NOT _release_job.crashed THEN
         PERFORM pljobs._requeue_job(_release_job.job_id, 'given_back', 'the worker never received it', NULL,
                                     charged => false, crashes => v_job.crashes);
         RETURN 'todo';

@@ -12,7 +12,8 @@ AS $$
 -- queue's workers if the job can run at once. `charged` false takes the attempt back. A queueing lock that
 -- another waiting job holds meanwhile is given up: else a bulk rescue could never succeed. So is one that a
 -- transaction has been inserting for longer than the lock_timeout above: no person's open transaction may
--- stop a worker's heartbeat. Who requeues many does so in order of queueing_lock. The caller holds the job's
+-- stop a worker's heartbeat. Its start_by has been kept, or is no longer asked for; only a job that no worker
+-- received keeps it. Who requeues many does so in order of queueing_lock. The caller holds the job's
 -- row locked, and wakes the lane that it was in.
 DECLARE
     v_now timestamptz := clock_timestamp();
@@ -29,7 +30,8 @@ BEGIN
         BEGIN
             UPDATE pljobs.job AS j
                SET status = 'todo', run_id = NULL, request_id = NULL, worker_id = NULL,
-                   started_at = NULL, finished_at = NULL,
+                   started_at = NULL, finished_at = NULL, timeout_at = NULL,
+                   start_by = CASE WHEN _requeue_job.kind = 'given_back' THEN j.start_by END,
                    last_run_id = coalesce(_requeue_job.ended_run_id, j.last_run_id),
                    waiting_for = CASE WHEN _requeue_job.scheduled_at > v_now THEN 'schedule' END,
                    scheduled_at = _requeue_job.scheduled_at,

@@ -1,8 +1,9 @@
 CREATE OR REPLACE FUNCTION pljobs.cancel_job_v1(
     job_id bigint, abort boolean DEFAULT false, delete_job boolean DEFAULT false, force boolean DEFAULT false,
     reason text DEFAULT NULL, actor text DEFAULT NULL,
+    grace interval DEFAULT NULL, term_grace interval DEFAULT NULL, sql boolean DEFAULT false,
     OUT outcome text, OUT status_before text, OUT status_after text,
-    OUT request_id bigint, OUT worker_id bigint, OUT run_id bigint
+    OUT request_id bigint, OUT worker_id bigint, OUT run_id bigint, OUT sql_way text
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -13,21 +14,26 @@ AS $$
 -- todo -> cancelled, 'cancelled'; with delete_job -> gone, 'deleted'.
 -- doing -> unchanged, 'running'.
 -- doing, abort -> doing with an open request, its worker notified: 'abort_requested'; once there is one, it
---     is only made stronger (delete_job added): 'abort_already_requested'. The job is never retried after
---     that.
+--     is only made stronger (delete_job, an earlier deadline): 'abort_already_requested'. The job is never
+--     retried after that.
 -- doing, force -> aborted now, whatever its worker does: 'aborted'; with delete_job -> gone, 'deleted'. The
 --     run is void and its worker is told to stop it; until it has, its code may still run.
 -- cancelled, aborted, delete_job -> gone, 'deleted'.
 -- cancelled, aborted -> unchanged, 'already_cancelled'.  succeeded, failed -> unchanged, 'already_finished'.
 -- unknown id -> 'not_found'.
+-- grace gives the abort a deadline: after half of it the job's own SQL is cancelled, after it the task is
+-- terminated, after term_grace more (null: 5 s) killed. 0: at once; null: never. sql: cancels the job's SQL
+-- now, before this transaction commits, and whether or not it does; sql_way says how that went (see
+-- cancel_sql_v1; 'asked': its worker will). An SQL cancel, due once, is repeated until it has hit.
 -- Null flags mean false; force implies abort. status_after is null for a deleted job. Rolled back, it never
--- happened.
+-- happened. Raises PJ004 for a negative grace or term_grace, and a term_grace without a grace.
 -- Locks the job (waiting for a fetch or finish under way), then its request. Every answer that changed
--- something leaves a row in pljobs.requests.
+-- something leaves a row in pljobs.requests, and defers the job's on_cancelled when it ends it.
 DECLARE
     v_abort boolean := coalesce(cancel_job_v1.abort, false) OR coalesce(cancel_job_v1.force, false);
     v_delete boolean := coalesce(cancel_job_v1.delete_job, false);
     v_force boolean := coalesce(cancel_job_v1.force, false);
+    v_ladder record := pljobs._ladder(cancel_job_v1.grace, cancel_job_v1.term_grace, cancel_job_v1.sql);
     v_job record;
 BEGIN
     SELECT j.status, j.queue, j.task, j.lock, j.run_id, j.worker_id, j.request_id INTO v_job
@@ -47,70 +53,72 @@ BEGIN
             outcome := 'running';
             RETURN;
         END IF;
-        IF request_id IS NULL THEN
-            request_id := pljobs._record_request(
-                'abort', cancel_job_v1.job_id, v_job.queue, v_job.task, cancel_job_v1.reason,
-                cancel_job_v1.actor, NULL, v_delete, v_force, v_job.run_id, v_job.worker_id);
-            UPDATE pljobs.job AS j SET request_id = cancel_job_v1.request_id
-             WHERE j.id = cancel_job_v1.job_id;
-            outcome := 'abort_requested';
-        ELSE
-            UPDATE pljobs.request AS r SET delete_job = r.delete_job OR v_delete, force = r.force OR v_force
-             WHERE r.id = cancel_job_v1.request_id AND (v_delete > r.delete_job OR v_force > r.force);
-            outcome := 'abort_already_requested';
-        END IF;
-        PERFORM pljobs._notify_worker(v_job.worker_id);
+        SELECT s.outcome, s.request_id, s.sql_way INTO outcome, request_id, sql_way
+          FROM pljobs._stop_run(
+               cancel_job_v1.job_id, 'user', cancel_job_v1.reason, cancel_job_v1.actor, v_delete, v_force,
+               v_ladder.sql_at, v_ladder.term_at, v_ladder.kill_at, cancel_job_v1.sql) AS s;
         IF v_force THEN
-            outcome := pljobs._abort_job(cancel_job_v1.job_id, cancel_job_v1.request_id, 'forced',
-                                         coalesce(left(cancel_job_v1.reason, 1000), 'aborted by force'));
             status_after := nullif(outcome, 'deleted');
             PERFORM pljobs._wake_lanes(ARRAY[v_job.lock], take_lane => false);
         END IF;
-    ELSIF v_job.status = 'todo' OR (v_delete AND v_job.status IN ('cancelled', 'aborted')) THEN
+    ELSIF v_job.status = 'todo' THEN
         outcome := CASE WHEN v_delete THEN 'deleted' ELSE 'cancelled' END;
         status_after := CASE WHEN NOT v_delete THEN 'cancelled' END;
-        request_id := pljobs._record_request(
-            CASE v_job.status WHEN 'todo' THEN 'cancel' ELSE 'delete' END,
-            cancel_job_v1.job_id, v_job.queue, v_job.task,
-            cancel_job_v1.reason, cancel_job_v1.actor, outcome, v_delete);
-        IF v_delete THEN
-            PERFORM pljobs._delete_jobs(ARRAY[cancel_job_v1.job_id]);
-        ELSE
-            PERFORM pljobs._end_job(cancel_job_v1.job_id, 'cancelled', left(cancel_job_v1.reason, 1000));
-        END IF;
+        SELECT c.request_id INTO request_id
+          FROM pljobs._cancel_waiting_jobs(
+               ARRAY[cancel_job_v1.job_id], outcome, cancel_job_v1.reason, cancel_job_v1.actor, 'user') AS c;
         PERFORM pljobs._wake_lanes(ARRAY[v_job.lock], take_lane => false);
+    ELSIF v_delete AND v_job.status IN ('cancelled', 'aborted') THEN
+        outcome := 'deleted';
+        status_after := NULL;
+        request_id := pljobs._record_request(
+            'delete', cancel_job_v1.job_id, v_job.queue, v_job.task,
+            cancel_job_v1.reason, cancel_job_v1.actor, 'deleted', true);
+        PERFORM pljobs._delete_jobs(ARRAY[cancel_job_v1.job_id]);
     ELSE
         outcome := CASE WHEN v_job.status IN ('cancelled', 'aborted') THEN 'already_cancelled'
                         ELSE 'already_finished' END;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION pljobs.cancel_job_v1(bigint, boolean, boolean, boolean, text, text)
-    IS 'Cancels a waiting job, or asks a running one to abort; answers a row that says what happened. '
-       'Driver contract, version 1.';
+COMMENT ON FUNCTION pljobs.cancel_job_v1(
+    bigint, boolean, boolean, boolean, text, text, interval, interval, boolean
+) IS 'Cancels a waiting job, or asks a running one to abort; answers a row that says what happened. '
+     'Driver contract, version 1.';
 
 CREATE OR REPLACE FUNCTION pljobs.cancel_job(
     job_id bigint, abort boolean DEFAULT false, delete_job boolean DEFAULT false, force boolean DEFAULT false,
-    reason text DEFAULT NULL, actor text DEFAULT NULL
+    reason text DEFAULT NULL, actor text DEFAULT NULL,
+    grace interval DEFAULT NULL, term_grace interval DEFAULT NULL, sql boolean DEFAULT false
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- What cancel_job_v1 does, for people: returns its outcome, one word, and for a running job a NOTICE that
--- says how to stop it.
+-- What cancel_job_v1 does, for people: returns its outcome, one word; for a running job that was left alone a
+-- NOTICE that says how to stop it, and with sql one that says what became of its statement.
 DECLARE
-    v_outcome text;
+    v_answer record;
 BEGIN
-    SELECT c.outcome INTO v_outcome FROM pljobs.cancel_job_v1(
+    SELECT c.outcome, c.sql_way INTO v_answer FROM pljobs.cancel_job_v1(
         cancel_job.job_id, cancel_job.abort, cancel_job.delete_job, cancel_job.force, cancel_job.reason,
-        cancel_job.actor) AS c;
-    IF v_outcome = 'running' THEN
+        cancel_job.actor, cancel_job.grace, cancel_job.term_grace, cancel_job.sql) AS c;
+    IF v_answer.outcome = 'running' THEN
         RAISE NOTICE 'job % is running, and was left alone; to stop it: SELECT cancel_job(%, abort => true);',
             cancel_job.job_id, cancel_job.job_id;
+    ELSIF v_answer.sql_way IS NOT NULL THEN
+        RAISE NOTICE 'job %: %', cancel_job.job_id, CASE v_answer.sql_way
+            WHEN 'server' THEN 'the statement that it was running was cancelled'
+            WHEN 'asked' THEN 'its statement will be cancelled by its worker, for the owner of pljobs may '
+                               'not: GRANT pg_signal_backend to it'
+            WHEN 'busy' THEN 'its SQL could not be cancelled at once; it is tried again'
+            ELSE 'it is in no statement that can be cancelled, on no connection of context.connection(), '
+                 'or behind a pooler; it is tried again'
+        END;
     END IF;
-    RETURN v_outcome;
+    RETURN v_answer.outcome;
 END
 $$;
-COMMENT ON FUNCTION pljobs.cancel_job(bigint, boolean, boolean, boolean, text, text)
-    IS 'Cancels a waiting job; with abort => true also asks a running one to stop: '
-       'SELECT cancel_job(33, abort => true);';
+COMMENT ON FUNCTION pljobs.cancel_job(
+    bigint, boolean, boolean, boolean, text, text, interval, interval, boolean
+) IS 'Cancels a waiting job; with abort => true also asks a running one to stop, with grace => ''10 s'' '
+     'by force after that: SELECT cancel_job(33, abort => true);';

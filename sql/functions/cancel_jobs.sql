@@ -1,8 +1,9 @@
 CREATE OR REPLACE FUNCTION pljobs.cancel_jobs_v1(
     job_ids bigint[] DEFAULT NULL, queue text DEFAULT NULL, task text DEFAULT NULL, lock text DEFAULT NULL,
     args jsonb DEFAULT NULL, older_than interval DEFAULT NULL, status text DEFAULT NULL,
-    abort boolean DEFAULT false, delete_job boolean DEFAULT false, force boolean DEFAULT false,
-    reason text DEFAULT NULL, actor text DEFAULT NULL,
+    parent_id bigint DEFAULT NULL, abort boolean DEFAULT false, delete_job boolean DEFAULT false,
+    force boolean DEFAULT false, reason text DEFAULT NULL, actor text DEFAULT NULL,
+    grace interval DEFAULT NULL, term_grace interval DEFAULT NULL, sql boolean DEFAULT false,
     dry_run boolean DEFAULT true, max_jobs integer DEFAULT 10000, after_id bigint DEFAULT NULL
 ) RETURNS TABLE (job_id bigint, queue_name text, task_name text, status_before text, outcome text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -12,14 +13,14 @@ SET enable_seqscan = off
 SET jit = off
 AS $$
 -- What cancel_job_v1 does, for each job that is waiting or running (status: only these) and matches all the
--- filters that are given: ids, queue, task, lock, args (contained in the job's), older_than (deferred
--- longer ago). At most max_jobs, those of the lowest ids; the next call goes on behind after_id, the
--- highest id answered. Returns a row for each of them, in no order, with cancel_job's words; or 'changed',
--- 'not_found' for one that matched until it was locked, and was left alone. dry_run, the default: changes
--- and locks nothing, and answers would_cancel, would_delete, would_abort, would_force, or running (left
--- alone: abort is not asked for). Raises PJ004 without a filter, for a status that is not todo or doing, a
--- max_jobs below 1, a negative older_than. Locks the jobs by ascending id, waiting for each. Notifies each
--- worker concerned once.
+-- filters that are given: ids, queue, task, lock, args (contained in the job's), older_than (deferred longer
+-- ago), parent_id (deferred by that job itself; its whole tree: cancel_tree_v1). At most max_jobs, those of
+-- the lowest ids; the next call goes on behind after_id, the highest id answered. Returns a row for each of
+-- them, in no order, with cancel_job's words; or 'changed', 'not_found' for one that matched until it was
+-- locked, and was left alone. dry_run, the default: changes and locks nothing, and answers would_cancel,
+-- would_delete, would_abort, would_force, or running (left alone: abort is not asked for). Raises PJ004
+-- without a filter, for a status that is not todo or doing, a max_jobs below 1, a negative older_than, and as
+-- cancel_job_v1 does. Locks the jobs by ascending id, waiting for each. Notifies each worker concerned once.
 DECLARE
     v_abort boolean := coalesce(cancel_jobs_v1.abort, false) OR coalesce(cancel_jobs_v1.force, false);
     v_delete boolean := coalesce(cancel_jobs_v1.delete_job, false);
@@ -30,7 +31,7 @@ DECLARE
     v_todo bigint[];
     v_doing bigint[];
     v_locks text[];
-    v_now timestamptz;
+    v_resolution text := CASE WHEN cancel_jobs_v1.delete_job THEN 'deleted' ELSE 'cancelled' END;
 BEGIN
     IF cancel_jobs_v1.status NOT IN ('todo', 'doing') THEN
         RAISE EXCEPTION 'only jobs that are todo or doing can be cancelled, not %',
@@ -38,7 +39,9 @@ BEGIN
     END IF;
     v_ids := pljobs._matching_jobs(
         cancel_jobs_v1.job_ids, cancel_jobs_v1.queue, cancel_jobs_v1.task, v_statuses, cancel_jobs_v1.lock,
-        cancel_jobs_v1.args, cancel_jobs_v1.older_than, cancel_jobs_v1.after_id, cancel_jobs_v1.max_jobs);
+        cancel_jobs_v1.args, cancel_jobs_v1.older_than, cancel_jobs_v1.parent_id, cancel_jobs_v1.after_id,
+        cancel_jobs_v1.max_jobs);
+    PERFORM pljobs._ladder(cancel_jobs_v1.grace, cancel_jobs_v1.term_grace, cancel_jobs_v1.sql);
 
     IF cancel_jobs_v1.dry_run IS NOT FALSE THEN
         RETURN QUERY
@@ -55,43 +58,24 @@ BEGIN
     SELECT l.matching, l.others INTO v_ids, v_changed
       FROM pljobs._lock_matching_jobs(
            v_ids, cancel_jobs_v1.queue, cancel_jobs_v1.task, v_statuses, cancel_jobs_v1.lock,
-           cancel_jobs_v1.args, cancel_jobs_v1.older_than) AS l;
+           cancel_jobs_v1.args, cancel_jobs_v1.older_than, cancel_jobs_v1.parent_id) AS l;
     SELECT array_agg(j.id) FILTER (WHERE j.status = 'todo'),
            array_agg(j.id) FILTER (WHERE j.status = 'doing'),
            array_agg(DISTINCT j.lock) FILTER (WHERE j.status = 'todo' AND j.lock IS NOT NULL)
       INTO v_todo, v_doing, v_locks
       FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
 
-    -- The waiting ones at once: a statement each would take ten times as long.
-    v_now := clock_timestamp();
     RETURN QUERY
-    WITH asked AS (
-        INSERT INTO pljobs.request (
-            kind, job_id, requested_at, resolved_at, resolution, delete_job, queue, task, requested_by,
-            actor, reason)
-        SELECT 'cancel', j.id, v_now, v_now, CASE WHEN v_delete THEN 'deleted' ELSE 'cancelled' END, v_delete,
-               j.queue, j.task, pljobs._caller(),
-               left(cancel_jobs_v1.actor, 1000), left(cancel_jobs_v1.reason, 1000)
-          FROM pljobs.job AS j WHERE j.id = ANY (v_todo) ORDER BY j.id
-        RETURNING request.job_id, request.queue, request.task, request.resolution
-    )
-    SELECT a.job_id, a.queue, a.task, 'todo', a.resolution FROM asked AS a;
-    IF v_delete THEN
-        PERFORM pljobs._delete_jobs(v_todo);
-    ELSE
-        UPDATE pljobs.job AS j
-           SET status = 'cancelled', finished_at = v_now, waiting_for = NULL,
-               message = left(cancel_jobs_v1.reason, 1000), error = NULL, result = NULL
-         WHERE j.id = ANY (v_todo);
-    END IF;
-
+    SELECT c.job_id, c.queue, c.task, 'todo', v_resolution
+      FROM pljobs._cancel_waiting_jobs(
+           v_todo, v_resolution, cancel_jobs_v1.reason, cancel_jobs_v1.actor, 'user') AS c;
     RETURN QUERY
     SELECT j.id, j.queue, j.task, c.status_before, c.outcome
       FROM (SELECT h.id, h.queue, h.task FROM pljobs.job AS h WHERE h.id = ANY (v_doing)
              ORDER BY h.id OFFSET 0) AS j
      CROSS JOIN LATERAL pljobs.cancel_job_v1(
            j.id, cancel_jobs_v1.abort, v_delete, cancel_jobs_v1.force, cancel_jobs_v1.reason,
-           cancel_jobs_v1.actor) AS c;
+           cancel_jobs_v1.actor, cancel_jobs_v1.grace, cancel_jobs_v1.term_grace, cancel_jobs_v1.sql) AS c;
     RETURN QUERY
     SELECT c.job_id, c.queue_name, c.task_name, c.status_before, c.outcome
       FROM pljobs._changed_jobs(v_changed) AS c;
@@ -99,15 +83,16 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pljobs.cancel_jobs_v1(
-    bigint[], text, text, text, jsonb, interval, text, boolean, boolean, boolean, text, text, boolean,
-    integer, bigint
+    bigint[], text, text, text, jsonb, interval, text, bigint, boolean, boolean, boolean, text, text,
+    interval, interval, boolean, boolean, integer, bigint
 ) IS 'Cancels all jobs that match; by default only shows what it would do. Driver contract, version 1.';
 
 CREATE OR REPLACE FUNCTION pljobs.cancel_jobs(
     job_ids bigint[] DEFAULT NULL, queue text DEFAULT NULL, task text DEFAULT NULL, lock text DEFAULT NULL,
     args jsonb DEFAULT NULL, older_than interval DEFAULT NULL, status text DEFAULT NULL,
-    abort boolean DEFAULT false, delete_job boolean DEFAULT false, force boolean DEFAULT false,
-    reason text DEFAULT NULL, actor text DEFAULT NULL,
+    parent_id bigint DEFAULT NULL, abort boolean DEFAULT false, delete_job boolean DEFAULT false,
+    force boolean DEFAULT false, reason text DEFAULT NULL, actor text DEFAULT NULL,
+    grace interval DEFAULT NULL, term_grace interval DEFAULT NULL, sql boolean DEFAULT false,
     dry_run boolean DEFAULT true, max_jobs integer DEFAULT 10000, after_id bigint DEFAULT NULL
 ) RETURNS TABLE (job_id bigint, queue_name text, task_name text, status_before text, outcome text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -122,8 +107,9 @@ BEGIN
     SELECT c.job_id, c.queue_name, c.task_name, c.status_before, c.outcome
       FROM pljobs.cancel_jobs_v1(
            cancel_jobs.job_ids, cancel_jobs.queue, cancel_jobs.task, cancel_jobs.lock, cancel_jobs.args,
-           cancel_jobs.older_than, cancel_jobs.status, cancel_jobs.abort, cancel_jobs.delete_job,
-           cancel_jobs.force, cancel_jobs.reason, cancel_jobs.actor, cancel_jobs.dry_run,
+           cancel_jobs.older_than, cancel_jobs.status, cancel_jobs.parent_id, cancel_jobs.abort,
+           cancel_jobs.delete_job, cancel_jobs.force, cancel_jobs.reason, cancel_jobs.actor,
+           cancel_jobs.grace, cancel_jobs.term_grace, cancel_jobs.sql, cancel_jobs.dry_run,
            cancel_jobs.max_jobs, cancel_jobs.after_id) AS c
      ORDER BY c.job_id;
     GET DIAGNOSTICS v_jobs = ROW_COUNT;
@@ -137,16 +123,18 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pljobs.cancel_jobs(
-    bigint[], text, text, text, jsonb, interval, text, boolean, boolean, boolean, text, text, boolean,
-    integer, bigint
+    bigint[], text, text, text, jsonb, interval, text, bigint, boolean, boolean, boolean, text, text,
+    interval, interval, boolean, boolean, integer, bigint
 ) IS 'Shows which jobs it would cancel; with dry_run => false cancels them: '
      'SELECT * FROM cancel_jobs(task => ''mail'');';
 
 CREATE OR REPLACE PROCEDURE pljobs.cancel_jobs_in_batches(
     job_ids bigint[] DEFAULT NULL, queue text DEFAULT NULL, task text DEFAULT NULL, lock text DEFAULT NULL,
     args jsonb DEFAULT NULL, older_than interval DEFAULT NULL, status text DEFAULT NULL,
-    abort boolean DEFAULT false, delete_job boolean DEFAULT false, force boolean DEFAULT false,
-    reason text DEFAULT NULL, actor text DEFAULT NULL, batch integer DEFAULT 1000, INOUT jobs bigint DEFAULT 0
+    parent_id bigint DEFAULT NULL, abort boolean DEFAULT false, delete_job boolean DEFAULT false,
+    force boolean DEFAULT false, reason text DEFAULT NULL, actor text DEFAULT NULL,
+    grace interval DEFAULT NULL, term_grace interval DEFAULT NULL, sql boolean DEFAULT false,
+    batch integer DEFAULT 1000, INOUT jobs bigint DEFAULT 0
 )
 LANGUAGE plpgsql
 AS $$
@@ -168,8 +156,10 @@ BEGIN
           FROM pljobs.cancel_jobs_v1(
                cancel_jobs_in_batches.job_ids, cancel_jobs_in_batches.queue, cancel_jobs_in_batches.task,
                cancel_jobs_in_batches.lock, cancel_jobs_in_batches.args, cancel_jobs_in_batches.older_than,
-               cancel_jobs_in_batches.status, cancel_jobs_in_batches.abort, cancel_jobs_in_batches.delete_job,
-               cancel_jobs_in_batches.force, cancel_jobs_in_batches.reason, cancel_jobs_in_batches.actor,
+               cancel_jobs_in_batches.status, cancel_jobs_in_batches.parent_id, cancel_jobs_in_batches.abort,
+               cancel_jobs_in_batches.delete_job, cancel_jobs_in_batches.force,
+               cancel_jobs_in_batches.reason, cancel_jobs_in_batches.actor, cancel_jobs_in_batches.grace,
+               cancel_jobs_in_batches.term_grace, cancel_jobs_in_batches.sql,
                dry_run => false, max_jobs => cancel_jobs_in_batches.batch, after_id => v_after) AS c;
         jobs := jobs OPERATOR(pg_catalog.+) v_done;
         COMMIT;
@@ -178,6 +168,7 @@ BEGIN
 END
 $$;
 COMMENT ON PROCEDURE pljobs.cancel_jobs_in_batches(
-    bigint[], text, text, text, jsonb, interval, text, boolean, boolean, boolean, text, text, integer, bigint
+    bigint[], text, text, text, jsonb, interval, text, bigint, boolean, boolean, boolean, text, text,
+    interval, interval, boolean, integer, bigint
 ) IS 'Cancels any number of jobs, at once, committing each batch: '
      'CALL cancel_jobs_in_batches(task => ''mail'');';

@@ -4,23 +4,30 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 -- - -> todo, for each element of a JSON array of objects {"task", "args", "queue", "priority", "lock",
--- "queueing_lock", "scheduled_at", "scheduled_in"}, of which only the task is required (queue 'default',
--- priority 0, args {}). Of the two times at most one; scheduled_in is an interval from now, by the database's
--- clock, and not negative.
+-- "queueing_lock", "scheduled_at", "scheduled_in", "start_by", "start_within", "timeout", "grace",
+-- "on_cancelled", "parent_id"}, of which only the task is required (queue 'default', priority 0, args {}).
+-- start_by: when not started by then, the job is cancelled. timeout: a run that takes longer is asked to
+-- abort, and stopped by force after `grace` (null: 10 s). on_cancelled: the task to defer if the job is
+-- cancelled or aborted. parent_id: the job that defers it; cancel_tree takes both. Of the pairs "..._at" and
+-- "..._in", "start_by" and "start_within" at most one; scheduled_in and start_within are intervals, from now
+-- and from when the job is due, by the database's clock, and not negative.
 -- Returns the ids in the order given. All or none: raises PJ002 for a job that can't be deferred, naming its
 -- place and what is wrong with it; PJ001 if a waiting job holds the queueing lock, or two of the call ask for
--- one.
+-- one; PJ007 if the tree of a parent was cancelled.
 -- Locks nothing; waits only for a transaction that is inserting the same queueing lock.
 -- Notifies pljobs_todo, one message a queue, unless notify is false or the jobs can't run yet.
 DECLARE
     -- What every client can read.
     c_earliest CONSTANT timestamptz := timestamptz '0001-01-02 00:00+00';
     c_latest CONSTANT timestamptz := timestamptz '9999-12-30 00:00+00';
+    c_shortest CONSTANT interval := interval '1 ms';
+    c_longest CONSTANT interval := interval '10 years';
     v_now timestamptz := clock_timestamp();
     v_by text := pljobs._caller();
     v_bad record;
     v_ids bigint[];
     v_queues text[];
+    v_parents bigint[];
 BEGIN
     IF defer_jobs_v1.jobs IS NULL OR jsonb_typeof(defer_jobs_v1.jobs) <> 'array' THEN
         RAISE EXCEPTION 'jobs must be a JSON array of objects' USING ERRCODE = 'PJ002',
@@ -28,44 +35,51 @@ BEGIN
     END IF;
 
     BEGIN
-        SELECT g.ord, g.task, CASE
-                   WHEN g.task IS NULL THEN 'has no task'
-                   WHEN NOT char_length(g.task) BETWEEN 1 AND 255 THEN 'task must have 1 to 255 characters'
-                   WHEN NOT char_length(g.queue) BETWEEN 1 AND 255 THEN 'queue must have 1 to 255 characters'
-                   WHEN NOT char_length(g.lock) BETWEEN 1 AND 255 THEN 'lock must have 1 to 255 characters'
-                   WHEN NOT char_length(g.queueing_lock) BETWEEN 1 AND 255
-                        THEN 'queueing_lock must have 1 to 255 characters'
-                   WHEN jsonb_typeof(g.args) <> 'object'
-                        THEN 'args must be a JSON object, not ' || jsonb_typeof(g.args)
-                   WHEN octet_length(g.args::text) > 1048576
-                        THEN format('args have %s bytes; at most 1 MiB (1048576) is accepted',
-                                    octet_length(g.args::text))
-                   WHEN g.priority = -2147483648 THEN 'priority must be above -2147483648'
-                   WHEN num_nonnulls(g.scheduled_at, g.scheduled_in) = 2
-                        THEN 'give scheduled_at or scheduled_in, not both'
-                   WHEN v_now + g.scheduled_in < v_now THEN 'scheduled_in must not be negative'
-                   WHEN coalesce(g.scheduled_at, v_now + g.scheduled_in) NOT BETWEEN c_earliest AND c_latest
-                        THEN 'its time must be in the years 1 to 9999'
-               END AS what
-          INTO v_bad
-          FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
-                   task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
-                   scheduled_at timestamptz, scheduled_in interval))
-               WITH ORDINALITY
-               AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, ord)
-         WHERE g.task IS NULL
-            OR NOT char_length(g.task) BETWEEN 1 AND 255
-            OR NOT char_length(g.queue) BETWEEN 1 AND 255
-            OR NOT char_length(g.lock) BETWEEN 1 AND 255
-            OR NOT char_length(g.queueing_lock) BETWEEN 1 AND 255
-            OR jsonb_typeof(g.args) <> 'object'
-            -- As text, for so it is sent to a worker: 1e131000 is a few bytes of jsonb.
-            OR octet_length(g.args::text) > 1048576
-            OR g.priority = -2147483648
-            OR num_nonnulls(g.scheduled_at, g.scheduled_in) = 2
-            OR v_now + g.scheduled_in < v_now
-            OR coalesce(g.scheduled_at, v_now + g.scheduled_in) NOT BETWEEN c_earliest AND c_latest
-         LIMIT 1;
+        SELECT v.ord, v.task, v.what INTO v_bad FROM (
+          SELECT g.ord, g.task, CASE
+                     WHEN g.task IS NULL THEN 'has no task'
+                     WHEN NOT char_length(g.task) BETWEEN 1 AND 255 THEN 'task must have 1 to 255 characters'
+                     WHEN NOT char_length(g.queue) BETWEEN 1 AND 255
+                          THEN 'queue must have 1 to 255 characters'
+                     WHEN NOT char_length(g.lock) BETWEEN 1 AND 255 THEN 'lock must have 1 to 255 characters'
+                     WHEN NOT char_length(g.queueing_lock) BETWEEN 1 AND 255
+                          THEN 'queueing_lock must have 1 to 255 characters'
+                     WHEN jsonb_typeof(g.args) <> 'object'
+                          THEN 'args must be a JSON object, not ' || jsonb_typeof(g.args)
+                     -- As text, for so it is sent to a worker: 1e131000 is a few bytes of jsonb.
+                     WHEN octet_length(g.args::text) > 1048576
+                          THEN format('args have %s bytes; at most 1 MiB (1048576) is accepted',
+                                      octet_length(g.args::text))
+                     WHEN g.priority = -2147483648 THEN 'priority must be above -2147483648'
+                     WHEN num_nonnulls(g.scheduled_at, g.scheduled_in) = 2
+                          THEN 'give scheduled_at or scheduled_in, not both'
+                     WHEN v_now + g.scheduled_in < v_now THEN 'scheduled_in must not be negative'
+                     WHEN coalesce(g.scheduled_at, v_now + g.scheduled_in) NOT BETWEEN c_earliest AND c_latest
+                          THEN 'its time must be in the years 1 to 9999'
+                     WHEN num_nonnulls(g.start_by, g.start_within) = 2
+                          THEN 'give start_by or start_within, not both'
+                     WHEN v_now + g.start_within < v_now THEN 'start_within must not be negative'
+                     WHEN coalesce(g.start_by, v_now + g.start_within) NOT BETWEEN c_earliest AND c_latest
+                          THEN 'start_by must be in the years 1 to 9999'
+                     WHEN g.start_by <= coalesce(g.scheduled_at, v_now + g.scheduled_in)
+                          THEN 'start_by must be later than its schedule'
+                     WHEN v_now + g.timeout NOT BETWEEN v_now + c_shortest AND v_now + c_longest
+                          THEN 'timeout must be 1 ms to 10 years'
+                     WHEN v_now + g.grace NOT BETWEEN v_now AND v_now + c_longest
+                          THEN 'grace must be 0 to 10 years'
+                     WHEN NOT char_length(g.on_cancelled) BETWEEN 1 AND 255
+                          THEN 'on_cancelled must have 1 to 255 characters'
+                 END AS what
+            FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
+                     task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
+                     scheduled_at timestamptz, scheduled_in interval, start_by timestamptz,
+                     start_within interval, timeout interval, grace interval, on_cancelled text,
+                     parent_id bigint))
+                 WITH ORDINALITY
+                 AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, start_by,
+                      start_within, timeout, grace, on_cancelled, parent_id, ord)
+        ) AS v
+         WHERE v.what IS NOT NULL ORDER BY v.ord LIMIT 1;
     EXCEPTION WHEN data_exception THEN
         RAISE EXCEPTION 'jobs can''t be deferred: %', SQLERRM USING ERRCODE = 'PJ002',
             HINT = 'Nothing was deferred. One object a job: {"task": "...", "args": {...}}.';
@@ -78,10 +92,14 @@ BEGIN
 
     WITH added AS (
         INSERT INTO pljobs.job (id, task, args, queue, priority, lock, queueing_lock, scheduled_at,
+                                start_by, timeout, grace, on_cancelled, parent_id,
                                 waiting_for, created_at, deferred_by)
         OVERRIDING SYSTEM VALUE
         SELECT g.id, g.task, coalesce(g.args, '{}'), coalesce(g.queue, 'default'), coalesce(g.priority, 0),
                g.lock, g.queueing_lock, coalesce(g.scheduled_at, v_now + g.scheduled_in),
+               coalesce(g.start_by, CASE WHEN g.start_within IS NOT NULL THEN least(c_latest,
+                        greatest(v_now, g.scheduled_at, v_now + g.scheduled_in) + g.start_within) END),
+               g.timeout, g.grace, g.on_cancelled, g.parent_id,
                CASE WHEN coalesce(g.scheduled_at, v_now + g.scheduled_in) > v_now THEN 'schedule'
                     -- The others of a lane queue up behind the first of this call: one commit, so no wake-up
                     -- is lost.
@@ -94,18 +112,22 @@ BEGIN
           FROM (SELECT x.*, nextval(pg_get_serial_sequence('pljobs.job', 'id')) AS id
                   FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
                            task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
-                           scheduled_at timestamptz, scheduled_in interval))
+                           scheduled_at timestamptz, scheduled_in interval, start_by timestamptz,
+                           start_within interval, timeout interval, grace interval, on_cancelled text,
+                           parent_id bigint))
                        WITH ORDINALITY
-                       AS x(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, ord)
+                       AS x(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in,
+                            start_by, start_within, timeout, grace, on_cancelled, parent_id, ord)
                  ORDER BY x.ord) AS g
          -- In order of queueing lock: two calls that ask for the same ones must not wait for each other.
          ORDER BY g.queueing_lock, g.ord
         ON CONFLICT DO NOTHING
-        RETURNING id, queue, waiting_for
+        RETURNING id, queue, waiting_for, parent_id
     )
     SELECT coalesce(array_agg(a.id ORDER BY a.id), '{}'),
-           array_agg(DISTINCT a.queue) FILTER (WHERE a.waiting_for IS NULL)
-      INTO v_ids, v_queues FROM added AS a;
+           array_agg(DISTINCT a.queue) FILTER (WHERE a.waiting_for IS NULL),
+           array_agg(DISTINCT a.parent_id) FILTER (WHERE a.parent_id IS NOT NULL)
+      INTO v_ids, v_queues, v_parents FROM added AS a;
 
     IF cardinality(v_ids) < jsonb_array_length(defer_jobs_v1.jobs) THEN
         SELECT g.queueing_lock, j.id, j.id = ANY (v_ids) AS twice INTO v_bad
@@ -119,6 +141,14 @@ BEGIN
             USING ERRCODE = 'PJ001',
                   HINT = 'Nothing was deferred. That job will run; '
                          'defer again once it has started, if it must run again.';
+    END IF;
+    -- A courtesy: what commits at the same time as the cancellation is met by fetch_jobs_v1.
+    IF v_parents IS NOT NULL THEN
+        v_parents := ARRAY(SELECT t.job_id FROM pljobs.closed_tree AS t WHERE t.job_id = ANY (v_parents));
+        IF v_parents <> '{}' THEN
+            RAISE EXCEPTION 'job % can''t defer jobs: its tree was cancelled', v_parents[1]
+                USING ERRCODE = 'PJ007', HINT = 'Nothing was deferred. Jobs without a parent can be.';
+        END IF;
     END IF;
     IF defer_jobs_v1.notify IS NOT FALSE THEN
         PERFORM pljobs._notify_todo(v_queues);

@@ -32,7 +32,8 @@ CREATE OR REPLACE FUNCTION pljobs.fetch_jobs_v1(
     worker_id bigint, max_jobs integer DEFAULT 1, queues text[] DEFAULT NULL, tasks text[] DEFAULT NULL
 ) RETURNS TABLE (
     job_id bigint, run_id bigint, queue text, task text, priority integer, lock text, queueing_lock text,
-    args jsonb, attempts integer, scheduled_at timestamptz, created_at timestamptz, started_at timestamptz
+    args jsonb, attempts integer, scheduled_at timestamptz, created_at timestamptz, started_at timestamptz,
+    timeout interval, parent_id bigint
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -47,8 +48,10 @@ AS $$
 -- todo -> doing, for up to max_jobs jobs that can run now: due, not paused, first of their lane if they have
 -- a lock, in `queues` and among `tasks` (null: all). Higher priority first, then lower id. Draws a run_id,
 -- counts the attempt, and returns what the worker needs, in that order. The worker must list each run in its
--- heartbeats until its finish.
--- Skips rows that somebody holds; never waits for a row. Locks the lanes it meets, without waiting.
+-- heartbeats until its finish, and call the first of them within `timeout`, if it has one. Cancels what has
+-- not started by its start_by ('expired'), and jobs whose parent's tree was cancelled. A tainted worker gets
+-- nothing.
+-- Skips rows that somebody holds; never waits for a row. Locks the lanes and trees it meets, without waiting.
 -- Raises PJ003 if the worker is not registered or its lease ran out, PJ004 for max_jobs below 1.
 -- Notifies workers of a lane's head that nobody else would look for. Call it in a short READ COMMITTED
 -- transaction of its own.
@@ -68,23 +71,30 @@ DECLARE
     v_ahead integer := 50;
     v_ids bigint[];
     v_locks text[];
+    v_parents bigint[];
     v_take bigint[];
+    v_tainted_at timestamptz;
 BEGIN
     IF coalesce(fetch_jobs_v1.max_jobs, 0) < 1 THEN
         RAISE EXCEPTION 'max_jobs must be at least 1' USING ERRCODE = 'PJ004';
     END IF;
-    PERFORM FROM pljobs.worker AS w
-      WHERE w.id = fetch_jobs_v1.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp();
+    SELECT w.tainted_at INTO v_tainted_at FROM pljobs.worker AS w
+     WHERE w.id = fetch_jobs_v1.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp();
     IF NOT FOUND THEN
         RAISE EXCEPTION 'worker % is not registered', fetch_jobs_v1.worker_id USING ERRCODE = 'PJ003',
             HINT = 'Its lease ran out, or it was unregistered. '
                    'Call register_worker_v1 with its id, then fetch again.';
+    ELSIF v_tainted_at IS NOT NULL THEN
+        RETURN;
     END IF;
     IF EXISTS (
         SELECT FROM pljobs.job AS j
          WHERE j.status = 'todo' AND j.waiting_for = 'schedule' AND j.scheduled_at <= v_now
     ) THEN
         PERFORM pljobs._promote_jobs(greatest(2 * v_want, 100));
+    END IF;
+    IF EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.start_by <= v_now) THEN
+        PERFORM pljobs._expire_jobs(1000);
     END IF;
 
     SELECT array_agg(q.name) INTO v_paused FROM pljobs.queue AS q WHERE q.paused_at IS NOT NULL;
@@ -111,31 +121,34 @@ BEGIN
 
         v_began := clock_timestamp();
         IF v_queues IS NULL THEN
-            SELECT array_agg(c.id), array_agg(c.lock) INTO v_ids, v_locks
-              FROM (SELECT j.id, j.lock FROM pljobs.job AS j
+            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id) INTO v_ids, v_locks, v_parents
+              FROM (SELECT j.id, j.lock, j.parent_id FROM pljobs.job AS j
                      WHERE j.status = 'todo' AND j.waiting_for IS NULL
                        AND (-j.priority, j.id) >= (v_from_priority, v_from_id)
+                       AND (j.start_by IS NULL OR j.start_by > v_now)
                        AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
                      ORDER BY -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
         ELSIF cardinality(v_queues) = 1 THEN
             -- The queue as a range, and first in the order: so that no statistics can make this walk all
             -- queues' jobs.
-            SELECT array_agg(c.id), array_agg(c.lock) INTO v_ids, v_locks
-              FROM (SELECT j.id, j.lock FROM pljobs.job AS j
+            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id) INTO v_ids, v_locks, v_parents
+              FROM (SELECT j.id, j.lock, j.parent_id FROM pljobs.job AS j
                      WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue <= v_queues[1]
                        AND (j.queue, -j.priority, j.id) >= (v_queues[1], v_from_priority, v_from_id)
+                       AND (j.start_by IS NULL OR j.start_by > v_now)
                        AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
                      ORDER BY j.queue, -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
         ELSE
             -- The heads of each queue, merged, then locked in the merged order.
-            SELECT array_agg(c.id), array_agg(c.lock) INTO v_ids, v_locks
-              FROM (SELECT j.id, j.lock
+            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id) INTO v_ids, v_locks, v_parents
+              FROM (SELECT j.id, j.lock, j.parent_id
                       FROM (SELECT h.id, h.place
                               FROM (SELECT DISTINCT u.name FROM unnest(v_queues) AS u(name)) AS q
                              CROSS JOIN LATERAL (
                                    SELECT t.id, -t.priority AS place FROM pljobs.job AS t
                                     WHERE t.status = 'todo' AND t.waiting_for IS NULL AND t.queue <= q.name
                                       AND (t.queue, -t.priority, t.id) >= (q.name, v_from_priority, v_from_id)
+                                      AND (t.start_by IS NULL OR t.start_by > v_now)
                                       AND (fetch_jobs_v1.tasks IS NULL OR t.task = ANY (fetch_jobs_v1.tasks))
                                     ORDER BY t.queue, -t.priority, t.id LIMIT v_want + v_ahead) AS h
                              ORDER BY h.place, h.id OFFSET 0) AS m
@@ -167,8 +180,13 @@ BEGIN
         END IF;
 
         v_take := v_ids;
-        EXIT WHEN cardinality(array_remove(v_locks, NULL)) = 0;
-        v_take := pljobs._claim_lanes(v_ids, v_locks);
+        EXIT WHEN cardinality(array_remove(v_locks || v_parents::text[], NULL)) = 0;
+        IF cardinality(array_remove(v_locks, NULL)) > 0 THEN
+            v_take := pljobs._claim_lanes(v_ids, v_locks);
+        END IF;
+        IF cardinality(array_remove(v_parents, NULL)) > 0 THEN
+            v_take := pljobs._claim_children(v_take);
+        END IF;
         -- Where it saw all there was, one more round: it may have woken the head of a sleeping lane.
         EXIT WHEN v_take <> '{}' OR (cardinality(v_ids) < v_want AND v_round > 1);
         -- Twice as many: what it doesn't start, no other fetch can until this one commits.
@@ -179,13 +197,14 @@ BEGIN
     WITH started AS (
         UPDATE pljobs.job AS j
            SET status = 'doing', worker_id = fetch_jobs_v1.worker_id, run_id = nextval('pljobs.run_id'),
-               started_at = clock_timestamp(), attempts = j.attempts + 1
+               started_at = clock_timestamp(), timeout_at = clock_timestamp() + j.timeout,
+               attempts = j.attempts + 1
          WHERE j.id = ANY (v_take[1:fetch_jobs_v1.max_jobs])
         RETURNING j.id, j.run_id, j.queue, j.task, j.priority, j.lock, j.queueing_lock, j.args, j.attempts,
-                  j.scheduled_at, j.created_at, j.started_at
+                  j.scheduled_at, j.created_at, j.started_at, j.timeout, j.parent_id
     )
     SELECT s.id, s.run_id, s.queue, s.task, s.priority, s.lock, s.queueing_lock, s.args, s.attempts,
-           s.scheduled_at, s.created_at, s.started_at
+           s.scheduled_at, s.created_at, s.started_at, s.timeout, s.parent_id
       FROM started AS s ORDER BY -s.priority, s.id;
 END
 $$;

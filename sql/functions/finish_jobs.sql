@@ -7,25 +7,29 @@ SET enable_seqscan = off
 SET jit = off
 AS $$
 -- Ends runs. `runs`: a JSON array of objects {"job_id", "run_id", "outcome", "result", "message", "error",
--- "delete_job", "retry_at", "retry_in", "retry_queue", "retry_priority", "retry_lock"}. The worker says what
--- happened; what is written depends on whether somebody had asked for an abort:
+-- "delete_job", "retry_at", "retry_in", "retry_queue", "retry_priority", "retry_lock", "sql_cancelled",
+-- "progress", "progress_message"}. The worker says what happened; what is written depends on whether somebody
+-- had asked for an abort:
 --   succeeded               -> succeeded; asked: the request is resolved 'finished_first'
 --   failed                  -> failed, or todo at retry_at, else after retry_in;
 --                              asked: failed, never retried, 'failed_first'
---   aborted                 -> asked: aborted, or gone if deletion was asked; nobody asked: as failed
+--   aborted, killed         -> asked: aborted, or gone if deletion was asked; nobody asked: as failed
+--   abandoned (its code may still run)  -> asked: aborted; nobody asked: failed, never retried. The worker is
+--                              tainted: it is given no more jobs
 --   interrupted (shutdown)  -> todo at once, attempt not charged; asked: aborted
--- retry_in: an interval from now, by the database's clock, cut to ten years; a negative one, or what is no
--- interval, means at once: it never keeps the call from ending its runs.
--- delete_job: gone, where it would have ended. Returns the status written, or 'deleted', for each run. A run
--- that isn't this job's changes nothing: it is answered the status then written if that run itself ended the
--- job (so a lost reply can be replayed), else 'stale'; 'not_found' if the job is gone. With wait => false a
--- job that somebody else holds locked (a person's open transaction) is left as it is, and answered 'locked':
--- report it again a little later.
--- Message and error are cut at 1,000 and 16,384 characters, a result of more than 1 MiB is left out: what a
--- task produced never keeps it from ending. Raises PJ004 for an unknown outcome or a retry's queue or lock
--- not of 1 to 255 characters.
--- Locks the jobs by ascending id, then their requests, then their lanes. Notifies workers of retries and of
--- woken lanes.
+-- Where it was its timeout that asked, and nobody else: failed, aborted and killed -> failed, or todo as for
+-- failed, 'timeout' (failed: 'failed_first'); interrupted -> todo, attempt charged; abandoned -> failed.
+-- sql_cancelled: it failed because a statement was cancelled; if its request cancelled one, that is
+-- 'aborted'. retry_in: an interval from now, by the database's clock, cut to ten years; a negative one, or
+-- what is no interval, means at once: it never keeps the call from ending its runs. delete_job: gone, where
+-- it would have ended. Returns the status written, or 'deleted', for each run. A run that isn't this job's
+-- changes nothing: it is answered the status then written if that run itself ended the job (so a lost reply
+-- can be replayed), else 'stale'; 'not_found' if the job is gone. With wait => false a job that somebody else
+-- holds locked (a person's open transaction) is left as it is, and answered 'locked': report it again a
+-- little later. Message and error are cut at 1,000 and 16,384 characters, a result of more than 1 MiB is left
+-- out: what a task produced never keeps it from ending. Raises PJ004 for an unknown outcome or a retry's
+-- queue or lock not of 1 to 255 characters. Locks the jobs by ascending id, then their requests, then their
+-- lanes. Notifies workers of retries and of woken lanes.
 DECLARE
     c_longest CONSTANT interval := interval '10 years';
     v_now timestamptz := clock_timestamp();
@@ -50,9 +54,13 @@ BEGIN
     SELECT array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL) INTO v_locks
       FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
 
+    IF finish_jobs_v1.runs @? '$[*].progress' THEN
+        PERFORM pljobs._store_progress(finish_jobs_v1.runs);
+    END IF;
     WITH ended AS (
         UPDATE pljobs.job AS j
            SET status = 'succeeded', finished_at = v_now, run_id = NULL, last_run_id = j.run_id,
+               timeout_at = NULL,
                message = left(x.message, 1000), error = NULL,
                result = CASE WHEN octet_length(x.result::text) <= 1048576 THEN x.result END
           FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
@@ -71,15 +79,17 @@ BEGIN
             SELECT x.* FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
                    job_id bigint, run_id bigint, outcome text, result jsonb, message text, error text,
                    delete_job boolean, retry_at timestamptz, retry_in text, retry_queue text,
-                   retry_priority integer, retry_lock text)
+                   retry_priority integer, retry_lock text, sql_cancelled boolean)
              WHERE (x.run_id = ANY (v_done_runs)) IS NOT TRUE
              ORDER BY (SELECT j.queueing_lock FROM pljobs.job AS j WHERE j.id = x.job_id), x.job_id
         LOOP
-            IF v_run.outcome IS NULL OR v_run.outcome NOT IN ('succeeded', 'failed', 'aborted', 'interrupted')
+            IF v_run.outcome IS NULL OR v_run.outcome NOT IN (
+                   'succeeded', 'failed', 'aborted', 'killed', 'abandoned', 'interrupted')
                OR char_length(v_run.retry_queue) NOT BETWEEN 1 AND 255
                OR char_length(v_run.retry_lock) NOT BETWEEN 1 AND 255 THEN
-                RAISE EXCEPTION 'job %, run %: the outcome must be succeeded, failed, aborted or '
-                                'interrupted, and the queue and lock of a retry have 1 to 255 characters',
+                RAISE EXCEPTION 'job %, run %: the outcome must be succeeded, failed, aborted, killed, '
+                                'abandoned or interrupted, and the queue and lock of a retry have 1 to 255 '
+                                'characters',
                     v_run.job_id, v_run.run_id USING ERRCODE = 'PJ004', HINT = 'Nothing was changed.';
             END IF;
             job_id := v_run.job_id;
@@ -107,7 +117,8 @@ BEGIN
                 v_run.job_id, v_run.run_id, v_run.outcome,
                 CASE WHEN octet_length(v_run.result::text) <= 1048576 THEN v_run.result END,
                 left(v_run.message, 1000), left(v_run.error, 16384), v_run.delete_job IS TRUE,
-                v_retry_at, v_run.retry_queue, v_run.retry_priority, v_run.retry_lock);
+                v_retry_at, v_run.retry_queue, v_run.retry_priority, v_run.retry_lock,
+                v_run.sql_cancelled IS TRUE);
             RETURN NEXT;
         END LOOP;
     END IF;

@@ -1,9 +1,10 @@
 CREATE OR REPLACE FUNCTION pljobs.heartbeat_v1(
-    worker_id bigint, run_ids bigint[] DEFAULT '{}', handling bigint[] DEFAULT '{}',
-    swallowed bigint[] DEFAULT '{}', loop_lag interval DEFAULT NULL
+    worker_id bigint, run_ids bigint[] DEFAULT '{}', observed jsonb DEFAULT '[]',
+    loop_lag interval DEFAULT NULL
 ) RETURNS TABLE (
-    run_id bigint, job_id bigint, verdict text, request_id bigint, requested_by text, actor text, reason text,
-    requested_at timestamptz
+    run_id bigint, job_id bigint, verdict text, level smallint, look_in interval, sql_way text,
+    request_id bigint, source text, requested_by text, actor text, reason text, requested_at timestamptz,
+    term_at timestamptz
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -12,19 +13,27 @@ SET enable_seqscan = off
 SET jit = off
 AS $$
 -- One call for all that ties a worker to its runs. Renews its lease. Answers each run that it lists: 'ok';
--- 'abort', with who asked and why, for as long as the run lasts; 'lost', if that run is no longer this job's
--- (rescued, forced, deleted, or just finished): stop it, its end will be answered 'stale'. An open request is
--- answered even for a run that the worker does not list yet. Gives back to todo, without charging the
--- attempt, what it holds and does not list (a fetch whose reply was lost), never a run younger than a lease.
--- Records when each request was delivered, and which of the runs' aborts the task is `handling` or has
--- `swallowed`. loop_lag: how late the worker's event loop runs, for people to see.
--- Raises PJ003 if the worker is not registered: register again under the same id, then call again.
--- Locks the worker; jobs and requests only where nobody else holds them. Notifies workers of what it gives
--- back.
+-- 'abort', with who asked and why, for as long as the run lasts; 'kill', the same at level 4; 'lost', if that
+-- run is no longer this job's (rescued, forced, deleted, or just finished): stop it, its end will be answered
+-- 'stale'. An open request is answered even for a run that the worker does not list yet. Gives back to todo,
+-- without charging the attempt, what it holds and does not list (a fetch whose reply was lost), never a run
+-- younger than a lease.
+-- `level`, of an abort: 1 ask the task to stop; 2 its SQL is cancelled (done here; where sql_way is 'asked',
+-- call cancel_sql_v1 yourself, each time, and report how that went); 3 terminate it by what it can resist;
+-- 4 by what it can't, or give it up (finish it as 'abandoned'). look_in: call again within that time, for the
+-- run's timeout or its next level begins then. A run over its timeout is asked to abort, source 'deadline'.
+-- `observed`: an array of objects {"job_id", "run_id", "handling", "sql", "progress", "progress_message"},
+-- for any of the runs: whether the task is 'handling' its abort or has 'swallowed' it; the way in which the
+-- worker cancelled its SQL, or why it could not ('worker', 'none', 'busy', 'denied'; 'pooled': it is in SQL
+-- behind a pooler); how far it says that it is. loop_lag: how late the worker's event loop runs, for people
+-- to see. Raises PJ003 if the worker is not registered: register again under the same id, then call again.
+-- Locks the worker; jobs and requests only where nobody else holds them; progress. Notifies workers of what
+-- it gives back.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_started_before timestamptz;
     v_job_ids bigint[];
+    v_request_ids bigint[];
     v_locks text[];
     v_id bigint;
 BEGIN
@@ -48,39 +57,47 @@ BEGIN
         PERFORM pljobs._release_job(v_id, crashed => false, max_crashes => NULL);
     END LOOP;
 
-    UPDATE pljobs.request AS r
-       SET delivered_at = coalesce(r.delivered_at, v_now),
-           handling = CASE WHEN r.run_id = ANY (heartbeat_v1.handling) THEN 'handling'
-                           WHEN r.run_id = ANY (heartbeat_v1.swallowed) THEN 'swallowed' ELSE r.handling END
-     WHERE r.id = ANY (ARRAY(
-           SELECT o.id FROM pljobs.request AS o
-            -- An array, not a join: no plan may walk all requests.
-            WHERE o.id = ANY (ARRAY(SELECT j.request_id FROM pljobs.job AS j
-                                     WHERE j.worker_id = heartbeat_v1.worker_id AND j.status = 'doing'
-                                       AND j.request_id IS NOT NULL))
-              AND (o.delivered_at IS NULL
-                   OR (o.run_id = ANY (heartbeat_v1.handling) AND o.handling IS DISTINCT FROM 'handling')
-                   OR (o.run_id = ANY (heartbeat_v1.swallowed) AND o.handling IS DISTINCT FROM 'swallowed'))
-            ORDER BY o.id FOR NO KEY UPDATE SKIP LOCKED));
+    IF heartbeat_v1.observed @? '$[*].progress' THEN
+        PERFORM pljobs._store_progress(heartbeat_v1.observed);
+    END IF;
+    PERFORM pljobs._ask_late_runs_to_abort(heartbeat_v1.worker_id, 1000);
+
+    v_request_ids := ARRAY(SELECT j.request_id FROM pljobs.job AS j
+                            WHERE j.worker_id = heartbeat_v1.worker_id AND j.status = 'doing'
+                              AND j.request_id IS NOT NULL);
+    IF v_request_ids <> '{}' THEN
+        PERFORM pljobs._deliver_requests(v_request_ids, heartbeat_v1.observed);
+    END IF;
 
     -- A request that is not recorded as delivered (somebody holds it, or made it only now) is not told: else
     -- it could be rescinded after the worker has heard of it. The commit that lets go of it notifies.
+    v_now := clock_timestamp();
     RETURN QUERY
     SELECT coalesce(h.run_id, j.run_id), j.id,
-           CASE WHEN j.id IS NULL THEN 'lost' WHEN r.id IS NOT NULL THEN 'abort' ELSE 'ok' END,
-           r.id, r.requested_by, r.actor, r.reason, r.requested_at
+           CASE WHEN j.id IS NULL THEN 'lost' WHEN r.level = 4 THEN 'kill' WHEN r.id IS NOT NULL THEN 'abort'
+                ELSE 'ok' END,
+           coalesce(r.level, 0::smallint), CASE WHEN num_nonnulls(j.timeout_at, r.look_at) > 0
+                THEN greatest(least(j.timeout_at, r.look_at) - v_now, interval '0') END,
+           r.sql_way, r.id, r.source, r.requested_by, r.actor, r.reason, r.requested_at, r.term_at
       FROM unnest(heartbeat_v1.run_ids) AS h(run_id)
-      FULL JOIN (SELECT d.id, d.run_id, d.request_id FROM pljobs.job AS d
+      FULL JOIN (SELECT d.id, d.run_id, d.request_id, d.timeout_at FROM pljobs.job AS d
                   WHERE d.worker_id = heartbeat_v1.worker_id AND d.status = 'doing') AS j
         ON j.run_id = h.run_id
-      LEFT JOIN LATERAL (SELECT o.id, o.requested_by, o.actor, o.reason, o.requested_at
-                           FROM pljobs.request AS o
-                          WHERE o.id = j.request_id AND o.delivered_at IS NOT NULL OFFSET 0) AS r ON true
+      LEFT JOIN LATERAL (
+           SELECT o.id, o.level, o.sql_way, o.source, o.requested_by, o.actor, o.reason, o.requested_at,
+                  o.term_at,
+                  -- From level 2 on its SQL is cancelled again and again.
+                  CASE o.level WHEN 1 THEN least(o.sql_at, o.term_at)
+                               WHEN 2 THEN least(o.term_at, v_now + interval '1 s')
+                               WHEN 3 THEN least(o.kill_at, v_now + interval '1 s')
+                               ELSE v_now + interval '1 s' END AS look_at
+             FROM pljobs.request AS o
+            WHERE o.id = j.request_id AND o.delivered_at IS NOT NULL OFFSET 0) AS r ON true
      WHERE h.run_id IS NOT NULL OR r.id IS NOT NULL;
 
     PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
 END
 $$;
-COMMENT ON FUNCTION pljobs.heartbeat_v1(bigint, bigint[], bigint[], bigint[], interval)
-    IS 'Renews a worker''s lease and answers for each of its runs: ok, abort or lost. '
+COMMENT ON FUNCTION pljobs.heartbeat_v1(bigint, bigint[], jsonb, interval)
+    IS 'Renews a worker''s lease and answers for each of its runs: ok, abort, kill or lost. '
        'Driver contract, version 1.';

@@ -3,13 +3,14 @@ RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Deletes requests that were resolved, and workers that stopped, longer than older_than ago; at most max_rows
--- of each. Returns how many of both: call again until it returns 0. Raises PJ004 for a null or negative
--- older_than. Skips rows that somebody holds. Notifies nobody.
+-- Deletes requests that were resolved, workers that stopped, and what keeps cancelled trees closed, longer
+-- than older_than ago; at most max_rows of each. Returns how many in all: call again until it returns 0.
+-- Raises PJ004 for a null or negative older_than. Skips rows that somebody holds. Notifies nobody.
 DECLARE
     v_before timestamptz := clock_timestamp() - prune_history_v1.older_than;
     v_requests bigint;
     v_workers bigint;
+    v_trees bigint;
 BEGIN
     IF prune_history_v1.older_than IS NULL OR prune_history_v1.older_than < interval '0' THEN
         RAISE EXCEPTION 'prune needs older_than, not negative' USING ERRCODE = 'PJ004';
@@ -24,8 +25,13 @@ BEGIN
          WHERE o.stopped_at < v_before
          ORDER BY o.id LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_workers = ROW_COUNT;
-    RETURN v_requests + v_workers;
+    DELETE FROM pljobs.closed_tree AS t WHERE t.job_id = ANY (ARRAY(
+        SELECT o.job_id FROM pljobs.closed_tree AS o
+         WHERE o.closed_at < v_before
+         ORDER BY o.job_id LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_trees = ROW_COUNT;
+    RETURN v_requests + v_workers + v_trees;
 END
 $$;
 COMMENT ON FUNCTION pljobs.prune_history_v1(interval, integer)
-    IS 'Deletes a batch of old requests and stopped workers. Driver contract, version 1.';
+    IS 'Deletes a batch of old requests, stopped workers and closed trees. Driver contract, version 1.';

@@ -7,8 +7,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- Registers a worker and returns its id; it must call heartbeat_v1 within every `lease`, else its jobs are
 -- rescued. With worker_id: registers again under that id (after PJ003), so that jobs it still holds stay its
--- own. queues null: all. Raises PJ004 for a lease not of 1 s to 1 day, or a null name, host, pid.
--- Locks the worker. Notifies nobody.
+-- own. queues null: all. A worker that finished a job as 'abandoned' stays tainted: it is given no more jobs.
+-- Raises PJ004 for a lease not of 1 s to 1 day, or a null name, host, pid. Locks the worker. Notifies nobody.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_id bigint;

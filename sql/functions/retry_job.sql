@@ -6,11 +6,12 @@ CREATE OR REPLACE FUNCTION pljobs.retry_job_v1(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- failed, cancelled, aborted -> todo, 'requeued', clean of its former request, its crashes forgotten, its
--- attempts counted on; to run at once or at scheduled_at, in another queue, priority or lock if given.
--- todo -> unchanged, 'todo'.  doing -> unchanged, 'running'.  succeeded -> unchanged, 'succeeded'.
--- Unknown id -> 'not_found'.  `status` is the one before. Raises PJ004 for a name that is not of 1 to 255
--- characters, or a time outside of the years 1 to 9999. Locks the job. Notifies the queue's workers.
+-- failed, cancelled, aborted -> todo, 'requeued', clean of its former request, its crashes and its start_by
+-- forgotten, its attempts counted on, even if the tree that it belongs to was cancelled; to run at once or at
+-- scheduled_at, in another queue, priority or lock if given. todo -> unchanged, 'todo'.  doing -> unchanged,
+-- 'running'.  succeeded -> unchanged, 'succeeded'. Unknown id -> 'not_found'.  `status` is the one before.
+-- Raises PJ004 for a name that is not of 1 to 255 characters, or a time outside of the years 1 to 9999. Locks
+-- the job. Notifies the queue's workers.
 DECLARE
     v_job record;
 BEGIN
@@ -35,6 +36,8 @@ BEGIN
         outcome := 'requeued';
         PERFORM pljobs._record_request('retry', retry_job_v1.job_id, v_job.queue, v_job.task,
                                        retry_job_v1.reason, retry_job_v1.actor, 'requeued');
+        -- It may defer jobs again.
+        DELETE FROM pljobs.closed_tree AS t WHERE t.job_id = retry_job_v1.job_id;
         PERFORM pljobs._requeue_job(retry_job_v1.job_id, status, v_job.message, v_job.error,
                                     scheduled_at => retry_job_v1.scheduled_at, queue => retry_job_v1.queue,
                                     priority => retry_job_v1.priority, lock => retry_job_v1.lock);

@@ -1,7 +1,7 @@
 CREATE OR REPLACE FUNCTION pljobs.retry_jobs_v1(
     job_ids bigint[] DEFAULT NULL, queue text DEFAULT NULL, task text DEFAULT NULL, lock text DEFAULT NULL,
     args jsonb DEFAULT NULL, older_than interval DEFAULT NULL, status text DEFAULT NULL,
-    reason text DEFAULT NULL, actor text DEFAULT NULL,
+    parent_id bigint DEFAULT NULL, reason text DEFAULT NULL, actor text DEFAULT NULL,
     dry_run boolean DEFAULT true, max_jobs integer DEFAULT 10000, after_id bigint DEFAULT NULL
 ) RETURNS TABLE (job_id bigint, queue_name text, task_name text, status_before text, outcome text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -28,7 +28,8 @@ BEGIN
     END IF;
     v_ids := pljobs._matching_jobs(
         retry_jobs_v1.job_ids, retry_jobs_v1.queue, retry_jobs_v1.task, v_statuses, retry_jobs_v1.lock,
-        retry_jobs_v1.args, retry_jobs_v1.older_than, retry_jobs_v1.after_id, retry_jobs_v1.max_jobs);
+        retry_jobs_v1.args, retry_jobs_v1.older_than, retry_jobs_v1.parent_id, retry_jobs_v1.after_id,
+        retry_jobs_v1.max_jobs);
     IF retry_jobs_v1.dry_run IS NOT FALSE THEN
         RETURN QUERY
         SELECT j.id, j.queue, j.task, j.status, 'would_requeue' FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
@@ -38,7 +39,7 @@ BEGIN
     SELECT l.matching, l.others INTO v_ids, v_changed
       FROM pljobs._lock_matching_jobs(
            v_ids, retry_jobs_v1.queue, retry_jobs_v1.task, v_statuses, retry_jobs_v1.lock, retry_jobs_v1.args,
-           retry_jobs_v1.older_than) AS l;
+           retry_jobs_v1.older_than, retry_jobs_v1.parent_id) AS l;
     RETURN QUERY
     -- In order of queueing_lock, as _requeue_job asks.
     SELECT j.id, j.queue, j.task, r.status, r.outcome
@@ -52,13 +53,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pljobs.retry_jobs_v1(
-    bigint[], text, text, text, jsonb, interval, text, text, text, boolean, integer, bigint
+    bigint[], text, text, text, jsonb, interval, text, bigint, text, text, boolean, integer, bigint
 ) IS 'Puts all jobs that match back; by default only shows what it would do. Driver contract, version 1.';
 
 CREATE OR REPLACE FUNCTION pljobs.retry_jobs(
     job_ids bigint[] DEFAULT NULL, queue text DEFAULT NULL, task text DEFAULT NULL, lock text DEFAULT NULL,
     args jsonb DEFAULT NULL, older_than interval DEFAULT NULL, status text DEFAULT NULL,
-    reason text DEFAULT NULL, actor text DEFAULT NULL,
+    parent_id bigint DEFAULT NULL, reason text DEFAULT NULL, actor text DEFAULT NULL,
     dry_run boolean DEFAULT true, max_jobs integer DEFAULT 10000, after_id bigint DEFAULT NULL
 ) RETURNS TABLE (job_id bigint, queue_name text, task_name text, status_before text, outcome text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -73,8 +74,8 @@ BEGIN
     SELECT r.job_id, r.queue_name, r.task_name, r.status_before, r.outcome
       FROM pljobs.retry_jobs_v1(
            retry_jobs.job_ids, retry_jobs.queue, retry_jobs.task, retry_jobs.lock, retry_jobs.args,
-           retry_jobs.older_than, retry_jobs.status, retry_jobs.reason, retry_jobs.actor, retry_jobs.dry_run,
-           retry_jobs.max_jobs, retry_jobs.after_id) AS r
+           retry_jobs.older_than, retry_jobs.status, retry_jobs.parent_id, retry_jobs.reason,
+           retry_jobs.actor, retry_jobs.dry_run, retry_jobs.max_jobs, retry_jobs.after_id) AS r
      ORDER BY r.job_id;
     GET DIAGNOSTICS v_jobs = ROW_COUNT;
     IF retry_jobs.dry_run IS NOT FALSE THEN
@@ -86,6 +87,6 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pljobs.retry_jobs(
-    bigint[], text, text, text, jsonb, interval, text, text, text, boolean, integer, bigint
+    bigint[], text, text, text, jsonb, interval, text, bigint, text, text, boolean, integer, bigint
 ) IS 'Shows which jobs it would put back; with dry_run => false does: '
      'SELECT * FROM retry_jobs(task => ''mail'');';

@@ -8,10 +8,15 @@ CREATE TABLE pljobs.job (
     last_run_id   bigint,                                  -- that ended by finish_jobs: makes a replay safe
     request_id    bigint,                                  -- the open request for this run
     worker_id     bigint,                                  -- who runs it, or ran it last
+    parent_id     bigint,                                  -- the job that deferred it; no foreign key
     created_at    timestamptz NOT NULL,
     scheduled_at  timestamptz,
+    start_by      timestamptz,                             -- not started by then: cancelled
     started_at    timestamptz,
+    timeout_at    timestamptz,                             -- when this run is asked to stop; then null again
     finished_at   timestamptz,
+    timeout       interval,                                -- how long a run may take
+    grace         interval,                                -- how long it then has to stop; null: 10 s
     priority      integer     NOT NULL,
     attempts      integer     NOT NULL DEFAULT 0,
     crashes       integer     NOT NULL DEFAULT 0,
@@ -21,6 +26,7 @@ CREATE TABLE pljobs.job (
     task          text        NOT NULL,
     lock          text,
     queueing_lock text,
+    on_cancelled  text,                                    -- the task to defer if it is cancelled or aborted
     deferred_by   text        NOT NULL,
     message       text,                                    -- one line on how the last attempt ended
     args          jsonb       NOT NULL,
@@ -35,6 +41,7 @@ CREATE TABLE pljobs.job (
     CONSTRAINT job_run_exactly_while_doing CHECK ((run_id IS NOT NULL) = (status = 'doing')),
     CONSTRAINT job_worker_while_doing CHECK (worker_id IS NOT NULL OR status <> 'doing'),
     CONSTRAINT job_request_only_while_doing CHECK (request_id IS NULL OR status = 'doing'),
+    CONSTRAINT job_timeout_only_while_doing CHECK (timeout_at IS NULL OR status = 'doing'),
     CONSTRAINT job_finished_exactly_at_the_end CHECK ((finished_at IS NULL) = (status IN ('todo', 'doing'))),
     CONSTRAINT job_counts_not_negative CHECK (attempts >= 0 AND crashes >= 0)
 ) WITH (
@@ -56,6 +63,9 @@ CREATE UNIQUE INDEX job_one_todo_per_queueing_lock ON pljobs.job (queueing_lock)
     WHERE status = 'todo' AND queueing_lock IS NOT NULL;
 CREATE INDEX job_doing ON pljobs.job (worker_id) WHERE status = 'doing';
 CREATE INDEX job_finished ON pljobs.job (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX job_start_by ON pljobs.job (start_by) WHERE status = 'todo' AND start_by IS NOT NULL;
+CREATE INDEX job_timeout ON pljobs.job (timeout_at) WHERE status = 'doing' AND timeout_at IS NOT NULL;
+CREATE INDEX job_parent ON pljobs.job (parent_id) WHERE parent_id IS NOT NULL;
 
 -- Names one execution of one job. Gaps are harmless.
 CREATE SEQUENCE pljobs.run_id;
@@ -77,6 +87,26 @@ CREATE TABLE pljobs.job_event (
 );
 CREATE INDEX job_event_job ON pljobs.job_event (job_id);
 
+-- What a task said last of how far it is. Beside the job, so that a heartbeat which stores it waits for no
+-- job's row, and adds nothing to the indexes that fetch walks.
+CREATE TABLE pljobs.progress (
+    job_id   bigint      NOT NULL,
+    run_id   bigint      NOT NULL,
+    at       timestamptz NOT NULL,
+    fraction real,                                         -- 0 to 1
+    message  text,
+    CONSTRAINT progress_pkey PRIMARY KEY (job_id),
+    CONSTRAINT progress_fraction_of_one CHECK (fraction BETWEEN 0 AND 1)
+) WITH (fillfactor = 70);
+
+-- Jobs whose tree was cancelled: nothing that has one of them as its parent starts. No foreign key: a child
+-- may be committed when its parent is gone.
+CREATE TABLE pljobs.closed_tree (
+    job_id    bigint      NOT NULL,
+    closed_at timestamptz NOT NULL,
+    CONSTRAINT closed_tree_pkey PRIMARY KEY (job_id)
+);
+
 -- Who asked for what, and what became of it: the audit trail. No foreign key: it outlives the job.
 CREATE TABLE pljobs.request (
     id           bigint      NOT NULL GENERATED ALWAYS AS IDENTITY,
@@ -85,8 +115,14 @@ CREATE TABLE pljobs.request (
     worker_id    bigint,
     requested_at timestamptz NOT NULL,
     delivered_at timestamptz,                              -- when the worker first heard of it
+    sql_at       timestamptz,                              -- from when on its SQL is cancelled: level 2
+    term_at      timestamptz,                              -- from when on it is terminated: level 3
+    kill_at      timestamptz,                              -- from when on it is killed: level 4
+    escalated_at timestamptz,                              -- when it reached its level
     resolved_at  timestamptz,
+    level        smallint    NOT NULL DEFAULT 0,           -- 0: not delivered, 1: delivered
     kind         text        NOT NULL,
+    source       text        NOT NULL DEFAULT 'user',
     force        boolean     NOT NULL DEFAULT false,
     delete_job   boolean     NOT NULL DEFAULT false,
     queue        text        NOT NULL,
@@ -95,15 +131,24 @@ CREATE TABLE pljobs.request (
     actor        text,                                     -- whom the caller says it acted for
     reason       text,
     handling     text,                                     -- what the task does with its abort
+    sql_way      text,                                     -- how its SQL was cancelled last, or why not
     resolution   text,
     CONSTRAINT request_pkey PRIMARY KEY (id),
     CONSTRAINT request_kind_known CHECK (
         kind IN ('cancel', 'abort', 'rescind', 'delete', 'retry', 'pause', 'resume')
     ),
+    CONSTRAINT request_source_known CHECK (source IN ('user', 'tree', 'deadline')),
+    CONSTRAINT request_level_known CHECK (level BETWEEN 0 AND 4),
+    CONSTRAINT request_killed_after_terminated CHECK (
+        term_at <= kill_at AND (term_at IS NULL) = (kill_at IS NULL)
+    ),
     CONSTRAINT request_handling_known CHECK (handling IN ('handling', 'swallowed')),
+    CONSTRAINT request_sql_way_known CHECK (
+        sql_way IN ('server', 'asked', 'worker', 'none', 'pooled', 'denied', 'busy')
+    ),
     CONSTRAINT request_resolution_known CHECK (resolution IN (
-        'cancelled', 'deleted', 'aborted', 'forced', 'finished_first', 'failed_first', 'worker_lost',
-        'rescinded', 'requeued', 'paused', 'resumed'
+        'cancelled', 'deleted', 'expired', 'aborted', 'killed', 'abandoned', 'forced', 'timeout',
+        'finished_first', 'failed_first', 'worker_lost', 'rescinded', 'requeued', 'paused', 'resumed'
     )),
     CONSTRAINT request_resolved_with_resolution CHECK ((resolved_at IS NULL) = (resolution IS NULL)),
     CONSTRAINT request_only_a_run_waits CHECK (resolved_at IS NOT NULL OR run_id IS NOT NULL),
@@ -121,6 +166,7 @@ CREATE TABLE pljobs.worker (
     heartbeat_at timestamptz NOT NULL,
     expires_at   timestamptz NOT NULL,
     stopped_at   timestamptz,                              -- null: registered
+    tainted_at   timestamptz,                              -- it gave up a job whose code may still run
     lease        interval    NOT NULL,
     loop_lag     interval,
     pid          integer     NOT NULL,

@@ -1,0 +1,194 @@
+"""The bracket around a job's own SQL: what lets the database cancel it, and nothing else, ever."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+import psycopg
+import psycopg_pool
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
+
+from pljobs import calls_sql, db
+from pljobs.exceptions import ConnectorException, InvalidArgument, PljobsException, SchemaMissing
+
+if TYPE_CHECKING:
+    from pljobs.job_context import JobContext
+
+logger = logging.getLogger("pljobs.jobs")
+
+Conn = psycopg.Connection[TupleRow]
+AsyncConn = psycopg.AsyncConnection[TupleRow]
+AnyConn = TypeVar("AnyConn", Conn, AsyncConn)
+
+LEAVE_TRIES = 10
+CANCELLED, NOT_ALLOWED = "57014", "42501"
+
+
+class JobConnection:
+    """Lend a connection whose statements can be cancelled with the job; see `JobContext.connection`."""
+
+    def __init__(self, context: JobContext, source: object) -> None:
+        if context.job.run_id is None:
+            raise InvalidArgument(f"{context.job.call_string} is not running: there is nothing to cancel")
+        self._context = context
+        self._run_id = context.job.run_id
+        self._source = source
+        self._sync: contextlib.AbstractContextManager[Conn] | None = None
+        self._async: contextlib.AbstractAsyncContextManager[AsyncConn] | None = None
+
+    def __enter__(self) -> Conn:
+        self._sync = self._bracket()
+        return self._sync.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if self._sync is None:
+            raise RuntimeError("not entered")
+        return self._sync.__exit__(kind, error, trace)
+
+    async def __aenter__(self) -> AsyncConn:
+        self._async = self._bracket_async()
+        return await self._async.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if self._async is None:
+            raise RuntimeError("not entered")
+        return await self._async.__aexit__(kind, error, trace)
+
+    @contextlib.contextmanager
+    def _bracket(self) -> Iterator[Conn]:
+        with self._borrowed() as conn:
+            try:
+                way = db.run(conn, calls_sql.enter_sql(self._run_id, conn.info.backend_pid))
+            except PljobsException as error:
+                way = self._not_entered(error)
+            conn.rollback()  # the locks are the session's
+            if way != "entered":
+                self._context.sql_way.set(way)
+            try:
+                yield conn
+                conn.commit()
+            finally:
+                self._leave(conn, entered=way == "entered")
+
+    @contextlib.asynccontextmanager
+    async def _bracket_async(self) -> AsyncIterator[AsyncConn]:
+        async with self._borrowed_async() as conn:
+            try:
+                way = await db.run_async(conn, calls_sql.enter_sql(self._run_id, conn.info.backend_pid))
+            except PljobsException as error:
+                way = self._not_entered(error)
+            await conn.rollback()
+            if way != "entered":
+                self._context.sql_way.set(way)
+            try:
+                yield conn
+                await conn.commit()
+            finally:
+                await self._leave_async(conn, entered=way == "entered")
+
+    # A cancel that belongs to this run may hit the leaving, too: then once more. A connection that can't
+    # leave is closed, whatever the reason: its next user must not be cancelled for this run.
+
+    def _leave(self, conn: Conn, *, entered: bool) -> None:
+        try:
+            conn.rollback()
+            for _ in range(LEAVE_TRIES if entered else 0):
+                try:
+                    db.run(conn, calls_sql.leave_sql(self._run_id))
+                except ConnectorException as error:
+                    if error.sqlstate != CANCELLED:
+                        raise
+                    conn.rollback()
+                else:
+                    conn.rollback()
+                    return
+            if entered:
+                conn.close()
+        except BaseException:
+            conn.close()
+            raise
+
+    async def _leave_async(self, conn: AsyncConn, *, entered: bool) -> None:
+        try:
+            await conn.rollback()
+            for _ in range(LEAVE_TRIES if entered else 0):
+                try:
+                    await db.run_async(conn, calls_sql.leave_sql(self._run_id))
+                except ConnectorException as error:
+                    if error.sqlstate != CANCELLED:
+                        raise
+                    await conn.rollback()
+                else:
+                    await conn.rollback()
+                    return
+            if entered:
+                await conn.close()
+        except BaseException:
+            await conn.close()
+            raise
+
+    def _not_entered(self, error: PljobsException) -> str:
+        job = self._context.job
+        if isinstance(error, SchemaMissing):
+            raise InvalidArgument(
+                f"context.connection of {job.call_string}: the connection leads to a database without the"
+                " schema pljobs; give one to the queue's own database"
+            ) from error
+        if not isinstance(error, ConnectorException) or error.sqlstate != NOT_ALLOWED:
+            raise error
+        logger.warning(
+            "The SQL of %s can't be cancelled with it: %s (GRANT pljobs_worker to this login)",
+            job.call_string, error, extra=job.log_context(),
+        )  # fmt: skip
+        return "denied"
+
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[Conn]:
+        source = self._source
+        if source is None:
+            with self._context.app.connector.checked_out() as conn:
+                yield conn
+        elif isinstance(source, psycopg.Connection):
+            yield _outside_of_a_transaction(source)
+        elif isinstance(source, psycopg_pool.ConnectionPool):
+            with source.connection() as conn:
+                yield conn
+        else:
+            raise _unknown(source, "with", "a psycopg Connection or ConnectionPool")
+
+    @contextlib.asynccontextmanager
+    async def _borrowed_async(self) -> AsyncIterator[AsyncConn]:
+        source = self._source
+        if source is None:
+            async with self._context.app.connector.checked_out_async() as conn:
+                yield conn
+        elif isinstance(source, psycopg.AsyncConnection):
+            yield _outside_of_a_transaction(source)
+        elif isinstance(source, psycopg_pool.AsyncConnectionPool):
+            async with source.connection() as conn:
+                yield conn
+        else:
+            raise _unknown(source, "async with", "a psycopg AsyncConnection or AsyncConnectionPool")
+
+
+def _outside_of_a_transaction(conn: AnyConn) -> AnyConn:
+    if conn.info.transaction_status != TransactionStatus.IDLE:
+        raise InvalidArgument(
+            "context.connection: this connection is in a transaction; end it first: the block's own is ended"
+            " with the block"
+        )
+    return conn
+
+
+def _unknown(source: object, how: str, wanted: str) -> InvalidArgument:
+    kind = f"{type(source).__module__}.{type(source).__qualname__}"
+    return InvalidArgument(f"`{how} context.connection(...)` takes {wanted}, not {kind}")

@@ -1,0 +1,52 @@
+CREATE OR REPLACE FUNCTION pljobs._deliver_requests(request_ids bigint[], observed jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+AS $$
+-- Records that a worker hears of these open requests, at which level each of them is by now, and what the
+-- worker has seen (see heartbeat_v1); from level 2 on cancels the run's SQL: until a statement was cancelled,
+-- and from level 3 on again and again, but below that not what a task runs that is seen handling its abort.
+-- Skips requests that somebody holds.
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_ids bigint[];
+    v_id bigint;
+BEGIN
+    v_ids := ARRAY(SELECT r.id FROM pljobs.request AS r WHERE r.id = ANY (_deliver_requests.request_ids)
+                    ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED);
+    WITH seen AS (
+        SELECT r.id, x.handling, x.sql,
+               CASE WHEN r.kill_at <= v_now THEN 4 WHEN r.term_at <= v_now THEN 3
+                    WHEN r.sql_at <= v_now THEN 2 ELSE 1 END AS level
+          FROM pljobs.request AS r
+          LEFT JOIN jsonb_to_recordset(_deliver_requests.observed)
+               AS x(run_id bigint, handling text, sql text) ON x.run_id = r.run_id
+         WHERE r.id = ANY (v_ids)
+    )
+    UPDATE pljobs.request AS r
+       SET delivered_at = coalesce(r.delivered_at, v_now),
+           level = seen.level,
+           escalated_at = CASE WHEN seen.level > r.level THEN v_now ELSE r.escalated_at END,
+           handling = coalesce(seen.handling, r.handling),
+           sql_way = CASE WHEN seen.sql = 'none' THEN coalesce(r.sql_way, 'none')
+                          ELSE coalesce(seen.sql, r.sql_way) END
+      FROM seen
+     WHERE r.id = seen.id
+       AND (r.delivered_at IS NULL OR seen.level > r.level OR seen.sql IS NOT NULL
+            OR seen.handling <> coalesce(r.handling, ''));
+
+    FOR v_id IN
+        SELECT r.id FROM pljobs.request AS r
+         WHERE r.id = ANY (v_ids) AND r.level >= 2 AND r.sql_way IS DISTINCT FROM 'denied'
+           AND (r.level >= 3 OR coalesce(r.sql_way, '') NOT IN ('server', 'worker')
+                            AND r.handling IS DISTINCT FROM 'handling')
+         ORDER BY r.id
+    LOOP
+        PERFORM pljobs._cancel_sql_of_request(v_id);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION pljobs._deliver_requests(bigint[], jsonb)
+    IS 'Records what a worker hears of open requests, and takes their next step.';
