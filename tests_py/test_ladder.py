@@ -360,8 +360,8 @@ async def test_a_job_not_started_in_time_is_cancelled(app: App, aconn: Conn) -> 
     @app.task
     async def task() -> None: ...
 
-    job_id = await task.configure(start_within=0).defer_async()
-    later = await task.configure(start_within=3600).defer_async()
+    job_id = await task.configure(start_by=0).defer_async()
+    later = await task.configure(start_by=3600).defer_async()
     async with running(app, **NOTIFIED):
         await until(aconn, later, "succeeded")
         await until(aconn, job_id, "cancelled")

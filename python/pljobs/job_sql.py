@@ -69,7 +69,13 @@ class JobConnection:
             try:
                 way = db.run(conn, calls_sql.enter_sql(self._run_id, conn.info.backend_pid))
             except PljobsException as error:
+                if _is_cancel(error):
+                    self._leave(conn, entered=True)
+                    raise
                 way = self._not_entered(error)
+            except BaseException:
+                conn.close()
+                raise
             conn.rollback()  # the locks are the session's
             if way != "entered":
                 self._context.sql_way.set(way)
@@ -85,7 +91,13 @@ class JobConnection:
             try:
                 way = await db.run_async(conn, calls_sql.enter_sql(self._run_id, conn.info.backend_pid))
             except PljobsException as error:
+                if _is_cancel(error):
+                    await self._leave_async(conn, entered=True)
+                    raise
                 way = self._not_entered(error)
+            except BaseException:
+                await conn.close()
+                raise
             await conn.rollback()
             if way != "entered":
                 self._context.sql_way.set(way)
@@ -95,8 +107,9 @@ class JobConnection:
             finally:
                 await self._leave_async(conn, entered=way == "entered")
 
-    # A cancel that belongs to this run may hit the leaving, too: then once more. A connection that can't
-    # leave is closed, whatever the reason: its next user must not be cancelled for this run.
+    # A cancel that belongs to this run may hit the entering and the leaving, too: then leave once more. A
+    # connection that can't leave is closed, whatever the reason: its next user must not be cancelled for this
+    # run.
 
     def _leave(self, conn: Conn, *, entered: bool) -> None:
         try:
@@ -105,7 +118,7 @@ class JobConnection:
                 try:
                     db.run(conn, calls_sql.leave_sql(self._run_id))
                 except ConnectorException as error:
-                    if error.sqlstate != CANCELLED:
+                    if not _is_cancel(error):
                         raise
                     conn.rollback()
                 else:
@@ -124,7 +137,7 @@ class JobConnection:
                 try:
                     await db.run_async(conn, calls_sql.leave_sql(self._run_id))
                 except ConnectorException as error:
-                    if error.sqlstate != CANCELLED:
+                    if not _is_cancel(error):
                         raise
                     await conn.rollback()
                 else:
@@ -178,6 +191,10 @@ class JobConnection:
                 yield conn
         else:
             raise _unknown(source, "async with", "a psycopg AsyncConnection or AsyncConnectionPool")
+
+
+def _is_cancel(error: PljobsException) -> bool:
+    return isinstance(error, ConnectorException) and error.sqlstate == CANCELLED
 
 
 def _outside_of_a_transaction(conn: AnyConn) -> AnyConn:
