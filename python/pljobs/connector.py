@@ -84,6 +84,7 @@ class PsycopgConnector:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
+        self._alone = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'open' if self.is_open else 'closed'}>"
@@ -146,6 +147,20 @@ class PsycopgConnector:
             await pool.close()
         if not self._sync.wanted:
             await asyncio.to_thread(self.close)
+
+    # In a process of its own, for one job
+
+    def address(self) -> tuple[str, dict[str, object]]:
+        """Return conninfo and connection settings, as another process can use them; passwords included."""
+        plain = str | int | float | bool | None
+        return self._conninfo, {k: v for k, v in self._kwargs.items() if isinstance(v, plain)}
+
+    def serve_alone(self, conninfo: str, settings: Mapping[str, object]) -> None:
+        """Be open at another connector's address; connect when a call needs it, and not before."""
+        self._drop_if_forked()
+        self._conninfo = conninfo
+        self._kwargs |= settings
+        self._sync.wanted = self._alone = True
 
     # One call
 
@@ -239,12 +254,12 @@ class PsycopgConnector:
     async def checked_out_async(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
         """Lend an async connection of the pool, in autocommit; what its statements raise is psycopg's."""
         pool = self._async.pool
-        if pool is None:
+        if pool is None and not self._alone:
             raise exceptions.AppNotOpen(
                 "open the app for async first: await app.open_async(), or `async with app.open_async(): ...`"
             )
         async with contextlib.AsyncExitStack() as stack:
-            if self._async.own and self._loop is not asyncio.get_running_loop():
+            if pool is None or (self._async.own and self._loop is not asyncio.get_running_loop()):
                 # A pool serves one event loop. A sync task that calls asyncio.run() has another.
                 conn = await stack.enter_async_context(await self.connect_async())
             else:

@@ -84,7 +84,13 @@ def ended(job: Job, end: RunEnd, error: BaseException | None, asked: AbortReason
     """Say how a task ended, where that is not the plain success."""
     if end.outcome == "failed":
         logger.error(
-            "Job %s failed: %s", job.call_string, end.message, exc_info=error, extra=job.log_context()
+            "Job %s failed: %s%s",
+            job.call_string,
+            end.message,
+            # From another process there is no exception, but its text.
+            f"\n{end.error.rstrip()}" if error is None and end.error else "",
+            exc_info=error,
+            extra=job.log_context(),
         )
     elif asked is not None or end.outcome != "succeeded":
         logger.info(

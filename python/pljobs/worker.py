@@ -7,26 +7,23 @@ import contextlib
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pljobs import calls, logs
-from pljobs.answers import RunEnd, Verdict
+from pljobs.answers import RunEnd
 from pljobs.control import Control, reason_of
-from pljobs.endings import Ended, run_end
+from pljobs.endings import Ended
 from pljobs.exceptions import InvalidArgument, PljobsException, WorkerNotRegistered, WorkerTainted
-from pljobs.execution import LocalRun
 from pljobs.finisher import Finisher
-from pljobs.job_context import JobContext
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.link import Link
 from pljobs.maintenance import Maintenance
 from pljobs.run import Run
 from pljobs.signals import Interrupter, stop_on_signals
-from pljobs.threads import Threads
+from pljobs.starting import Starter, Unfit
 
 if TYPE_CHECKING:
     from pljobs.app import App
@@ -37,10 +34,6 @@ FETCH_AT_MOST = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 WATCH_EVERY = 1.0
 REMIND_EVERY = 10.0
-NOT_REGISTERED = (
-    "task {!r} is not registered in this worker: import the module that defines it, or let the worker leave"
-    " such jobs to others (unknown_tasks='leave')"
-)
 
 
 class Worker:
@@ -167,9 +160,10 @@ class Worker:
 
     async def _main(self) -> None:
         self._link = Link(self.app.connector)
-        self._threads = Threads("pljobs-job")
         self._finisher = Finisher(self._link, dumps=self.app.connector.json_dumps)
+        self._starter = Starter(self, on_end=self._ended)
         try:
+            self._starter.open()
             self.worker_id = await self._link.execute(self._registration(None))
             logger.info("Worker %s (%s) started", self.worker_id, self.name, extra=self._ids())
             interrupter = Interrupter()
@@ -191,7 +185,7 @@ class Worker:
             ):
                 await self._work(self.worker_id)
         finally:
-            self._threads.close()
+            await self._starter.close()
             await self._link.close()
 
     async def _work(self, worker_id: int) -> None:
@@ -267,33 +261,18 @@ class Worker:
     def _start(self, job: Job) -> None:
         if job.run_id is None:
             raise ValueError(f"{job.call_string} is not a run")
-        task = self.app.tasks.get(job.task_name)
-        if task is None:
-            self._refuse(job, job.run_id, NOT_REGISTERED.format(job.task_name))
+        try:
+            run = self._starter.make(job, worker_id=self.worker_id)
+        except Unfit as unfit:
+            self._refuse(job, job.run_id, str(unfit))
             return
-        if job.args_error is not None:
-            self._refuse(job, job.run_id, job.args_error)
-            return
-        context = JobContext(
-            app=self.app,
-            job=job,
-            task=task,
-            worker_name=self.name,
-            worker_id=self.worker_id,
-            worker_queues=self.queues,
-            additional_context=self.additional_context,
-        )
-        run = LocalRun(context, threads=self._threads, on_end=self._ended)
-        if job.timeout is not None:
-            run.look_at = time.monotonic() + job.timeout.total_seconds()
         self._runs[job.run_id] = run
         try:
             logs.started(job)
             run.start()
         except Exception as error:  # noqa: BLE001 - no thread to be had, an application's log filter
             run.finish(Ended(exception=error))
-        request: Verdict | None = self._control.early_verdict(job.run_id)
-        if request is not None:
+        if (request := self._control.early_verdict(job.run_id)) is not None:
             run.abort(reason_of(request), request)
         if self._aborting:
             run.abort(AbortReason.SHUTDOWN)
@@ -306,7 +285,7 @@ class Worker:
 
     def _ended(self, run: Run, ended: Ended | RunEnd) -> None:
         # First the report, then the log: an application's log may raise, and the job must end all the same.
-        end, error = (ended, None) if isinstance(ended, RunEnd) else self._end_of(run, ended)
+        end, error = self._starter.end_of(run, ended)
         self._finisher.report(end, partial(self._reported, run.job, end))
         self._look.set()
         if end.outcome == "abandoned" and not self._given_up:
@@ -314,9 +293,6 @@ class Worker:
         if end.outcome == "abandoned":
             self._given_up.append(run.job.call_string)
         logs.ended(run.job, end, error, run.context.abort_reason())
-
-    def _end_of(self, run: Run, ended: Ended) -> tuple[RunEnd, BaseException | None]:
-        return run_end(run.context, ended, delete_jobs=self.delete_jobs), ended.exception
 
     def _reported(self, job: Job, end: RunEnd, status: str | None) -> None:
         self._runs.pop(end.run_id, None)

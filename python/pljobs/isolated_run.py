@@ -1,0 +1,238 @@
+"""The run of an isolated job, seen from the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import cast, get_args
+
+from pljobs.answers import Outcome, RunEnd
+from pljobs.endings import Ended, with_retry
+from pljobs.exceptions import JobTimeout, ProcessDied
+from pljobs.frames import LINE_LOST, Garbled, Line
+from pljobs.isolated import Abort, Order
+from pljobs.isolation import Processes
+from pljobs.job_context import JobContext, current
+from pljobs.jobs import AbortReason, DeleteJobCondition
+from pljobs.run import OnEnd, Run
+
+logger = logging.getLogger(__name__)
+
+# Seconds: for a void run to stop by itself, and for a process to die of SIGKILL.
+VOID_GRACE = 5.0
+DEATH_TAKES = 5.0
+OUTCOMES: tuple[str, ...] = get_args(Outcome)
+OPTIONAL_TEXT = ("message", "error", "retry_queue", "retry_lock")
+
+
+class IsolatedRun(Run):
+    """Run a task's function in a process of its own."""
+
+    def __init__(
+        self,
+        context: JobContext,
+        *,
+        processes: Processes,
+        delete_jobs: DeleteJobCondition,
+        on_end: OnEnd,
+    ) -> None:
+        super().__init__(context, on_end=on_end)
+        if self.job.id is None or self.job.run_id is None:
+            raise ValueError(f"{self.job.call_string} is not a run: it has no id")
+        self.job_id, self.run_id = self.job.id, self.job.run_id
+        self._processes = processes
+        self._delete_jobs = delete_jobs
+        self._loop = asyncio.get_running_loop()
+        self._environment = contextvars.copy_context()
+        self._environment.run(current.set, context)
+        self._line: Line | None = None
+        self._signal: Callable[[str], None] = lambda _how: None
+        self._told: Abort | None = None
+        self._forced: str | None = None
+        self._is_void = False
+        self._report: RunEnd | None = None
+        self._trouble: str | None = None
+
+    def start(self) -> None:
+        """Start a process; raises OSError where that can't be, and what pickle does of the arguments."""
+        order = pickle.dumps(self._order())
+        ours, theirs = socket.socketpair()
+        self._line = Line(ours, on_payload=self._heard, on_end=self._hung_up)
+        self._line.send(order)
+        self._signal = self._processes.begin(self, theirs)
+
+    def process_ended(self, status: int) -> None:
+        """Take note that the process, and all that it had started, is dead; `status` as wait gives it."""
+        if self._line is not None:
+            self._line.drain()  # its report may have come by the other way, and not been read yet
+        self.died(self._trouble or described(status))
+
+    def died(self, how: str) -> None:
+        """End the run, whose process is gone: as it has reported, else by how it died."""
+        if self._report is not None:
+            self.finish(self._report)
+        elif self._forced is None:
+            self.finish(Ended(exception=ProcessDied(how)))
+        else:
+            end = RunEnd(
+                job_id=self.job_id,
+                run_id=self.run_id,
+                outcome="killed",
+                message=f"{self._forced}, and {how}",
+                delete_job=self._delete_jobs == DeleteJobCondition.ALWAYS,
+                progress=self.context.reported_progress.take(),
+            )
+            if self.context.abort_reason() is AbortReason.DEADLINE:
+                error = JobTimeout(f"job {self.job_id} ran longer than its timeout")
+                end = with_retry(end, self.context, error)
+            self.finish(end)
+
+    def finish(self, ended: Ended | RunEnd) -> None:
+        """Report the end, once, and close the line: a process that is left, given up, ends by that."""
+        if self._line is not None:
+            self._line.close()
+        super().finish(ended)
+
+    def _stop(self, reason: AbortReason) -> None:
+        flag = self.context.abort_flag
+        abort = Abort(flag.reason or reason, flag.request)
+        if self._line is not None and abort != self._told:
+            self._told = abort
+            self._line.send(pickle.dumps(abort))
+        if reason is AbortReason.RUN_LOST and not self._is_void:
+            # Nobody waits for it, and another run of the job may have begun.
+            self._is_void = True
+            self._loop.call_later(VOID_GRACE, self._terminate)
+            self._loop.call_later(VOID_GRACE + DEATH_TAKES, self._kill)
+
+    def _terminate(self) -> None:
+        if not self.ended:
+            self._forced = self._forced or "terminated: it had not stopped in time"
+            self._signal("term")
+
+    def _kill(self) -> None:
+        if not self.ended:
+            self._forced = "killed: it had not stopped in time"
+            self._signal("kill")
+            self._loop.call_later(DEATH_TAKES, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self.ended and self._report is not None:
+            self.finish(self._report)
+        elif not self.ended:
+            self._abandon()
+
+    def _heard(self, payload: bytes) -> None:
+        try:
+            match json.loads(payload):
+                case ["log", dict(fields)]:
+                    self._log(fields)
+                case ["progress", (float() | int() | None) as fraction, (str() | None) as message]:
+                    self.context.reported_progress.set((fraction, message))
+                case ["sql_way", str(way)]:
+                    self.context.sql_way.set(way)
+                case ["end", dict(fields)]:
+                    self._report = _end_from(fields, self.job_id, self.run_id)
+                    # It ends now, unless something holds it.
+                    self._loop.call_later(DEATH_TAKES, self._end_at_last)
+                case _:
+                    raise Garbled("an unknown message")
+        except (ValueError, TypeError) as error:
+            raise Garbled(str(error)) from error
+
+    def _hung_up(self, garbled: Garbled | None) -> None:
+        if garbled is not None:
+            self._trouble = f"killed: it had sent its worker what is no message ({garbled})"
+            self._signal("kill")
+        # Else it is about to be seen dead, or has closed its line by mistake, and is left to end.
+
+    def _end_at_last(self) -> None:
+        if not self.ended:
+            self._signal("kill")
+            self._loop.call_later(DEATH_TAKES, self._give_up)
+
+    def _log(self, fields: Mapping[str, object]) -> None:
+        if not isinstance(fields.get("name"), str) or not isinstance(fields.get("levelno"), int):
+            raise Garbled("no log record")
+        job = self.job  # the ids as logs.JobLogFilter adds them
+        ids = {"job_id": job.id, "run_id": job.run_id, "task_name": job.task_name}
+        record = logging.makeLogRecord({**ids, **fields})
+        log = logging.getLogger(record.name)
+        if log.isEnabledFor(record.levelno):
+            try:
+                self._environment.run(log.handle, record)
+            except Exception:  # an application's handler or filter
+                logger.exception("A log record of job %s can't be handled", self.job.call_string)
+
+    def _order(self) -> Order:
+        function, context = self.task.func, self.context
+        loggers = [log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)]
+        return Order(
+            job=self.job,
+            function=(function.__module__, function.__qualname__),
+            app=self._processes.place_of(self.task.blueprint.bound_to()),
+            worker_name=context.worker_name,
+            worker_id=context.worker_id,
+            worker_queues=context.worker_queues,
+            context=self._processes.pickled_context,
+            start_timestamp=context.start_timestamp,
+            delete_jobs=self._delete_jobs,
+            address=context.app.connector.address(),
+            levels={"": logging.root.level, **{log.name: log.level for log in loggers if log.level}},
+        )
+
+
+def described(status: int) -> str:
+    """Say how a process died that has not reported; `status` as wait gives it."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:  # a real-time signal
+            name = f"signal {number}"
+        return f"killed by {name}{' (out of memory?)' if number == signal.SIGKILL else ''}"
+    code = os.WEXITSTATUS(status)
+    why = " (it had closed its line to the worker)" if code == LINE_LOST else ""
+    return f"exited with status {code} without a result{why}"
+
+
+def _end_from(fields: Mapping[str, object], job_id: int, run_id: int) -> RunEnd:
+    """Read what `isolated.to_wire` wrote; raises `Garbled` for anything else."""
+    outcome, result = fields.get("outcome"), fields.get("result")
+    retry_at, retry_in = fields.get("retry_at"), fields.get("retry_in")
+    priority, progress = fields.get("retry_priority"), fields.get("progress")
+    if (
+        outcome not in OUTCOMES
+        or not isinstance(result, str | None)
+        or not isinstance(retry_at, str | None)
+        or not isinstance(retry_in, float | None)
+        or not isinstance(priority, int | None)
+        or not isinstance(progress, list | None)
+        or not all(isinstance(fields.get(name), str | None) for name in OPTIONAL_TEXT)
+    ):
+        raise Garbled("no end of a run")
+    text = {name: cast("str | None", fields.get(name)) for name in OPTIONAL_TEXT}
+    return RunEnd(
+        job_id=job_id,
+        run_id=run_id,
+        outcome=cast("Outcome", outcome),
+        result=None if result is None else json.loads(result),
+        message=text["message"],
+        error=text["error"],
+        retry_at=None if retry_at is None else datetime.fromisoformat(retry_at),
+        retry_in=None if retry_in is None else timedelta(seconds=retry_in),
+        retry_queue=text["retry_queue"],
+        retry_priority=priority,
+        retry_lock=text["retry_lock"],
+        delete_job=fields.get("delete_job") is True,
+        sql_cancelled=fields.get("sql_cancelled") is True,
+        progress=None if progress is None else (progress[0], progress[1]),
+    )
