@@ -283,13 +283,16 @@ async def test_where_the_owner_may_not_the_worker_cancels(plain_roles: tuple[str
     as_owner, as_worker, _ = plain_roles
     app = App(as_worker)
     stuck = sync_task(app)
-    async with app.open_async(), await psycopg.AsyncConnection.connect(as_owner, autocommit=True) as owner:
-        async with running(app, **NOTIFIED):
-            job_id = await stuck.defer_async()
-            await wait_until_async(lambda: locked(owner), DEADLINE, "the job is in its bracket")
-            await cancel(owner, job_id)
-            assert (await request(owner, job_id))["sql_way"] in {"asked", "worker"}
-            await until(owner, job_id, "aborted")
+    async with (
+        app.open_async(),
+        await psycopg.AsyncConnection.connect(as_owner, autocommit=True) as owner,
+        running(app, **NOTIFIED),
+    ):
+        job_id = await stuck.defer_async()
+        await wait_until_async(lambda: locked(owner), DEADLINE, "the job is in its bracket")
+        await cancel(owner, job_id)
+        assert (await request(owner, job_id))["sql_way"] in {"asked", "worker"}
+        await until(owner, job_id, "aborted")
 
 
 async def test_where_nobody_may_it_says_denied(plain_roles: tuple[str, ...]) -> None:
