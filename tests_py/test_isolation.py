@@ -25,7 +25,7 @@ from pljobs.embedded import environment
 from pljobs.isolation import Processes
 from pljobs.jobs import AbortReason
 from waiting import wait_until_async
-from workers import DEADLINE, HASTY, HERE, NOTIFIED, job, running, until
+from workers import DEADLINE, HASTY, HERE, NOTIFIED, job, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -151,8 +151,9 @@ async def test_a_task_that_comes_back_twice_ends_once(alone: Runs) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-async def test_a_task_may_use_multiprocessing(alone: Runs, method: str) -> None:
-    end = await alone.end(alone.start(tasks.uses_processes, method=method))
+async def test_a_task_may_use_multiprocessing(alone: Runs, tmp_path: Path, method: str) -> None:
+    run = alone.start(tasks.uses_processes, method=method, started=str(tmp_path / "started"))
+    end = await alone.end(run)
     assert (end.result, end.message) == ([1, 4, 9], None)
 
 
@@ -425,6 +426,45 @@ async def test_a_worker_leaves_no_nursery(isolated: App, aconn: Conn) -> None:
         nursery = nursery_of(worker._starter._processes)
         await until(aconn, job_id, "succeeded")
     assert is_gone(nursery)
+
+
+async def test_the_whole_ladder_from_sql_to_the_end(isolated: App, aconn: Conn, tmp_path: Path) -> None:
+    job_id = await tasks.resists.defer_async(started=str(tmp_path / "started"))
+    async with running(isolated, **NOTIFIED):
+        pids = [int(pid) for pid in (await said(tmp_path / "started")).split()]
+        await aconn.execute(
+            "SELECT pljobs.cancel_job(%s, abort => true, grace => '0', term_grace => '0.1 s')", [job_id]
+        )
+        found = await until(aconn, job_id)
+    assert (found["status"], (await request(aconn, job_id))["resolution"]) == ("aborted", "killed")
+    assert all(is_gone(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("bracket", [True, False])
+async def test_a_task_in_sql_is_stopped_by_its_sqls_end_or_by_the_signal(
+    isolated: App, aconn: Conn, tmp_path: Path, bracket: bool
+) -> None:
+    job_id = await tasks.sleeps_in_sql.defer_async(started=str(tmp_path / "started"), bracket=bracket)
+    grace = "1 hour" if bracket else "0"
+    async with running(isolated, **NOTIFIED):
+        await said(tmp_path / "started")
+        await aconn.execute(
+            "SELECT pljobs.cancel_job(%s, abort => true, grace => %s, term_grace => '1 hour', sql => %s)",
+            [job_id, grace, bracket],
+        )
+        assert (await until(aconn, job_id))["status"] == "aborted"
+
+
+async def test_a_flood_of_logs_arrives_whole_though_the_loop_is_blocked(
+    alone: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run = alone.start(tasks.floods, lines=20_000)
+    await wait_until_async(lambda: caplog.records, DEADLINE)
+    time.sleep(0.3)  # noqa: ASYNC251 - it is what is tested
+    await alone.end(run)
+    lines = [each.getMessage() for each in caplog.records if each.name == "isolated_tasks.logger"]
+    assert lines == [f"line {number}" for number in range(20_000)]
 
 
 SCRIPT = """
