@@ -528,3 +528,17 @@ async def test_a_script_without_a_guard_is_told(db_url: str, aconn: Conn, tmp_pa
     found = await job(aconn, job_id)
     assert found["status"] == "failed"
     assert "if __name__ == '__main__':" in found["error"]
+
+
+async def test_a_script_that_only_runs_the_worker_needs_no_guard(
+    db_url: str, aconn: Conn, tmp_path: Path
+) -> None:
+    cursor = await aconn.execute("SELECT pljobs.defer_job(%s)", [tasks.noop.name])
+    (job_id,) = await cursor.fetchone() or (0,)
+    path = tmp_path / "bare.py"
+    path.write_text(
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import pljobs; from isolated_tasks import app\n"
+        f"app.connector = pljobs.PsycopgConnector({db_url!r}); app.run_worker(wait=False)"
+    )
+    await asyncio.to_thread(subprocess.run, [sys.executable, str(path)], env=environment(), check=True)
+    assert (await job(aconn, job_id))["status"] == "succeeded"
