@@ -37,7 +37,7 @@ BARE_INDEX = "CREATE INDEX ON bench_bare (id) WHERE NOT taken"
 def main() -> None:
     """Run the benchmarks that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", default=["sql", "defer", "worker", "abort"])
+    parser.add_argument("what", nargs="*", default=list(BENCHMARKS))
     parser.add_argument("--postgres", default="18", help="18 (the wheel's) or 15 (Debian's)")
     parser.add_argument("--seconds", type=int, default=5, help="how long each pgbench run takes")
     options = parser.parse_args()
@@ -47,9 +47,7 @@ def main() -> None:
         for what in options.what:
             url = server.create_database(f"bench_{what}")
             migrate(url)
-            {"sql": bench_sql, "defer": bench_defer, "worker": bench_worker, "abort": bench_abort}[what](
-                server, url, options.seconds
-            )
+            BENCHMARKS[what](server, url, options.seconds)
 
 
 def bench_sql(server: Server, url: str, seconds: int) -> None:
@@ -163,6 +161,45 @@ async def abort_times(url: str, listen: bool, interval: float, times: int) -> li
         worker.cancel()
         await asyncio.gather(worker, return_exceptions=True)
     return took
+
+
+isolated_app = App("")
+
+
+@isolated_app.task(name="noop", isolation="process")
+def isolated_noop() -> None:
+    """Do nothing, in a process of its own; here, at the top, since that process imports it."""
+
+
+def bench_isolation(server: Server, url: str, seconds: int) -> None:  # noqa: ARG001
+    """No-op sync jobs, one after the other and two at once: in processes of their own, and in threads."""
+    in_threads = App(url)
+
+    @in_threads.task(name="noop")
+    def noop() -> None:
+        return None
+
+    isolated_app.connector = in_threads.connector
+    jobs = 300
+    print("ms a no-op sync job: in a process of its own, in a thread (its worker's start included)")
+    with psycopg.connect(url, autocommit=True) as conn:
+        for concurrency in (1, 2):
+            took = []
+            for app in (isolated_app, in_threads):
+                defer(conn, jobs)
+                began = time.perf_counter()
+                app.run_worker(concurrency=concurrency, wait=False, install_signal_handlers=False)
+                took.append(1000 * (time.perf_counter() - began) / jobs)
+            print(f"{concurrency:>4} at once: {took[0]:8.1f} {took[1]:8.1f}")
+
+
+BENCHMARKS = {
+    "sql": bench_sql,
+    "defer": bench_defer,
+    "worker": bench_worker,
+    "abort": bench_abort,
+    "isolation": bench_isolation,
+}
 
 
 def defer(conn: psycopg.Connection, jobs: int) -> None:

@@ -228,10 +228,18 @@ def _square(number: int) -> int:
     return number * number
 
 
+def _rest(started: str) -> None:
+    touch(started)
+    time.sleep(600)
+
+
 @app.task(isolation="process")
-def uses_processes(method: str) -> list[int]:
+def uses_processes(method: str, started: str) -> list[int]:
     with multiprocessing.get_context(method).Pool(2) as pool:
-        return pool.map(_square, [1, 2, 3])
+        squares = pool.map(_square, [1, 2, 3])
+        pool.apply_async(_rest, [started])
+        wait_for(started)
+        return squares  # the pool ends the other by SIGTERM
 
 
 @app.task(isolation="process", pass_context=True)
@@ -239,3 +247,21 @@ def foreign_sigterm(context: JobContext, started: str) -> str:
     os.kill(os.getpid(), signal.SIGTERM)
     touch(started)
     return "went on"
+
+
+@app.task(isolation="process", pass_context=True)
+def sleeps_in_sql(context: JobContext, started: str, bracket: bool) -> None:
+    if bracket:
+        with context.connection() as conn:
+            touch(started)
+            conn.execute("SELECT pg_sleep(600)")
+    else:
+        with context.app.connector.connect() as conn:
+            touch(started)
+            conn.execute("SELECT pg_sleep(600)")
+
+
+@app.task(isolation="process")
+def floods(lines: int) -> None:
+    for number in range(lines):
+        logger.info("line %s", number)

@@ -25,7 +25,7 @@ from pljobs.embedded import environment
 from pljobs.isolation import Processes
 from pljobs.jobs import AbortReason
 from waiting import wait_until_async
-from workers import DEADLINE, HASTY, HERE, NOTIFIED, job, running, until
+from workers import DEADLINE, HASTY, HERE, NOTIFIED, job, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -151,8 +151,9 @@ async def test_a_task_that_comes_back_twice_ends_once(alone: Runs) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-async def test_a_task_may_use_multiprocessing(alone: Runs, method: str) -> None:
-    end = await alone.end(alone.start(tasks.uses_processes, method=method))
+async def test_a_task_may_use_multiprocessing(alone: Runs, tmp_path: Path, method: str) -> None:
+    run = alone.start(tasks.uses_processes, method=method, started=str(tmp_path / "started"))
+    end = await alone.end(run)
     assert (end.result, end.message) == ([1, 4, 9], None)
 
 
@@ -427,6 +428,45 @@ async def test_a_worker_leaves_no_nursery(isolated: App, aconn: Conn) -> None:
     assert is_gone(nursery)
 
 
+async def test_the_whole_ladder_from_sql_to_the_end(isolated: App, aconn: Conn, tmp_path: Path) -> None:
+    job_id = await tasks.resists.defer_async(started=str(tmp_path / "started"))
+    async with running(isolated, **NOTIFIED):
+        pids = [int(pid) for pid in (await said(tmp_path / "started")).split()]
+        await aconn.execute(
+            "SELECT pljobs.cancel_job(%s, abort => true, grace => '0', term_grace => '0.1 s')", [job_id]
+        )
+        found = await until(aconn, job_id)
+    assert (found["status"], (await request(aconn, job_id))["resolution"]) == ("aborted", "killed")
+    assert all(is_gone(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("bracket", [True, False])
+async def test_a_task_in_sql_is_stopped_by_its_sqls_end_or_by_the_signal(
+    isolated: App, aconn: Conn, tmp_path: Path, bracket: bool
+) -> None:
+    job_id = await tasks.sleeps_in_sql.defer_async(started=str(tmp_path / "started"), bracket=bracket)
+    grace = "1 hour" if bracket else "0"
+    async with running(isolated, **NOTIFIED):
+        await said(tmp_path / "started")
+        await aconn.execute(
+            "SELECT pljobs.cancel_job(%s, abort => true, grace => %s, term_grace => '1 hour', sql => %s)",
+            [job_id, grace, bracket],
+        )
+        assert (await until(aconn, job_id))["status"] == "aborted"
+
+
+async def test_a_flood_of_logs_arrives_whole_though_the_loop_is_blocked(
+    alone: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run = alone.start(tasks.floods, lines=20_000)
+    await wait_until_async(lambda: caplog.records, DEADLINE)
+    time.sleep(0.3)  # noqa: ASYNC251 - it is what is tested
+    await alone.end(run)
+    lines = [each.getMessage() for each in caplog.records if each.name == "isolated_tasks.logger"]
+    assert lines == [f"line {number}" for number in range(20_000)]
+
+
 SCRIPT = """
     import logging, sys
     sys.path.insert(0, {here!r})
@@ -488,3 +528,17 @@ async def test_a_script_without_a_guard_is_told(db_url: str, aconn: Conn, tmp_pa
     found = await job(aconn, job_id)
     assert found["status"] == "failed"
     assert "if __name__ == '__main__':" in found["error"]
+
+
+async def test_a_script_that_only_runs_the_worker_needs_no_guard(
+    db_url: str, aconn: Conn, tmp_path: Path
+) -> None:
+    cursor = await aconn.execute("SELECT pljobs.defer_job(%s)", [tasks.noop.name])
+    (job_id,) = await cursor.fetchone() or (0,)
+    path = tmp_path / "bare.py"
+    path.write_text(
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import pljobs; from isolated_tasks import app\n"
+        f"app.connector = pljobs.PsycopgConnector({db_url!r}); app.run_worker(wait=False)"
+    )
+    await asyncio.to_thread(subprocess.run, [sys.executable, str(path)], env=environment(), check=True)
+    assert (await job(aconn, job_id))["status"] == "succeeded"

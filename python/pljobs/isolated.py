@@ -95,6 +95,7 @@ class _Body:
         self._runs = False
         self._thrown = False
         signal.signal(signal.SIGTERM, self._on_term)
+        os.register_at_fork(after_in_child=self._forked)
 
     def run(self, line: OwnLine) -> dict[str, object]:
         """Return what to report."""
@@ -150,6 +151,11 @@ class _Body:
         # once: whether and when the job stops is the worker's to say.
         if self._terminated[0] and self._runs:
             self._throw()
+
+    def _forked(self) -> None:
+        # multiprocessing, for one, ends what it has forked by SIGTERM.
+        if signal.getsignal(signal.SIGTERM) == self._on_term:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _throw(self) -> None:
         if not self._thrown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import json
 import logging
 import os
@@ -58,6 +59,7 @@ class IsolatedRun(Run):
         self._told: Abort | None = None
         self._forced: str | None = None
         self._is_void = False
+        self._timers: list[asyncio.TimerHandle] = []
         self._report: RunEnd | None = None
         self._trouble: str | None = None
 
@@ -71,22 +73,24 @@ class IsolatedRun(Run):
 
     def process_ended(self, status: int) -> None:
         """Take note that the process, and all that it had started, is dead; `status` as wait gives it."""
-        if self._line is not None:
-            self._line.drain()  # its report may have come by the other way, and not been read yet
-        self.died(self._trouble or described(status))
+        self.died(described(status))
 
     def died(self, how: str) -> None:
         """End the run, whose process is gone: as it has reported, else by how it died."""
+        if self._line is not None:
+            self._line.drain()  # its report may have come by the other way, and not been read yet
+        how = self._trouble or how
         if self._report is not None:
             self.finish(self._report)
         elif self._forced is None:
-            self.finish(Ended(exception=ProcessDied(how)))
+            hint = " (out of memory?)" if how == "killed by SIGKILL" else ""
+            self.finish(Ended(exception=ProcessDied(f"{how}{hint}")))
         else:
             end = RunEnd(
                 job_id=self.job_id,
                 run_id=self.run_id,
                 outcome="killed",
-                message=f"{self._forced}, and {how}",
+                message=f"{self._forced} ({how})",
                 delete_job=self._delete_jobs == DeleteJobCondition.ALWAYS,
                 progress=self.context.reported_progress.take(),
             )
@@ -99,6 +103,8 @@ class IsolatedRun(Run):
         """Report the end, once, and close the line: a process that is left, given up, ends by that."""
         if self._line is not None:
             self._line.close()
+        for timer in self._timers:
+            timer.cancel()  # each would keep the run, and what it returned
         super().finish(ended)
 
     def _stop(self, reason: AbortReason) -> None:
@@ -110,24 +116,22 @@ class IsolatedRun(Run):
         if reason is AbortReason.RUN_LOST and not self._is_void:
             # Nobody waits for it, and another run of the job may have begun.
             self._is_void = True
-            self._loop.call_later(VOID_GRACE, self._terminate)
-            self._loop.call_later(VOID_GRACE + DEATH_TAKES, self._kill)
+            self._later(VOID_GRACE, self._terminate)
+            self._later(VOID_GRACE + DEATH_TAKES, self._kill)
 
     def _terminate(self) -> None:
-        if not self.ended:
-            self._forced = self._forced or "terminated: it had not stopped in time"
-            self._signal("term")
+        self._forced = self._forced or "terminated: it had not stopped in time"
+        self._signal("term")
 
     def _kill(self) -> None:
-        if not self.ended:
-            self._forced = "killed: it had not stopped in time"
-            self._signal("kill")
-            self._loop.call_later(DEATH_TAKES, self._give_up)
+        self._forced = "killed: it had not stopped in time"
+        self._signal("kill")
+        self._later(DEATH_TAKES, self._give_up)
 
     def _give_up(self) -> None:
-        if not self.ended and self._report is not None:
+        if self._report is not None:
             self.finish(self._report)
-        elif not self.ended:
+        else:
             self._abandon()
 
     def _heard(self, payload: bytes) -> None:
@@ -136,13 +140,18 @@ class IsolatedRun(Run):
                 case ["log", dict(fields)]:
                     self._log(fields)
                 case ["progress", (float() | int() | None) as fraction, (str() | None) as message]:
-                    self.context.reported_progress.set((fraction, message))
-                case ["sql_way", str(way)]:
+                    self.context.progress(fraction, message)
+                case ["sql_way", ("none" | "pooled" | "denied" | "busy") as way]:
                     self.context.sql_way.set(way)
                 case ["end", dict(fields)]:
-                    self._report = _end_from(fields, self.job_id, self.run_id)
+                    if isinstance(progress := fields.get("progress"), list):
+                        self.context.progress(*progress)
+                    self._report = dataclasses.replace(
+                        _end_from(fields, self.job_id, self.run_id),
+                        progress=self.context.reported_progress.take(),
+                    )
                     # It ends now, unless something holds it.
-                    self._loop.call_later(DEATH_TAKES, self._end_at_last)
+                    self._later(DEATH_TAKES, self._end_at_last)
                 case _:
                     raise Garbled("an unknown message")
         except (ValueError, TypeError) as error:
@@ -155,9 +164,11 @@ class IsolatedRun(Run):
         # Else it is about to be seen dead, or has closed its line by mistake, and is left to end.
 
     def _end_at_last(self) -> None:
-        if not self.ended:
-            self._signal("kill")
-            self._loop.call_later(DEATH_TAKES, self._give_up)
+        self._signal("kill")
+        self._later(DEATH_TAKES, self._give_up)
+
+    def _later(self, seconds: float, what: Callable[[], None]) -> None:
+        self._timers.append(self._loop.call_later(seconds, what))
 
     def _log(self, fields: Mapping[str, object]) -> None:
         if not isinstance(fields.get("name"), str) or not isinstance(fields.get("levelno"), int):
@@ -198,7 +209,7 @@ def described(status: int) -> str:
             name = signal.Signals(number).name
         except ValueError:  # a real-time signal
             name = f"signal {number}"
-        return f"killed by {name}{' (out of memory?)' if number == signal.SIGKILL else ''}"
+        return f"killed by {name}"
     code = os.WEXITSTATUS(status)
     why = " (it had closed its line to the worker)" if code == LINE_LOST else ""
     return f"exited with status {code} without a result{why}"
@@ -208,14 +219,13 @@ def _end_from(fields: Mapping[str, object], job_id: int, run_id: int) -> RunEnd:
     """Read what `isolated.to_wire` wrote; raises `Garbled` for anything else."""
     outcome, result = fields.get("outcome"), fields.get("result")
     retry_at, retry_in = fields.get("retry_at"), fields.get("retry_in")
-    priority, progress = fields.get("retry_priority"), fields.get("progress")
+    priority = fields.get("retry_priority")
     if (
         outcome not in OUTCOMES
         or not isinstance(result, str | None)
         or not isinstance(retry_at, str | None)
         or not isinstance(retry_in, float | None)
         or not isinstance(priority, int | None)
-        or not isinstance(progress, list | None)
         or not all(isinstance(fields.get(name), str | None) for name in OPTIONAL_TEXT)
     ):
         raise Garbled("no end of a run")
@@ -234,5 +244,4 @@ def _end_from(fields: Mapping[str, object], job_id: int, run_id: int) -> RunEnd:
         retry_lock=text["retry_lock"],
         delete_job=fields.get("delete_job") is True,
         sql_cancelled=fields.get("sql_cancelled") is True,
-        progress=None if progress is None else (progress[0], progress[1]),
     )

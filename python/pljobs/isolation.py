@@ -79,7 +79,8 @@ class Processes:
             self._places[id(app)] = next(
                 (
                     (module, name)
-                    for module, loaded in list(sys.modules.items())
+                    # The script last: it may have the app from elsewhere, and not bear being imported.
+                    for module, loaded in sorted(sys.modules.items(), key=lambda each: each[0] == "__main__")
                     for name, value in list(getattr(loaded, "__dict__", {}).items())
                     if value is app
                 ),

@@ -90,7 +90,9 @@ class Nursery:
             data, sockets, _, _ = socket.recv_fds(self._line, READ_AT_MOST, FDS_AT_MOST)
         except OSError:
             return False
-        self._sockets.extend(sockets)
+        for descriptor in sockets:
+            os.set_inheritable(descriptor, False)
+            self._sockets.append(descriptor)
         for payload in self._frames.feed(data):
             match json.loads(payload):
                 case ["load", dict(preparation), list(modules)]:
@@ -166,6 +168,7 @@ class Nursery:
                 os._exit(1)
             for inherited in (self._line, self._waker, self._woken):
                 inherited.close()
+            Nursery.is_here = False
             isolated.main(socket.socket(fileno=descriptor), terminated)
         except BaseException:  # noqa: BLE001 - nothing may get back into the nursery's code
             with contextlib.suppress(BaseException):
