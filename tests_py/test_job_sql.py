@@ -17,7 +17,7 @@ from pljobs import App, JobContext, calls_sql
 from pljobs.embedded import Server
 from pljobs.exceptions import InvalidArgument
 from waiting import wait_until, wait_until_async
-from workers import DEADLINE, NOTIFIED, job, request, running, until
+from workers import DEADLINE, NOTIFIED, POLLING, job, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 SQL = Path(__file__).parent.parent / "sql"
@@ -135,7 +135,7 @@ async def test_nobody_asked_and_a_cancelled_statement_is_a_failure(app: App, aco
 async def test_a_forced_job_does_not_keep_its_thread_in_a_statement_for_ever(
     app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pljobs.control.LOST_PATIENCE", 0.0)
+    monkeypatch.setattr("pljobs.control.VOID_GRACE", 0.0)
     freed = threading.Event()
 
     @app.task(pass_context=True)
@@ -152,6 +152,19 @@ async def test_a_forced_job_does_not_keep_its_thread_in_a_statement_for_ever(
         await aconn.execute("SELECT pljobs.cancel_job(%s, force => true)", [job_id])
         await wait_until_async(freed.is_set, DEADLINE, "the thread is free")
     assert (await job(aconn, job_id))["status"] == "aborted"
+
+
+async def test_a_worker_that_stops_frees_a_job_from_its_statement_and_it_runs_again(
+    app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pljobs.control.SHUTDOWN_GRACE", 0.0)
+    stuck = sync_task(app)
+    async with running(app, **POLLING) as worker:
+        job_id = await stuck.defer_async()
+        await in_sql(aconn)
+        worker.abort()
+        await until(aconn, job_id, "todo")
+    assert (await job(aconn, job_id))["attempts"] == 0
 
 
 # Connections of one's own

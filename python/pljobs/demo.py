@@ -117,8 +117,9 @@ class _Demo:
         click.echo(
             f"Deferred {len(files)} jobs, one for each text file under {visible(str(self.found.folder))}"
             f"{self.found.left_out()},\nand six to play with: {self.ids['async']} and {self.ids['sync']} run"
-            f" until they are aborted, {self.ids['query']} hangs in a statement,\n{self.ids['process']} ignores"
-            f" whatever it is told, {self.ids['cancel']} and {self.ids['delete']} wait for tonight."
+            f" until they are aborted, {self.ids['query']} hangs in a statement,"
+            f"\n{self.ids['process']} ignores whatever it is told, {self.ids['cancel']} and"
+            f" {self.ids['delete']} wait for tonight."
             f"\nA worker runs them in a process of its own, {CONCURRENCY} at once.\n"
         )
 
