@@ -90,7 +90,7 @@ def _explained(error: exceptions.PljobsException) -> tuple[str, Exit]:
             return f"can't reach the database: {error} ({where})", Exit.ERROR
         case exceptions.InvalidJob() | exceptions.InvalidArgument():
             return str(error), Exit.USAGE
-        case exceptions.AlreadyEnqueued():
+        case exceptions.AlreadyEnqueued() | exceptions.TreeCancelled():
             return str(error), Exit.REFUSED
         case exceptions.JobNotFound():
             return str(error), Exit.NOT_FOUND
