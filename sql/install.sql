@@ -24,6 +24,7 @@
 \ir functions/_ask_to_abort.sql
 \ir functions/_abort_job.sql
 \ir functions/_stop_run.sql
+\ir functions/_reports.sql
 \ir functions/_store_progress.sql
 \ir functions/_deliver_requests.sql
 \ir functions/_release_job.sql

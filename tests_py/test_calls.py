@@ -12,34 +12,43 @@ from typing import Any
 import psycopg
 import pytest
 
-from pljobs import arguments, calls, calls_many, calls_people, calls_read, db
-from pljobs.answers import Call, FinishAnswer, RunEnd
+from pljobs import arguments, calls, calls_many, calls_people, calls_read, calls_sql, db
+from pljobs.answers import Call, FinishAnswer, Observation, RunEnd
 from pljobs.calls_read import JobFilter
 from pljobs.exceptions import InvalidArgument, InvalidJob, JobNotFound, WorkerNotRegistered
 from pljobs.jobs import Job, Status
 
 TICK = datetime(2030, 1, 1, tzinfo=UTC)
 JOB = Job(task_name="t", task_kwargs={"a": 1})
-CHOSEN = JobFilter(id=1, queue="q", task="t", status="todo", lock="l", queueing_lock="ql", worker_id=1)
+CHOSEN = JobFilter(
+    id=1, queue="q", task="t", status="todo", lock="l", queueing_lock="ql", worker_id=1, parent_id=1
+)
 PAGE = calls_many.Page(dry_run=True, max_jobs=1, after_id=0)
-WANTED = calls_many.Selection(job_ids=[1], queue="q", task="t", lock="l", args={"a": 1}, older_than=1)
+WANTED = calls_many.Selection(
+    job_ids=[1], queue="q", task="t", lock="l", args={"a": 1}, older_than=1, parent=1
+)
 
 SAMPLES: dict[str, Call[object]] = {
     "defer_jobs": calls.defer_jobs([JOB]),
     "defer_encoded": calls.defer_encoded([calls.encode_job(JOB)]),
-    "defer_periodic_job": calls.defer_periodic_job("t", periodic_id="", tick=TICK, args={}),
+    "defer_periodic_job": calls.defer_periodic_job("", tick=TICK, job=JOB),
     "register_worker": calls.register_worker("w", host="h", pid=1),
     "unregister_worker": calls.unregister_worker(1),
     "fetch_jobs": calls.fetch_jobs(1),
     "finish_jobs": calls.finish_jobs([RunEnd(job_id=1, run_id=1, outcome="succeeded")]),
-    "heartbeat": calls.heartbeat(1),
+    "heartbeat": calls.heartbeat(1, run_ids=[1], observed=[Observation(job_id=1, run_id=1)]),
+    "enforce_limits": calls.enforce_limits(),
+    "enter_sql": calls_sql.enter_sql(1, 1),
+    "leave_sql": calls_sql.leave_sql(1),
+    "cancel_sql": calls_sql.cancel_sql(1),
     "rescue_jobs": calls.rescue_jobs(),
     "wake_lanes": calls.wake_lanes(),
     "prune_jobs": calls.prune_jobs(timedelta(days=1)),
     "prune_history": calls.prune_history(timedelta(days=1)),
-    "cancel_job": calls_people.cancel_job(1),
+    "cancel_job": calls_people.cancel_job(1, abort=True, grace=10, term_grace=5, sql=True),
     "delete_job": calls_people.delete_job(1),
     "retry_job": calls_people.retry_job(1),
+    "cancel_tree": calls_people.cancel_tree(1, dry_run=True, grace=10, term_grace=5, sql=True),
     "pause_queue": calls_people.pause_queue("q"),
     "resume_queue": calls_people.resume_queue("q"),
     "cancel_jobs": calls_many.cancel_jobs(WANTED.params(calls_many.CANCELLABLE), PAGE, abort=True),
@@ -76,8 +85,8 @@ def made_by(module: ModuleType) -> set[str]:
 
 
 def test_every_call_has_a_sample_here() -> None:
-    made = made_by(calls) | made_by(calls_many) | made_by(calls_people) | made_by(calls_read)
-    assert made == set(SAMPLES)
+    modules = (calls, calls_many, calls_people, calls_read, calls_sql)
+    assert set().union(*map(made_by, modules)) == set(SAMPLES)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -153,7 +162,8 @@ def test_a_worker_registers_fetches_beats_and_finishes(conn: psycopg.Connection)
     cancelled = db.run(conn, calls_people.cancel_job(job_id, abort=True, reason="why", actor="who"))
     assert cancelled.outcome == "abort_requested"
     assert (cancelled.status_before, cancelled.run_id) == (Status.DOING, job.run_id)
-    (verdict,) = db.run(conn, calls.heartbeat(worker_id, run_ids=[job.run_id], handling=[job.run_id]))
+    seen = Observation(job_id=job_id, run_id=job.run_id, handling="handling")
+    (verdict,) = db.run(conn, calls.heartbeat(worker_id, run_ids=[job.run_id], observed=[seen]))
     assert (verdict.verdict, verdict.reason, verdict.actor) == ("abort", "why", "who")
 
     end = RunEnd(job_id=job_id, run_id=job.run_id, outcome="aborted", message="stopped")

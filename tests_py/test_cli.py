@@ -125,7 +125,8 @@ def test_list_needs_no_more_rights_than_a_readers(pljobs: Pljobs, conn: psycopg.
     conn.execute("GRANT USAGE ON SCHEMA pljobs TO cli_reader")
     columns = (
         "id, status, waiting_for, queue, task, priority, attempts, crashes, created_at, scheduled_at,"
-        " started_at, finished_at, worker_id, run_id, abort_requested, abort_requested_at"
+        " started_at, finished_at, worker_id, run_id, abort_requested, abort_requested_at,"
+        " parent_id, start_by, timeout, timeout_at, progress, progress_at"
     )
     conn.execute(f"GRANT SELECT ({columns}) ON pljobs.jobs TO cli_reader")
     try:

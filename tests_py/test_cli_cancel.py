@@ -32,6 +32,7 @@ def test_cancel_answers_scripts_with_a_row(pljobs: Pljobs) -> None:
         "request_id": 1,
         "worker_id": None,
         "run_id": None,
+        "sql_way": None,
     }
     assert fields(pljobs("cancel", "99", "--json", exits=3))["outcome"] == "not_found"
 
@@ -94,7 +95,7 @@ def test_a_job_that_swallows_its_abort_times_out_with_5_and_force_ends_it(
     pljobs: Pljobs, worker: object
 ) -> None:
     job_id = started(pljobs, "swallow")
-    result = pljobs("cancel", str(job_id), "--abort", "--wait", "--timeout", "1", exits=5)
+    result = pljobs("cancel", str(job_id), "--abort", "--wait", "0.1", exits=5)
     assert "the request stays" in result.stderr
     assert "aborted (by force)" in pljobs("cancel", str(job_id), "--force", "--wait").stdout
     assert status(pljobs, job_id) == "aborted"

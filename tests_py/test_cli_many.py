@@ -208,8 +208,11 @@ def test_stuck_lists_what_was_asked_and_still_runs(pljobs: Pljobs, conn: psycopg
         "queue",
         "asked",
         "by",
+        "source",
         "worker",
+        "level",
         "handling",
+        "sql",
         "next",
     ]
     assert "for ann" in row

@@ -103,10 +103,16 @@ def test_the_demo_from_start_to_stop(texts: Path, home: Path, tmp_path: Path) ->
         assert ends == [
             ("hash_again_async", "aborted"),
             ("hash_again_sync", "aborted"),
+            ("long_query", "aborted"),
+            ("hash_stubbornly", "aborted"),
             ("nightly_report", "cancelled"),
         ]
         resolutions = conn.execute("SELECT resolution FROM requests ORDER BY id").fetchall()
-        assert resolutions == [("cancelled",), ("deleted",), ("aborted",), ("aborted",)]
+        assert [word for (word,) in resolutions] == [
+            "cancelled", "deleted", "aborted", "aborted", "aborted", "killed",
+        ]  # fmt: skip
+        ways = conn.execute("SELECT sql_way FROM requests WHERE task = 'long_query'").fetchall()
+        assert ways == [("server",)]
         assert conn.execute("SELECT count(*) FROM workers WHERE state <> 'stopped'").fetchone() == (0,)
 
     # The line that it leaves the user with works when it is pasted.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from pljobs import App, JobContext, calls_sql
 from pljobs.embedded import Server
 from pljobs.exceptions import InvalidArgument
 from waiting import wait_until, wait_until_async
-from workers import DEADLINE, NOTIFIED, job, request, running, until
+from workers import DEADLINE, NOTIFIED, POLLING, job, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 SQL = Path(__file__).parent.parent / "sql"
@@ -136,7 +135,7 @@ async def test_nobody_asked_and_a_cancelled_statement_is_a_failure(app: App, aco
 async def test_a_forced_job_does_not_keep_its_thread_in_a_statement_for_ever(
     app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pljobs.control.LOST_PATIENCE", 0.0)
+    monkeypatch.setattr("pljobs.control.VOID_GRACE", 0.0)
     freed = threading.Event()
 
     @app.task(pass_context=True)
@@ -155,13 +154,26 @@ async def test_a_forced_job_does_not_keep_its_thread_in_a_statement_for_ever(
     assert (await job(aconn, job_id))["status"] == "aborted"
 
 
+async def test_a_worker_that_stops_frees_a_job_from_its_statement_and_it_runs_again(
+    app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pljobs.control.SHUTDOWN_GRACE", 0.0)
+    stuck = sync_task(app)
+    async with running(app, **POLLING) as worker:
+        job_id = await stuck.defer_async()
+        await in_sql(aconn)
+        worker.abort()
+        await until(aconn, job_id, "todo")
+    assert (await job(aconn, job_id))["attempts"] == 0
+
+
 # Connections of one's own
 
 
 @pytest.fixture
-async def table(aconn: Conn) -> AsyncIterator[str]:
+async def table(aconn: Conn) -> str:
     await aconn.execute("CREATE TABLE mine (n integer UNIQUE)")
-    yield "mine"
+    return "mine"
 
 
 async def test_what_the_block_did_is_committed_and_after_an_error_it_is_not(
@@ -284,13 +296,16 @@ async def test_where_the_owner_may_not_the_worker_cancels(plain_roles: tuple[str
     as_owner, as_worker, _ = plain_roles
     app = App(as_worker)
     stuck = sync_task(app)
-    async with app.open_async(), await psycopg.AsyncConnection.connect(as_owner, autocommit=True) as owner:
-        async with running(app, **NOTIFIED):
-            job_id = await stuck.defer_async()
-            await wait_until_async(lambda: locked(owner), DEADLINE, "the job is in its bracket")
-            await cancel(owner, job_id)
-            assert (await request(owner, job_id))["sql_way"] in {"asked", "worker"}
-            await until(owner, job_id, "aborted")
+    async with (
+        app.open_async(),
+        await psycopg.AsyncConnection.connect(as_owner, autocommit=True) as owner,
+        running(app, **NOTIFIED),
+    ):
+        job_id = await stuck.defer_async()
+        await wait_until_async(lambda: locked(owner), DEADLINE, "the job is in its bracket")
+        await cancel(owner, job_id)
+        assert (await request(owner, job_id))["sql_way"] in {"asked", "worker"}
+        await until(owner, job_id, "aborted")
 
 
 async def test_where_nobody_may_it_says_denied(plain_roles: tuple[str, ...]) -> None:
@@ -301,17 +316,15 @@ async def test_where_nobody_may_it_says_denied(plain_roles: tuple[str, ...]) -> 
         async with (
             app.open_async(),
             await psycopg.AsyncConnection.connect(as_owner, autocommit=True) as owner,
+            running(app, **NOTIFIED),
         ):
-            async with running(app, **NOTIFIED):
-                job_id = await stuck.defer_async()
-                await wait_until_async(lambda: locked(owner), DEADLINE, "the job is in its bracket")
-                await cancel(owner, job_id)
-                await wait_until_async(
-                    lambda: said(owner, job_id, "denied"), DEADLINE, "the request says denied"
-                )
-                with psycopg.connect(as_app, autocommit=True) as conn:
-                    conn.execute(CANCEL_OTHERS.encode())
-                await until(owner, job_id)
+            job_id = await stuck.defer_async()
+            await wait_until_async(lambda: locked(owner), DEADLINE, "the job is in its bracket")
+            await cancel(owner, job_id)
+            await wait_until_async(lambda: said(owner, job_id, "denied"), DEADLINE, "the request says denied")
+            with psycopg.connect(as_app, autocommit=True) as conn:
+                conn.execute(CANCEL_OTHERS.encode())
+            await until(owner, job_id)
 
 
 async def locked(conn: Conn) -> bool:

@@ -76,7 +76,7 @@ BEGIN
     RETURN QUERY SELECT walks(format('SELECT pljobs.finish_jobs_v1(''[{%s, "outcome": "failed"}]'')', v_one), what || ': a replay goes to its row');
     RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_job(%s)', v_ids[60]), what || ': a cancel goes to its row');
     RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_job(%s, abort => true)', v_ids[10]), what || ': an abort goes to its row');
-    RETURN QUERY SELECT walks(format('SELECT pljobs.heartbeat_v1(%s, %L, handling => %L)', v_worker, v_runs, v_runs), what || ': a heartbeat that delivers reads its own requests');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.heartbeat_v1(%s, %L, %L)', v_worker, v_runs, (SELECT jsonb_agg(jsonb_build_object('run_id', r, 'handling', 'handling')) FROM unnest(v_runs) AS r)), what || ': a heartbeat that delivers reads its own requests');
     RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_job(%s, force => true)', v_ids[11]), what || ': a forced abort goes to its row');
     RETURN QUERY SELECT walks(format('SELECT pljobs.finish_jobs_v1(''[{"job_id": %s, "run_id": %s, "outcome": "aborted"}]'')', v_ids[10], v_runs[10]), what || ': an abort''s end goes to its row');
     RETURN QUERY SELECT walks('SELECT pljobs.rescue_jobs_v1()', what || ': a rescue reads running jobs');

@@ -11,7 +11,7 @@ SELECT results_eq(format('SELECT status, waiting_for, abort_requested, abort_req
 SELECT results_eq(format('SELECT status, worker_id, run_id, abort_requested, abort_requested_at IS NOT NULL, deferred_by = session_user FROM pljobs.jobs WHERE id = %s', :job_id),
                   format($$VALUES ('doing', %s::bigint, %s::bigint, true, true, true)$$, :worker_id, :run_id), 'a running job says where, and whether it was asked to abort');
 SELECT is(ARRAY(SELECT a.attname::text FROM pg_attribute AS a WHERE a.attrelid = 'pljobs.jobs'::regclass AND a.attnum > 0 ORDER BY a.attnum),
-    '{id,status,waiting_for,queue,task,args,priority,lock,queueing_lock,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at,message,error,result,deferred_by}'::text[],
+    '{id,status,waiting_for,queue,task,args,priority,lock,queueing_lock,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at,message,error,result,deferred_by,parent_id,start_by,timeout,timeout_at,grace,on_cancelled,progress,progress_message,progress_at}'::text[],
     'the columns of jobs are those that drivers read');
 SELECT is(ARRAY(SELECT a.attname::text FROM pg_attribute AS a WHERE a.attrelid = 'pljobs.stalled_jobs'::regclass AND a.attnum > 0 ORDER BY a.attnum),
           ARRAY(SELECT a.attname::text FROM pg_attribute AS a WHERE a.attrelid = 'pljobs.jobs'::regclass AND a.attnum > 0 ORDER BY a.attnum), 'stalled_jobs has the columns of jobs');
@@ -35,7 +35,7 @@ SELECT results_eq(format('SELECT paused, pause_reason, todo, doing, succeeded, f
 
 -- requests
 SELECT * FROM an_aborting_job() \gset
-SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[], handling => ARRAY[:run_id]::bigint[]), finish_run(:job_id, :run_id, 'aborted', '{"message": "stopped"}') \g /dev/null
+SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[], jsonb_build_array(jsonb_build_object('run_id', :run_id, 'handling', 'handling'))), finish_run(:job_id, :run_id, 'aborted', '{"message": "stopped"}') \g /dev/null
 SELECT results_eq(format('SELECT id, run_id, worker_id, task, kind, force, delete_job, requested_by = session_user, actor, reason, delivered_at BETWEEN requested_at AND resolved_at, handling, resolution FROM pljobs.requests WHERE job_id = %s', :job_id),
                   format($$VALUES (%s::bigint, %s::bigint, %s::bigint, 'a task', 'abort', false, false, true, 'an actor', 'a reason', true, 'handling', 'aborted')$$, :request_id, :run_id, :worker_id),
                   'a request says who asked for what, when its worker heard of it, what the task did with it, and what became of it');
@@ -75,7 +75,7 @@ SELECT results_eq(format('SELECT v.reason, v.actor, v.run_id, v.worker_id, v.wor
 SELECT alike(next_of(:job_id), 'its worker will hear of it%', 'not yet delivered');
 SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
 SELECT alike(next_of(:job_id), 'the task was told%', 'delivered');
-SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[], swallowed => ARRAY[:run_id]::bigint[]) \g /dev/null
+SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[], jsonb_build_array(jsonb_build_object('run_id', :run_id, 'handling', 'swallowed'))) \g /dev/null
 SELECT alike(next_of(:job_id), 'the task ignored it%', 'swallowed');
 SELECT lose_worker(:worker_id) \g /dev/null
 SELECT alike(next_of(:job_id), 'its worker is lost%', 'its worker lost');

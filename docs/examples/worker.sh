@@ -4,7 +4,8 @@
 #     worker.sh FOLDER [QUEUE[,QUEUE]]
 #
 # A task is an executable in FOLDER. It gets the arguments as JSON on stdin; what it prints is the result. When the job
-# should stop it gets SIGTERM; dying of it means aborted. libpq's variables name the database. Contract: docs/sql.md.
+# should stop it gets SIGTERM; dying of it means aborted. When its grace is over it is killed. libpq's variables name
+# the database. Contract: docs/sql.md.
 set -u
 folder=$1 queues=${2-} lease=${LEASE:-30} every=${POLL:-1} stopping=''
 tmp=$(mktemp -d)
@@ -21,7 +22,7 @@ SELECT pljobs.register_worker_v1('bash', :'host', :pid, queues => string_to_arra
 SQL
 }
 
-heartbeat() { # renews the lease; $1: the run at work, or nothing; sets $verdict: ok, abort, lost
+heartbeat() { # renews the lease; $1: the run at work, or nothing; sets $verdict: ok, abort, kill, lost
     until verdict=$(sql -v run="${1-}" <<'SQL'
 SELECT max(h.verdict) FILTER (WHERE h.run_id = nullif(:'run', '')::bigint)
   FROM pljobs.heartbeat_v1(:worker, array_remove(ARRAY[nullif(:'run', '')::bigint], NULL)) AS h;
@@ -50,13 +51,14 @@ SQL
 }
 
 run() { # $1 job, $2 run, $3 task, $4 arguments
-    local asked='' code
-    printf %s "$4" >"$tmp/args"
+    local asked='' code; printf %s "$4" >"$tmp/args"
     setsid "$folder/$3" <"$tmp/args" >"$tmp/out" 2>"$tmp/err" & # a process group of its own, to be stopped as a whole
     local pid=$!
     while kill -0 "$pid" 2>/dev/null; do
         heartbeat "$2"
-        if [ -z "$asked" ] && [ "$verdict$stopping" != ok ]; then
+        if [ "$verdict" = kill ]; then # it has had its grace
+            kill -KILL -- "-$pid" 2>/dev/null && asked=kill
+        elif [ -z "$asked" ] && [ "$verdict$stopping" != ok ]; then
             # abort, lost; ok: it is only this worker that stops. Again, if the process group isn't there yet.
             kill -TERM -- "-$pid" 2>/dev/null && asked=$verdict
         fi
@@ -67,6 +69,7 @@ run() { # $1 job, $2 run, $3 task, $4 arguments
         0/*) finish "$1" "$2" succeeded ;;
         143/ok) finish "$1" "$2" interrupted ;; # goes back to todo, the attempt is not charged
         143/?*) finish "$1" "$2" aborted ;;
+        137/kill) finish "$1" "$2" killed ;;
         *) finish "$1" "$2" failed ;;
     esac
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pljobs import exceptions, jobs
 from pljobs.aborting import AbortRequest
-from pljobs.answers import CancelResult, DeleteResult, JobAnswer, RescindResult, RetryResult
+from pljobs.answers import CancelResult, DeleteResult, JobAnswer, RescindResult, RetryResult, TreeAnswer
 from pljobs.app import App
 from pljobs.blueprints import Blueprint
 from pljobs.connector import PsycopgConnector, SyncPsycopgConnector
@@ -39,6 +39,7 @@ __all__ = [
     "Status",
     "SyncPsycopgConnector",
     "Task",
+    "TreeAnswer",
     "current_context",
     "exceptions",
     "jobs",

@@ -7,6 +7,7 @@ import contextvars
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime
 
@@ -53,6 +54,7 @@ class AbortFlag:
         self._raised = threading.Event()
         self._lock = threading.Lock()
         self._reason: AbortReason | None = None
+        self._raised_at: float | None = None
         self._request: AbortRequest | None = None
         self._callbacks: list[Callable[[], object]] = []
 
@@ -64,6 +66,7 @@ class AbortFlag:
             if self._reason is not None and STRENGTH[self._reason] >= STRENGTH[reason]:
                 return False
             self._reason = reason
+            self._raised_at = self._raised_at or time.monotonic()
             callbacks, self._callbacks = self._callbacks, []
         self._raised.set()
         for callback in callbacks:
@@ -83,6 +86,10 @@ class AbortFlag:
     def request(self) -> AbortRequest | None:
         """Return the request, as it was heard of last."""
         return self._request
+
+    def raised_for(self) -> float:
+        """Return for how many seconds the flag has been up; 0 while it is down."""
+        return 0.0 if self._raised_at is None else time.monotonic() - self._raised_at
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block this thread until the flag is up, at most `timeout` seconds; say whether it is."""

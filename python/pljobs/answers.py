@@ -17,6 +17,8 @@ CancelOutcome = Literal[
     "cancelled", "deleted", "abort_requested", "abort_already_requested", "aborted", "running",
     "already_cancelled", "already_finished", "not_found",
 ]  # fmt: skip
+SqlWay = Literal["server", "asked", "busy", "none"]
+STOPPING = {"cancelled", "deleted", "abort_requested", "abort_already_requested", "aborted"}
 Outcome = Literal["succeeded", "failed", "aborted", "interrupted", "killed", "abandoned"]
 FinishStatus = Literal["succeeded", "failed", "aborted", "todo", "deleted", "stale", "not_found", "locked"]
 
@@ -37,7 +39,12 @@ class Call(Generic[T_co]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CancelResult:
-    """Tell what became of a request to cancel; true where the job is, or is asked to be, stopped."""
+    """Tell what became of a request to cancel; true where the job is, or is asked to be, stopped.
+
+    `sql_way`, where the cancelling of the running job's SQL was asked for: its statement was cancelled
+    (`server`); its worker will do it, for the database may not (`asked`); it is tried again (`busy`); it was
+    in none that can be cancelled, and is looked at again (`none`).
+    """
 
     outcome: CancelOutcome
     status_before: Status | None = None
@@ -45,11 +52,10 @@ class CancelResult:
     request_id: int | None = None
     worker_id: int | None = None
     run_id: int | None = None
+    sql_way: SqlWay | None = None
 
     def __bool__(self) -> bool:
-        return self.outcome in {
-            "cancelled", "deleted", "abort_requested", "abort_already_requested", "aborted",
-        }  # fmt: skip
+        return self.outcome in STOPPING
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,6 +100,27 @@ class JobAnswer:
     def __bool__(self) -> bool:
         left_alone = self.outcome in {"running", "changed", "not_found"}
         return not left_alone and not self.outcome.startswith("would_")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TreeAnswer:
+    """Tell what became of one job of a tree, or would (`would_...`), where it is only shown.
+
+    `parent_id`: the job inside of which it was deferred. True where it was stopped, or asked to stop.
+    """
+
+    job_id: int
+    parent_id: int | None
+    queue: str
+    task: str
+    status_before: Status
+    outcome: Literal[
+        "cancelled", "deleted", "abort_requested", "abort_already_requested", "aborted", "running",
+        "already_cancelled", "already_finished", "would_cancel", "would_delete", "would_abort", "would_force",
+    ]  # fmt: skip
+
+    def __bool__(self) -> bool:
+        return self.outcome in STOPPING
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What the command line reads, stated once each; the database writes rows as JSON: nothing is lost.
 
-What `list` reads by default is what the role pljobs_reader may see: no arguments, results or errors.
+What `list` reads by default is what the role pljobs_reader may see: no arguments, results or errors. Lengths
+of time are in seconds.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from pljobs.jobs import Status
 SHORT = (
     "j.id, j.status, j.waiting_for, j.queue, j.task, j.priority, j.attempts, j.crashes, j.created_at,"
     " j.scheduled_at, j.started_at, j.finished_at, j.worker_id, j.run_id, j.abort_requested,"
-    " j.abort_requested_at"
+    " j.abort_requested_at, j.parent_id, j.start_by, extract(epoch FROM j.timeout) AS timeout, j.timeout_at,"
+    " j.progress, j.progress_at"
 )
-FULL = f"{SHORT}, j.lock, j.queueing_lock, j.args, j.message, j.error, j.result, j.deferred_by"
+FULL = (
+    f"{SHORT}, j.lock, j.queueing_lock, j.args, j.message, j.error, j.result, j.deferred_by,"
+    " extract(epoch FROM j.grace) AS grace, j.on_cancelled, j.progress_message"
+)
 REQUEST = (
     "r.id, r.job_id, r.run_id, r.worker_id, r.task, r.queue, r.kind, r.force, r.delete_job, r.requested_by,"
-    " r.actor, r.reason, r.requested_at, r.delivered_at, r.handling, r.resolved_at, r.resolution"
+    " r.actor, r.reason, r.requested_at, r.delivered_at, r.handling, r.resolved_at, r.resolution,"
+    " r.source, r.level, r.escalated_at, r.sql_at, r.term_at, r.kill_at, r.sql_way"
 )
 
 
@@ -86,7 +92,8 @@ def list_stuck_aborts() -> Call[list[str]]:
     return _rows(
         "SELECT s.job_id, extract(epoch FROM s.asked_ago) AS asked_ago, s.task, s.queue, s.requested_by,"
         " s.actor, s.reason, s.requested_at, s.delivered_at, s.handling, s.run_id, s.worker_id, s.worker,"
-        " s.next FROM pljobs.stuck_aborts AS s ORDER BY s.requested_at, s.job_id",
+        " s.next, s.source, s.level, s.escalated_at, s.sql_way"
+        " FROM pljobs.stuck_aborts AS s ORDER BY s.requested_at, s.job_id",
         {},
     )
 
@@ -104,7 +111,8 @@ def list_workers(*, stopped: bool) -> Call[list[str]]:
     """Read the workers that are registered, and with `stopped` those that were; `loop_lag` in seconds."""
     return _rows(
         "SELECT w.id, w.name, w.host, w.pid, w.state, w.running, w.queues, w.concurrency, w.started_at,"
-        " w.heartbeat_at, w.expires_at, w.stopped_at, extract(epoch FROM w.loop_lag) AS loop_lag"
+        " w.heartbeat_at, w.expires_at, w.stopped_at, extract(epoch FROM w.loop_lag) AS loop_lag,"
+        " w.tainted_at"
         " FROM pljobs.workers AS w WHERE %(stopped)s::boolean OR w.state <> 'stopped' ORDER BY w.id",
         {"stopped": stopped},
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Unpack
 
 from pljobs import arguments, checks
-from pljobs.answers import Call, JobAnswer, RescindResult, Row
+from pljobs.answers import Call, JobAnswer, RescindResult, Row, statuses
 from pljobs.arguments import JsonDumps
+from pljobs.calls_people import STOP, StopOptions, stop_params
 from pljobs.exceptions import InvalidArgument
 from pljobs.jobs import Status
 
@@ -19,7 +21,7 @@ MAX_JOBS = 2**31 - 1
 _FILTERS = (
     "job_ids => %(job_ids)s::bigint[], queue => %(queue)s::text, task => %(task)s::text,"
     " lock => %(lock)s::text, args => %(args)s::jsonb, older_than => %(older_than)s::interval,"
-    " status => %(status)s::text"
+    " status => %(status)s::text, parent_id => %(parent_id)s::bigint"
 )
 _PAGE = "dry_run => %(dry_run)s::boolean, max_jobs => %(max_jobs)s::integer, after_id => %(after_id)s::bigint"
 _COLUMNS = "r.job_id, r.queue_name AS queue, r.task_name AS task, r.status_before, r.outcome"
@@ -27,7 +29,10 @@ _COLUMNS = "r.job_id, r.queue_name AS queue, r.task_name AS task, r.status_befor
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Choose jobs: those that match all that is given. `args`: contained in the job's arguments."""
+    """Choose jobs: those that match all that is given.
+
+    `args`: contained in the job's arguments. `parent`: deferred inside of that job itself.
+    """
 
     job_ids: Iterable[int] | None = None
     queue: str | None = None
@@ -36,11 +41,12 @@ class Selection:
     args: Mapping[str, object] | None = None
     older_than: checks.Interval | None = None
     status: Status | str | None = None
+    parent: int | None = None
 
-    def params(self, statuses: Iterable[Status], dumps: JsonDumps | None = None) -> dict[str, object]:
+    def params(self, allowed: Iterable[Status], dumps: JsonDumps | None = None) -> dict[str, object]:
         """Check what is given; return it as parameters, the arguments as JSON."""
-        if self.status is not None and self.status not in set(statuses):
-            wanted = ", ".join(statuses)
+        if self.status is not None and self.status not in set(allowed):
+            wanted = ", ".join(allowed)
             raise InvalidArgument(f"status must be one of {wanted}, not {self.status!r}")
         # One that can be read once is read once: batches ask again.
         ids = None if self.job_ids is None else [checks.identifier("job_ids", each) for each in self.job_ids]
@@ -50,8 +56,9 @@ class Selection:
             "task": checks.optional_name("task", self.task),
             "lock": checks.optional_name("lock", self.lock),
             "args": None if self.args is None else arguments.encode_filter(self.args, dumps),
-            "older_than": _length("older_than", self.older_than),
+            "older_than": checks.optional_interval("older_than", self.older_than),
             "status": None if self.status is None else str(self.status),
+            "parent_id": checks.optional_identifier("parent", self.parent),
         }
 
 
@@ -67,27 +74,12 @@ class Page:
 def cancel_jobs(
     chosen: Mapping[str, object],
     page: Page,
-    *,
-    abort: bool = False,
-    delete_job: bool = False,
-    force: bool = False,
-    reason: str | None = None,
-    actor: str | None = None,
+    **how: Unpack[StopOptions],
 ) -> Call[list[JobAnswer]]:
     """Cancel the waiting jobs that are chosen (`Selection.params`); `abort`: stop the running ones too."""
     return Call(
-        f"SELECT {_COLUMNS} FROM pljobs.cancel_jobs_v1({_FILTERS}, abort => %(abort)s::boolean,"  # noqa: S608
-        " delete_job => %(delete_job)s::boolean, force => %(force)s::boolean, reason => %(reason)s::text,"
-        f" actor => %(actor)s::text, {_PAGE}) AS r ORDER BY r.job_id",
-        {
-            **chosen,
-            "abort": checks.flag("abort", abort),
-            "delete_job": checks.flag("delete_job", delete_job),
-            "force": checks.flag("force", force),
-            "reason": checks.text("reason", reason),
-            "actor": checks.text("actor", actor),
-            **_page(page),
-        },
+        f"SELECT {_COLUMNS} FROM pljobs.cancel_jobs_v1({_FILTERS}, {STOP}, {_PAGE}) AS r ORDER BY r.job_id",  # noqa: S608
+        {**chosen, **stop_params(how), **_page(page)},
         _answers,
     )
 
@@ -140,10 +132,6 @@ def get_words(job_ids: Iterable[int], request_ids: Iterable[int]) -> Call[dict[t
     )
 
 
-def _length(what: str, value: checks.Interval | None) -> object:
-    return None if value is None else checks.interval(what, value)
-
-
 def _page(page: Page) -> dict[str, object]:
     return {
         "dry_run": checks.flag("dry_run", page.dry_run),
@@ -153,7 +141,4 @@ def _page(page: Page) -> dict[str, object]:
 
 
 def _answers(rows: list[Row]) -> list[JobAnswer]:
-    return [
-        JobAnswer(**row | {"status_before": row["status_before"] and Status(row["status_before"])})
-        for row in rows
-    ]
+    return [JobAnswer(**row | statuses(row, "status_before")) for row in rows]

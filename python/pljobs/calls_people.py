@@ -3,35 +3,78 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TypedDict, Unpack
 
 from pljobs import checks
-from pljobs.answers import Call, CancelResult, DeleteResult, RetryResult, statuses
+from pljobs.answers import Call, CancelResult, DeleteResult, RetryResult, TreeAnswer, statuses
+from pljobs.exceptions import InvalidArgument
+
+STOP = (
+    "abort => %(abort)s::boolean, delete_job => %(delete_job)s::boolean, force => %(force)s::boolean,"
+    " reason => %(reason)s::text, actor => %(actor)s::text, grace => %(grace)s::interval,"
+    " term_grace => %(term_grace)s::interval, sql => %(sql)s::boolean"
+)
 
 
-def cancel_job(
-    job_id: int,
-    *,
-    abort: bool = False,
-    delete_job: bool = False,
-    force: bool = False,
-    reason: str | None = None,
-    actor: str | None = None,
-) -> Call[CancelResult]:
+class StopOptions(TypedDict, total=False):
+    """Say how to stop jobs: what cancelling one, many and a tree have in common.
+
+    `abort`: ask running ones, too. `delete_job`: delete it once it is cancelled or aborted. `force`: end a
+    running one now, in the database. `reason` and `actor` (on whose behalf) are kept. `grace`: how long a
+    running one has until it is terminated (None: it is never; 0: at once), its SQL being cancelled after half
+    of that; `term_grace`: how long from then until it is killed (5 seconds). `sql`: cancel its SQL now.
+    """
+
+    abort: bool
+    delete_job: bool
+    force: bool
+    reason: str | None
+    actor: str | None
+    grace: checks.Interval | None
+    term_grace: checks.Interval | None
+    sql: bool
+
+
+def stop_params(how: StopOptions) -> dict[str, object]:
+    """Check how to stop; return it as the parameters of `STOP`."""
+    grace = checks.optional_interval("grace", how.get("grace"))
+    term_grace = checks.optional_interval("term_grace", how.get("term_grace"))
+    if term_grace is not None and grace is None:
+        raise InvalidArgument("term_grace goes with grace: it begins when that is over")
+    return {
+        "abort": checks.flag("abort", how.get("abort")),
+        "delete_job": checks.flag("delete_job", how.get("delete_job")),
+        "force": checks.flag("force", how.get("force")),
+        "reason": checks.text("reason", how.get("reason")),
+        "actor": checks.text("actor", how.get("actor")),
+        "grace": grace,
+        "term_grace": term_grace,
+        "sql": checks.flag("sql", how.get("sql")),
+    }
+
+
+def cancel_job(job_id: int, **how: Unpack[StopOptions]) -> Call[CancelResult]:
     """Cancel a waiting job, ask a running one to abort, end it by force, or delete it."""
     return Call(
-        "SELECT r.outcome, r.status_before, r.status_after, r.request_id, r.worker_id, r.run_id"
-        " FROM pljobs.cancel_job_v1(job_id => %(job_id)s::bigint, abort => %(abort)s::boolean,"
-        " delete_job => %(delete_job)s::boolean, force => %(force)s::boolean, reason => %(reason)s::text,"
-        " actor => %(actor)s::text) AS r",
-        {
-            "job_id": checks.identifier("job_id", job_id),
-            "abort": checks.flag("abort", abort),
-            "delete_job": checks.flag("delete_job", delete_job),
-            "force": checks.flag("force", force),
-            "reason": checks.text("reason", reason),
-            "actor": checks.text("actor", actor),
-        },
+        "SELECT r.outcome, r.status_before, r.status_after, r.request_id, r.worker_id, r.run_id, r.sql_way"  # noqa: S608
+        f" FROM pljobs.cancel_job_v1(job_id => %(job_id)s::bigint, {STOP}) AS r",
+        {"job_id": checks.identifier("job_id", job_id), **stop_params(how)},
         lambda rows: CancelResult(**rows[0] | statuses(rows[0], "status_before", "status_after")),
+    )
+
+
+def cancel_tree(root: int, *, dry_run: bool = False, **how: Unpack[StopOptions]) -> Call[list[TreeAnswer]]:
+    """Cancel a job and all that was deferred inside of it; answers by ascending id."""
+    return Call(
+        "SELECT r.job_id, r.parent_id, r.queue_name AS queue, r.task_name AS task, r.status_before, r.outcome"  # noqa: S608
+        f" FROM pljobs.cancel_tree_v1(root => %(root)s::bigint, {STOP}, dry_run => %(dry_run)s::boolean) AS r"
+        " ORDER BY r.job_id",
+        {
+            "root": checks.identifier("root", root),
+            **stop_params(how),
+            "dry_run": checks.flag("dry_run", dry_run),
+        },
+        lambda rows: [TreeAnswer(**row | statuses(row, "status_before")) for row in rows],
     )
 
 

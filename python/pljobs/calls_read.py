@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypedDict, cast
 
 from pljobs import arguments, checks
@@ -15,10 +15,14 @@ from pljobs.jobs import Job, Status
 COUNTS = ", ".join(
     ["count(*) AS jobs_count", *(f"count(*) FILTER (WHERE j.status = '{s}') AS {s}" for s in Status)]
 )
+IDS = ("id", "worker_id", "parent_id")
+# Lengths of time in seconds: as intervals they can be read in one IntervalStyle only.
 JOB_COLUMNS = (
     "j.id, j.status, j.waiting_for, j.queue, j.task, j.args::text AS args, j.priority, j.lock,"
     " j.queueing_lock, j.attempts, j.crashes, j.created_at, j.scheduled_at, j.started_at, j.finished_at,"
-    " j.worker_id, j.run_id, j.abort_requested, j.message, j.error, j.result::text AS result"
+    " j.worker_id, j.run_id, j.abort_requested, j.message, j.error, j.result::text AS result, j.parent_id,"
+    " j.start_by, extract(epoch FROM j.timeout)::float8 AS timeout,"
+    " extract(epoch FROM j.grace)::float8 AS grace, j.on_cancelled, j.progress, j.progress_message"
 )
 
 
@@ -80,11 +84,12 @@ class JobFilter:
     lock: str | None = None
     queueing_lock: str | None = None
     worker_id: int | None = None
+    parent_id: int | None = None
 
     def where(self) -> tuple[str, dict[str, object]]:
         """Return the condition on `j`, and its parameters; raise `InvalidArgument` for an unknown status."""
         params: dict[str, object] = {}
-        for column in ("id", "worker_id"):
+        for column in IDS:
             value = getattr(self, column)
             if value is not None:
                 params[column] = checks.identifier(column, value)
@@ -98,8 +103,9 @@ class JobFilter:
             except ValueError:
                 known = ", ".join(Status)
                 raise InvalidArgument(f"no such status: {self.status!r}; there are {known}") from None
-        types = {"id": "bigint", "worker_id": "bigint"}
-        conditions = [f"j.{column} = %({column})s::{types.get(column, 'text')}" for column in params]
+        conditions = [
+            f"j.{column} = %({column})s::{'bigint' if column in IDS else 'text'}" for column in params
+        ]
         return " AND ".join(conditions) or "true", params
 
 
@@ -228,9 +234,15 @@ def job_from_row(row: Row, loads: JsonLoads | None = None) -> Job:
         "status": status,
         "attempts": row["attempts"] - (status is Status.DOING),
         "result": arguments.decode_result(row["result"], loads),
+        "timeout": _seconds(row["timeout"]),
+        "grace": _seconds(row["grace"]),
     }
     named = {key: value for key, value in row.items() if key not in {"task", "args"}}
     return Job(task_name=row["task"], task_kwargs=task_kwargs, args_error=args_error, **named | changed)
+
+
+def _seconds(number: float | None) -> timedelta | None:
+    return None if number is None else timedelta(seconds=number)
 
 
 def _counts(column: str, chosen: JobFilter) -> Call[list[JobCounts]]:

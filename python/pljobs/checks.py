@@ -119,6 +119,8 @@ def interval(
     what: str, value: Interval, *, error: type[exceptions.PljobsException] = exceptions.InvalidArgument
 ) -> timedelta:
     """Return a length of time as a timedelta, or raise `error`."""
+    if isinstance(value, bool):
+        raise error(f"{what} must be a length of time, not {value}")
     try:
         if isinstance(value, timedelta):
             length = value

@@ -32,7 +32,7 @@ T = TypeVar("T")
 Connection = psycopg.Connection[TupleRow]
 
 CONNECT_TIMEOUT = 10
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class Exit(IntEnum):
@@ -102,6 +102,21 @@ def _explained(error: exceptions.PljobsException) -> tuple[str, Exit]:
             return str(error), Exit.ERROR
 
 
+def refuse(outcome: str, job_id: int, *, running: str) -> None:
+    """End with the exit code, and the reason, of an outcome that changed nothing; `running`: why not."""
+    match outcome:
+        case "not_found":
+            raise Failure(f"no job has the id {job_id}: it never existed, or was deleted", Exit.NOT_FOUND)
+        case "running":
+            raise Failure(f"job {job_id}: {running}", Exit.REFUSED)
+        case "todo":
+            raise Failure(f"job {job_id}: it waits to be run: `pljobs cancel ID` cancels it", Exit.REFUSED)
+        case "already_finished" | "succeeded":
+            raise Failure(f"job {job_id}: it is finished, nothing was changed", Exit.REFUSED)
+        case _:
+            return
+
+
 def job_id(text: str) -> int:
     """Read a job's id: a whole number of 64 bits."""
     # Not int() alone: it takes 1_000, and digits of every script.
@@ -111,11 +126,11 @@ def job_id(text: str) -> int:
 
 
 def duration(text: str) -> timedelta:
-    """Read a length of time: `90`, `90s`, `15m`, `12h`, `7d`, `2w`."""
-    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhdw]?)", text.replace(" ", "")):
+    """Read a length of time: `90`, `90s`, `15m`, `12h`, `7d`, `2w`, `500ms`."""
+    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhdw]?)", text.replace(" ", "")):
         with contextlib.suppress(OverflowError):
             return timedelta(**{UNITS[match[2] or "s"]: float(match[1])})
-    raise click.BadParameter(f"{visible(text)!r} is not a length of time such as 90, 15m, 12h, 7d or 2w")
+    raise click.BadParameter(f"{visible(text)!r} is not a length of time such as 90, 500ms, 15m, 12h or 7d")
 
 
 def instant(text: str) -> datetime:

@@ -6,7 +6,7 @@ import importlib.metadata
 
 import click
 
-from pljobs import cli_act, cli_database, cli_demo, cli_many, cli_read, cli_worker
+from pljobs import cli_act, cli_database, cli_demo, cli_many, cli_read, cli_stop, cli_worker
 from pljobs.cli_base import Commands
 
 
@@ -32,7 +32,7 @@ def cli(url: str | None) -> None:  # read by `connector`, from the context
       2  usage: an option or an argument that makes no sense
       3  not found: no job has this id
       4  refused in this state: the job runs (and --abort wasn't given), or is finished
-      5  timed out, with --wait --timeout
+      5  timed out, with --wait SECONDS
       6  a worker gave up a job that could not be stopped: start another
       130  interrupted by Ctrl-C
     """
@@ -45,7 +45,7 @@ for command in (
     cli_worker.worker,
     cli_worker.manager,
     cli_act.defer,
-    cli_act.cancel,
+    cli_stop.cancel,
     cli_many.rescind,
     cli_act.retry,
     cli_act.delete,

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pljobs import calls_cli, calls_many, db
 from pljobs.answers import Call, JobAnswer
 from pljobs.calls_many import CANCELLABLE, RETRIABLE, Page, Selection
+from pljobs.calls_people import StopOptions
 from pljobs.cli_base import (
     Connection,
     Exit,
@@ -36,6 +37,7 @@ T = TypeVar("T")
 Ask = Callable[[Page], Call[list[JobAnswer]]]
 
 SHOWN = 50
+LEVELS = {"0": "0 not told", "1": "1 told", "2": "2 its SQL", "3": "3 terminate", "4": "4 kill"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ class Filters:
             raise Failure(f"give an ID or filters, not both: {', '.join(self.given)}{hint}", Exit.USAGE)
         if job_id is None and not set(self.given) - {"--status", "--yes"}:
             raise Failure(
-                "which jobs? An ID, or --ids, --queue, --task, --lock, --args or --older-than",
+                "which jobs? An ID, or --ids, --queue, --task, --lock, --args, --older-than or --parent"
+                + hint,
                 Exit.USAGE,
             )
         return job_id is None
@@ -73,6 +76,7 @@ def filter_options(
             "--args", type=arguments, metavar="JSON", help='All with these arguments: {"to": "ann"}.'
         ),
         click.option("--older-than", type=duration, help="All deferred longer ago: 90s, 15m, 12h, 7d."),
+        click.option("--parent", type=job_id, metavar="ID", help="All deferred inside of this job itself."),
         click.option("--status", type=click.Choice([str(s) for s in statuses]), help="Only these."),
         click.option("--yes", is_flag=True, help="With filters: do it. Default: show what it would do."),
     ]
@@ -81,7 +85,7 @@ def filter_options(
         def filtered(*positional: object, **given: object) -> T:
             taken = {
                 name: given.pop(name)
-                for name in ("ids", "queue", "task", "lock", "args", "older_than", "status")
+                for name in ("ids", "queue", "task", "lock", "args", "older_than", "parent", "status")
             }
             yes = given.pop("yes") is True
             names = [f"--{name.replace('_', '-')}" for name, value in taken.items() if value is not None]
@@ -103,17 +107,15 @@ def filter_options(
 def cancel_many(
     conn: Connection,
     filters: Filters,
-    options: dict[str, bool],
+    how: StopOptions,
     *,
-    reason: str | None,
-    actor: str | None,
     as_json: bool,
 ) -> None:
     """Cancel all jobs that match, or show them."""
     chosen = filters.selection.params(CANCELLABLE)
 
     def ask(page: Page) -> Call[list[JobAnswer]]:
-        return calls_many.cancel_jobs(chosen, page, reason=reason, actor=actor, **options)
+        return calls_many.cancel_jobs(chosen, page, **how)
 
     counts = _run(conn, ask, yes=filters.yes, as_json=as_json)
     if filters.yes and counts["running"]:
@@ -162,7 +164,10 @@ def rescind(conn: Connection, *, job_id: int, reason: str | None, actor: str | N
 @json_option
 @with_database
 def stuck(conn: Connection, *, as_json: bool) -> None:
-    """List jobs that were asked to abort and still run, and what can be done next."""
+    """List jobs that were asked to abort and still run, how far it got, and what is or can be done next.
+
+    Level 1: the task was told; 2: its SQL is cancelled; 3: it is terminated; 4: it is killed.
+    """
     found = db.run(conn, calls_cli.list_stuck_aborts())
     if as_json:
         print_json(found)
@@ -174,13 +179,17 @@ def stuck(conn: Connection, *, as_json: bool) -> None:
             cell(row["task"]),
             cell(row["queue"]),
             " for ".join(cell(row[name]) for name in ("requested_by", "actor") if row[name]),
+            cell(row["source"]),
             cell(row["worker"]),
+            LEVELS.get(str(row["level"]), ""),
             cell(row["handling"]),
+            cell(row["sql_way"]),
             cell(row["next"]),
         ]
         for row in map(from_json, found)
     ]
-    headings = ["job", "asked ago", "task", "queue", "asked by", "worker", "handling", "next"]
+    asked = ["job", "asked ago", "task", "queue", "asked by", "source"]
+    headings = [*asked, "worker", "level", "handling", "sql", "next"]
     print_table(headings, rows, empty="no job was asked to abort and still runs")
 
 
@@ -197,7 +206,7 @@ def _run(conn: Connection, ask: Ask, *, yes: bool, as_json: bool) -> Counter[str
                 first.extend(answers if as_json else answers[: max(0, SHOWN - len(first))])
                 advance(len(answers))
         except KeyboardInterrupt:
-            say(f"stopped after {_summary(counts)}; that is done, and stays so")
+            say(f"stopped after {summary(counts)}; that is done, and stays so")
             raise
     if as_json:
         print_json([to_json(dataclasses.asdict(answer)) for answer in first])
@@ -206,7 +215,7 @@ def _run(conn: Connection, ask: Ask, *, yes: bool, as_json: bool) -> Counter[str
     if counts:
         undone = "" if yes else "; nothing was changed: --yes does it"
         more = f" ({SHOWN} of them are shown)" if not (as_json or yes) and counts.total() > SHOWN else ""
-        said = f"{_summary(counts)}{undone}{more}"
+        said = f"{summary(counts)}{undone}{more}"
         # What was done is the answer; what would be done is said about one.
         if yes and not as_json:
             click.echo(said)
@@ -243,7 +252,8 @@ def _print_jobs(jobs: Sequence[JobAnswer]) -> None:
     print_table(["id", "queue", "task", "status", "outcome"], rows)
 
 
-def _summary(counts: Counter[str]) -> str:
+def summary(counts: Counter[str]) -> str:
+    """Say how many jobs, and how many of which outcome."""
     said = [f"{number} {outcome}" for outcome, number in counts.most_common()]
     return f"{counts.total()} jobs: {', '.join(said)}" if said else "none"
 

@@ -7,6 +7,7 @@ import click
 from pljobs import calls_cli, db, exceptions
 from pljobs.calls_read import JobFilter
 from pljobs.cli_base import Connection, Exit, Failure, job_id, json_option, with_database
+from pljobs.cli_many import LEVELS
 from pljobs.cli_output import (
     Json,
     cell,
@@ -24,6 +25,7 @@ from pljobs.cli_output import (
 from pljobs.jobs import Status
 
 PERMISSION_DENIED = "42501"
+BAR = 20
 
 
 @click.command("list")
@@ -39,6 +41,7 @@ PERMISSION_DENIED = "42501"
 @click.option("--lock", metavar="NAME")
 @click.option("--queueing-lock", metavar="NAME")
 @click.option("--worker", "worker_id", type=job_id, help="Jobs that this worker runs, or ran last.")
+@click.option("--parent", "parent_id", type=job_id, metavar="ID", help="Jobs deferred inside of this one.")
 @click.option("--abort-requested", is_flag=True, help="Running jobs that somebody asked to abort.")
 @click.option("--stalled", is_flag=True, help="Running jobs whose worker's lease ran out.")
 @click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True, help="0: all of them.")
@@ -57,6 +60,7 @@ def list_jobs(
     lock: str | None,
     queueing_lock: str | None,
     worker_id: int | None,
+    parent_id: int | None,
     abort_requested: bool,
     stalled: bool,
     limit: int,
@@ -64,8 +68,11 @@ def list_jobs(
     full: bool,
     as_json: bool,
 ) -> None:
-    """List jobs."""
-    chosen = JobFilter(queue=queue, task=task, lock=lock, queueing_lock=queueing_lock, worker_id=worker_id)
+    """List jobs, and how far the running ones say they are."""
+    chosen = JobFilter(
+        queue=queue, task=task, lock=lock, queueing_lock=queueing_lock, worker_id=worker_id,
+        parent_id=parent_id,
+    )  # fmt: skip
     call = calls_cli.list_jobs(
         chosen,
         statuses=[Status(status) for status in statuses],
@@ -138,7 +145,8 @@ def queues(conn: Connection, *, as_json: bool) -> None:
 def workers(conn: Connection, *, stopped: bool, as_json: bool) -> None:
     """List workers.
 
-    alive, or stalled: the lease ran out, the jobs are about to be rescued.
+    alive, or stalled: the lease ran out, the jobs are about to be rescued. tainted: it gave up a job whose
+    code may still run, and is given no more.
     """
     found = db.run(conn, calls_cli.list_workers(stopped=stopped))
     if as_json:
@@ -147,7 +155,7 @@ def workers(conn: Connection, *, stopped: bool, as_json: bool) -> None:
     rows = [
         [
             cell(row["id"]),
-            cell(row["state"]),
+            cell(row["state"]) + (" (tainted)" if row["tainted_at"] else ""),
             cell(row["name"]),
             f"{cell(row['host'])}:{cell(row['pid'])}",
             f"{cell(row['running'])} of {cell(row['concurrency'])}",
@@ -186,9 +194,29 @@ def _state(job: dict[str, Json]) -> str:
     """Say where a job is, and what it waits for."""
     if job["waiting_for"] is not None:
         return f"todo (waits for its {cell(job['waiting_for'])})"
+    more = []
+    if job["status"] == "doing" and isinstance(job["progress"], int | float):
+        more.append(f"{job['progress']:.0%}")
     if job["abort_requested"]:
-        return "doing (abort requested)"
-    return cell(job["status"])
+        more.append("abort requested")
+    return cell(job["status"]) + (f" ({', '.join(more)})" if more else "")
+
+
+def _progress(job: dict[str, Json]) -> str:
+    """Show how far the job's last run said that it was: a bar, the share, its message, and when."""
+    if job["progress_at"] is None:
+        return ""
+    parts = []
+    if isinstance(job["progress"], int | float):
+        full = int(job["progress"] * BAR)
+        parts.append(f"[{'#' * full}{'-' * (BAR - full)}] {job['progress']:.0%}")
+    if job["progress_message"]:
+        parts.append(cell(job["progress_message"]))
+    return f"{' '.join(parts)} (at {when(job['progress_at'], fine=True)})"
+
+
+def _length(seconds: Json) -> str:
+    return "" if seconds is None else f"{cell(seconds)} s"
 
 
 def _job_row(job: dict[str, Json], more: list[str]) -> list[str]:
@@ -198,15 +226,19 @@ def _job_row(job: dict[str, Json], more: list[str]) -> list[str]:
 
 
 def _print_job(job: dict[str, Json]) -> None:
-    times = {"created", "scheduled", "started", "finished", "abort requested"}
+    times = {"created", "scheduled", "start by", "started", "times out", "finished", "abort requested"}
     fields = {"job": job["id"], "task": job["task"], "status": _state(job), "queue": job["queue"]}
     fields |= {"priority": job["priority"], "lock": job["lock"], "queueing lock": job["queueing_lock"]}
     fields |= {
         "attempts": job["attempts"],
         "crashes": job["crashes"] or None,
         "deferred by": job["deferred_by"],
+        "parent": job["parent_id"],
     }
-    fields |= {"created": job["created_at"], "scheduled": job["scheduled_at"], "started": job["started_at"]}
+    fields |= {"created": job["created_at"], "scheduled": job["scheduled_at"], "start by": job["start_by"]}
+    fields |= {"started": job["started_at"], "timeout": _length(job["timeout"])}
+    fields |= {"times out": job["timeout_at"], "grace": _length(job["grace"])}
+    fields |= {"on cancelled": job["on_cancelled"], "progress": _progress(job)}
     fields |= {"abort requested": job["abort_requested_at"], "finished": job["finished_at"]}
     fields |= {"worker": job["worker_id"], "run": job["run_id"], "message": job["message"]}
     shown = {name: when(value, fine=True) if name in times else cell(value) for name, value in fields.items()}
@@ -245,16 +277,23 @@ def _print_requests(requests: list[dict[str, Json]] | None) -> None:
             kind = " + ".join([cell(row["kind"]), *strength])
             who = " for ".join(cell(row[name]) for name in ("requested_by", "actor") if row[name])
             times = [when(row[name], fine=True) for name in ("requested_at", "delivered_at", "resolved_at")]
-            words = [cell(row[name]) for name in ("handling", "resolution", "reason")]
-            rows.append([kind, who, *times, *words])
+            words = [cell(row[name]) for name in ("handling", "sql_way", "resolution", "reason")]
+            rows.append([kind, who, cell(row["source"]), *times, _level(row), *words])
         headings = [
             "request",
             "who",
+            "source",
             "requested",
             "delivered",
             "resolved",
+            "level",
             "handling",
+            "sql",
             "resolution",
             "reason",
         ]
         print_table(headings, rows)
+
+
+def _level(request: dict[str, Json]) -> str:
+    return LEVELS.get(str(request["level"]), "") if request["kind"] == "abort" else ""

@@ -24,7 +24,7 @@ from pljobs.answers import Call, Verdict
 from pljobs.exceptions import PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
 from pljobs.link import KEEPALIVES, SESSION, cut
-from pljobs.run import SQL, TERM
+from pljobs.run import SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
@@ -41,7 +41,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 LAG_WORTH_A_WARNING = 1.0
 SHORTEST_PAUSE = 0.05
 BLOCKED_AFTER = 0.5
-LOST_PATIENCE, LOST_EVERY = 5.0, 1.0
+VOID_EVERY = 1.0
 
 
 class Control:
@@ -259,11 +259,18 @@ class Control:
         if verdict.sql_way == "asked" and verdict.level >= SQL:
             way = self._timed(conn, calls_sql.cancel_sql(verdict.run_id))
             run.context.sql_way.set("worker" if way == "server" else way)
-        elif verdict.verdict == "lost":
-            # Nothing that it does counts any more. What it does to clean up has some seconds.
-            if run.lost_for() > LOST_PATIENCE:
-                self._timed(conn, calls_sql.cancel_sql(verdict.run_id))
-            run.look_at = time.monotonic() + LOST_EVERY
+            return
+        # Nothing that it does counts any more, or it will be done again. For cleaning up it has some seconds.
+        flag = run.context.abort_flag
+        if verdict.verdict == "lost":
+            patience = VOID_GRACE
+        elif flag.reason is AbortReason.SHUTDOWN:
+            patience = SHUTDOWN_GRACE
+        else:
+            return
+        if flag.raised_for() > patience:
+            self._timed(conn, calls_sql.cancel_sql(verdict.run_id))
+        run.look_at = time.monotonic() + VOID_EVERY
 
     def _deliver(self, verdict: Verdict) -> None:
         run = self._runs.get(verdict.run_id)

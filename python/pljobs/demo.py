@@ -1,8 +1,7 @@
-"""The demo: the main job on real files and an embedded PostgreSQL; four jobs are stopped on the way."""
+"""The demo: the main job on real files and an embedded PostgreSQL; six jobs are stopped on the way."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,9 +21,8 @@ from pljobs.cli_base import Failure
 from pljobs.cli_output import visible
 from pljobs.connector import PsycopgConnector
 from pljobs.demo_report import Connection, Screen
-from pljobs.demo_server import DATABASE, SIGNALS, Home, find_home, interruptible_later
+from pljobs.demo_server import DATABASE, SIGNALS, Home, find_home, interruptible_later, worker
 from pljobs.embedded import Server
-from pljobs.processes import LIFELINE
 
 CONCURRENCY = 10
 LOOPED_FILES = 100
@@ -94,7 +92,7 @@ class _Demo:
         with demo_tasks.app.open(), connector.connect() as conn:
             self._defer()
             screen = Screen(len(self.found.files))
-            with _worker(self.place, self.url) as alive:
+            with worker(self.place, self.url, concurrency=CONCURRENCY) as alive:
                 with screen.live():
                     self._play(conn, screen, alive)
                 demo_report.print_report(conn, self.asked)
@@ -111,20 +109,33 @@ class _Demo:
         tasks.hash_file.batch_defer(*hashing[:before])
         self.ids["async"] = tasks.hash_again_async.configure(priority=9).defer(paths=looped)
         self.ids["sync"] = tasks.hash_again_sync.configure(priority=9).defer(paths=looped)
+        self.ids["query"] = tasks.long_query.configure(priority=9).defer()
+        self.ids["process"] = tasks.hash_stubbornly.configure(priority=9).defer(paths=looped)
         tonight = tasks.nightly_report.configure(schedule_in={"hours": 1})
         self.ids["cancel"], self.ids["delete"] = (tonight.defer(paths=looped) for _ in range(2))
         tasks.hash_file.batch_defer(*hashing[before:])
         click.echo(
             f"Deferred {len(files)} jobs, one for each text file under {visible(str(self.found.folder))}"
-            f"{self.found.left_out()},\nand four to play with: {self.ids['async']} and {self.ids['sync']} run"
-            f" until they are aborted, {self.ids['cancel']} and {self.ids['delete']} wait for tonight."
+            f"{self.found.left_out()},\nand six to play with: {self.ids['async']} and {self.ids['sync']} run"
+            f" until they are aborted, {self.ids['query']} hangs in a statement,"
+            f"\n{self.ids['process']} ignores whatever it is told, {self.ids['cancel']} and"
+            f" {self.ids['delete']} wait for tonight."
             f"\nA worker runs them in a process of its own, {CONCURRENCY} at once.\n"
         )
 
     def _play(self, conn: Connection, screen: Screen, alive: Callable[[], None]) -> None:
-        """Watch the jobs being done, and meanwhile ask four of them to stop, one after the other."""
-        acts = deque([self._cancel_waiting, self._delete_waiting, self._abort_async, self._abort_sync])
-        running = [self.ids["async"], self.ids["sync"]]
+        """Watch the jobs being done, and meanwhile ask six of them to stop, one after the other."""
+        acts = deque(
+            [
+                self._cancel_waiting,
+                self._delete_waiting,
+                self._abort_async,
+                self._abort_sync,
+                self._cancel_statement,
+                self._kill_process,
+            ]
+        )
+        running = [self.ids[name] for name in ("async", "sync", "query", "process")]
         _until(lambda: self._are_doing(conn, running), alive, "the worker to start the jobs")
         next_act = time.monotonic() + PACE / 2
         while True:
@@ -168,9 +179,24 @@ class _Demo:
         call = f"app.job_manager.cancel_job_by_id({job_id}, abort=True)"
         self._tell(screen, "a running sync job", job_id, ("Python", call, str(answer)), ended)
 
+    def _cancel_statement(self, conn: Connection, screen: Screen, alive: Callable[[], None]) -> None:
+        job_id = self.ids["query"]
+        statement, answer = self._from_sql(f"SELECT cancel_job({job_id}, abort => true, sql => true);")
+        ended = _ended(conn, job_id, alive)
+        self._tell(screen, "a job that hangs in a statement", job_id, ("psql", statement, answer), ended)
+
+    def _kill_process(self, conn: Connection, screen: Screen, alive: Callable[[], None]) -> None:
+        job_id = self.ids["process"]
+        call = f"app.job_manager.cancel_job_by_id({job_id}, abort=True, grace=0.2, term_grace=0.2)"
+        manager = demo_tasks.app.job_manager
+        answer = manager.cancel_job_by_id(job_id, abort=True, grace=0.2, term_grace=0.2)
+        ended = _ended(conn, job_id, alive)
+        what = "a job that ignores it, in a process of its own"
+        self._tell(screen, what, job_id, ("Python", call, str(answer)), ended)
+
     def _from_sql(self, statement: str) -> tuple[str, str]:
         """Run a statement in psql; return it and its answer."""
-        command = [*self.server.psql_command(DATABASE), "-XAtc", statement]
+        command = [*self.server.psql_command(DATABASE), "-XqAtc", statement]
         done = subprocess.run(  # noqa: S603
             command, capture_output=True, text=True, check=False, env=embedded.environment(), cwd="/"
         )
@@ -247,56 +273,6 @@ def _database(server: Server) -> str:
     install.migrate(url)
     server.run_sql(f"ALTER DATABASE {DATABASE} SET search_path = pljobs, public")
     return url
-
-
-@contextlib.contextmanager
-def _worker(place: Home, url: str) -> Iterator[Callable[[], None]]:
-    """Run a worker in a process of its own; yields what raises `Failure` once it is dead."""
-    options = ["--concurrency", str(CONCURRENCY), "--poll-interval", "1", "--shutdown-timeout", "2"]
-    # -P, and a folder of our own: the user's may hold a logging.py.
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pljobs",
-        "worker",
-        "--app",
-        "pljobs.demo_tasks:app",
-        "--name",
-        "demo",
-    ]
-    lifeline, held = os.pipe()
-    try:
-        with place.worker_log.open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603
-                [*command, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C is for this process; killed, it takes the worker with it all the same.
-                process_group=0,
-                cwd=place.path,
-                pass_fds=[lifeline],
-                env={**os.environ, "PLJOBS_URL": url, LIFELINE: str(lifeline)},
-            )
-
-        def alive() -> None:
-            if process.poll() is not None:
-                tail = place.worker_log.read_text("utf-8", "replace")[-500:]
-                raise Failure(f"the worker ended with {process.returncode}: {tail}")
-
-        try:
-            yield alive
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-    finally:
-        os.close(lifeline)
-        os.close(held)
 
 
 def _until(condition: Callable[[], bool], alive: Callable[[], None], what: str) -> None:

@@ -28,7 +28,7 @@ BECAME = """
 ASKED = """
     SELECT r.job_id, r.task, coalesce(j.status, 'deleted'), j.message,
            extract(epoch FROM r.delivered_at - r.requested_at),
-           extract(epoch FROM r.resolved_at - r.requested_at)
+           extract(epoch FROM r.resolved_at - r.requested_at), r.resolution
       FROM requests AS r LEFT JOIN jobs AS j ON j.id = r.job_id
      WHERE r.job_id = ANY (%(asked)s) ORDER BY r.requested_at
 """
@@ -85,7 +85,7 @@ def counts(conn: Connection) -> dict[str, int]:
 
 
 def print_report(conn: Connection, asked: dict[int, tuple[str, str]]) -> None:
-    """Print what became of the jobs; `asked`: by id, whence each of the four was asked, and the answer."""
+    """Print what became of the jobs; `asked`: by id, whence each of the six was asked, and the answer."""
     heading("What became of the jobs (from the view jobs; deleted ones from the view requests)")
     rows = [
         [
@@ -98,7 +98,7 @@ def print_report(conn: Connection, asked: dict[int, tuple[str, str]]) -> None:
         for task, status, count, words, size in conn.execute(BECAME, {"asked": list(asked)}).fetchall()
     ]
     print_table(["task", "status", "jobs", "words", "bytes"], rows)
-    heading("The four that were asked to stop (from the view requests)")
+    heading("The six that were asked to stop (from the view requests)")
     rows = [
         [
             str(job_id),
@@ -107,9 +107,10 @@ def print_report(conn: Connection, asked: dict[int, tuple[str, str]]) -> None:
             status,
             milliseconds(delivered),
             milliseconds(resolved),
+            resolution,
             cell(message),
         ]
-        for job_id, task, status, message, delivered, resolved in conn.execute(
+        for job_id, task, status, message, delivered, resolved, resolution in conn.execute(
             ASKED, {"asked": list(asked)}
         ).fetchall()
     ]
@@ -121,6 +122,7 @@ def print_report(conn: Connection, asked: dict[int, tuple[str, str]]) -> None:
         "status now",
         "worker knew after",
         "ended after",
+        "resolution",
         "message",
     ]
     print_table(headings, rows)

@@ -1,4 +1,4 @@
-"""The demo's PostgreSQL, in a folder that is all the demo leaves behind, until it is told to remove it."""
+"""The demo's PostgreSQL and worker, in a folder that is all it leaves behind, until told to remove it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from pljobs import embedded
+from pljobs.cli_base import Failure
 from pljobs.embedded import EmbeddedServerError, Server
+from pljobs.processes import LIFELINE
 
 DATABASE = "demo"
 LOCK = "pljobs-demo.lock"
@@ -150,6 +154,56 @@ def _opened(path: Path) -> IO[bytes]:
         return (path / LOCK).open("ab")
     except OSError as error:
         raise EmbeddedServerError(f"can't use {path}: {error.strerror}; name another with --home") from None
+
+
+@contextlib.contextmanager
+def worker(place: Home, url: str, *, concurrency: int) -> Iterator[Callable[[], None]]:
+    """Run a worker in a process of its own; yields what raises `Failure` once it is dead."""
+    options = ["--concurrency", str(concurrency), "--poll-interval", "1", "--shutdown-timeout", "2"]
+    # -P, and a folder of our own: the user's may hold a logging.py.
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pljobs",
+        "worker",
+        "--app",
+        "pljobs.demo_tasks:app",
+        "--name",
+        "demo",
+    ]
+    lifeline, held = os.pipe()
+    try:
+        with place.worker_log.open("wb") as log:
+            process = subprocess.Popen(  # noqa: S603
+                [*command, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for this process; killed, it takes the worker with it all the same.
+                process_group=0,
+                cwd=place.path,
+                pass_fds=[lifeline],
+                env={**os.environ, "PLJOBS_URL": url, LIFELINE: str(lifeline)},
+            )
+
+        def alive() -> None:
+            if process.poll() is not None:
+                tail = place.worker_log.read_text("utf-8", "replace")[-500:]
+                raise Failure(f"the worker ended with {process.returncode}: {tail}")
+
+        try:
+            yield alive
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    finally:
+        os.close(lifeline)
+        os.close(held)
 
 
 def _answers(path: Path) -> bool:

@@ -81,6 +81,24 @@ def hash_again_sync(context: JobContext, paths: list[str]) -> None:
         time.sleep(BREATH)
 
 
+@app.task(name="hash_stubbornly", isolation="process")
+def hash_stubbornly(paths: list[str]) -> None:
+    """Hash files over and over, and let nothing stop it; but it has a process of its own."""
+    for path in itertools.cycle(paths):
+        with contextlib.suppress(OSError, JobAborted):
+            digest(path)
+            time.sleep(BREATH)
+
+
+@app.task(name="long_query", pass_context=True)
+def long_query(context: JobContext) -> None:
+    """Wait for the database, for longer than anybody would."""
+    with context.connection() as conn:
+        conn.execute(
+            "SELECT count(*) FROM generate_series(1, 1000000) AS a, generate_series(1, 1000000) AS b"
+        )
+
+
 @app.task(name="nightly_report")
 def nightly_report(paths: list[str]) -> int:
     """Count the words of many files; the demo schedules it, and cancels or deletes it before it runs."""

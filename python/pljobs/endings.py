@@ -66,6 +66,8 @@ def outcome(reason: AbortReason | None, error: BaseException | None) -> Outcome:
     """Classify the end of a body, by what it raised and why it should have stopped."""
     if error is None:
         return "succeeded"
+    if reason is AbortReason.SHUTDOWN and sql_was_cancelled(error):
+        return "interrupted"
     if isinstance(_stop_in(error), JobAborted | asyncio.CancelledError):
         return "interrupted" if reason is AbortReason.SHUTDOWN else "aborted"
     return "failed"

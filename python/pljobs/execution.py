@@ -17,13 +17,12 @@ from pljobs.endings import Ended
 from pljobs.job_context import JobContext, current
 from pljobs.jobs import AbortReason
 from pljobs.observed import Observed
-from pljobs.run import OnEnd, Run
+from pljobs.run import VOID_GRACE, OnEnd, Run
 
 if TYPE_CHECKING:
     from pljobs.threads import Threads
 
 CANCEL_EVERY = 1.0
-LOST_PATIENCE = 5.0
 
 
 class LocalRun(Run):
@@ -68,7 +67,7 @@ class LocalRun(Run):
     def _stop(self, reason: AbortReason) -> None:
         if reason is AbortReason.RUN_LOST and not self._lost:
             self._lost = True
-            self._loop.call_later(LOST_PATIENCE, self._terminate)
+            self._loop.call_later(VOID_GRACE, self._terminate)
         # A task that is cancelled before its first step runs no line, not even a `finally`: wait until it is
         # in its body.
         if not self._cancelled and self._cancel():

@@ -23,12 +23,11 @@ from pljobs.isolated import Abort, Order
 from pljobs.isolation import Processes
 from pljobs.job_context import JobContext, current
 from pljobs.jobs import AbortReason, DeleteJobCondition
-from pljobs.run import OnEnd, Run
+from pljobs.run import SHUTDOWN_GRACE, VOID_GRACE, OnEnd, Run
 
 logger = logging.getLogger(__name__)
 
-# Seconds: for a void run to stop by itself, and for a process to die of SIGKILL.
-VOID_GRACE = 5.0
+# Seconds for a process to stop on SIGTERM, and to die of SIGKILL.
 DEATH_TAKES = 5.0
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 OPTIONAL_TEXT = ("message", "error", "retry_queue", "retry_lock")
@@ -58,7 +57,7 @@ class IsolatedRun(Run):
         self._signal: Callable[[str], None] = lambda _how: None
         self._told: Abort | None = None
         self._forced: str | None = None
-        self._is_void = False
+        self._unwanted: set[AbortReason] = set()
         self._timers: list[asyncio.TimerHandle] = []
         self._report: RunEnd | None = None
         self._trouble: str | None = None
@@ -79,7 +78,7 @@ class IsolatedRun(Run):
         """End the run, whose process is gone: as it has reported, else by how it died."""
         if self._line is not None:
             self._line.drain()  # its report may have come by the other way, and not been read yet
-        how = self._trouble or how
+        how, reason = self._trouble or how, self.context.abort_reason()
         if self._report is not None:
             self.finish(self._report)
         elif self._forced is None:
@@ -89,12 +88,12 @@ class IsolatedRun(Run):
             end = RunEnd(
                 job_id=self.job_id,
                 run_id=self.run_id,
-                outcome="killed",
+                outcome="interrupted" if reason is AbortReason.SHUTDOWN else "killed",
                 message=f"{self._forced} ({how})",
                 delete_job=self._delete_jobs == DeleteJobCondition.ALWAYS,
                 progress=self.context.reported_progress.take(),
             )
-            if self.context.abort_reason() is AbortReason.DEADLINE:
+            if reason is AbortReason.DEADLINE:
                 error = JobTimeout(f"job {self.job_id} ran longer than its timeout")
                 end = with_retry(end, self.context, error)
             self.finish(end)
@@ -113,11 +112,12 @@ class IsolatedRun(Run):
         if self._line is not None and abort != self._told:
             self._told = abort
             self._line.send(pickle.dumps(abort))
-        if reason is AbortReason.RUN_LOST and not self._is_void:
-            # Nobody waits for it, and another run of the job may have begun.
-            self._is_void = True
-            self._later(VOID_GRACE, self._terminate)
-            self._later(VOID_GRACE + DEATH_TAKES, self._kill)
+        graces = {AbortReason.RUN_LOST: VOID_GRACE, AbortReason.SHUTDOWN: SHUTDOWN_GRACE}
+        if reason in graces and reason not in self._unwanted:
+            # Another run of the job may have begun, or will.
+            self._unwanted.add(reason)
+            self._later(graces[reason], self._terminate)
+            self._later(graces[reason] + DEATH_TAKES, self._kill)
 
     def _terminate(self) -> None:
         self._forced = self._forced or "terminated: it had not stopped in time"

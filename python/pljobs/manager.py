@@ -5,23 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from pljobs import calls, calls_many, calls_people, calls_read, checks
-from pljobs.answers import CancelResult, DeleteResult, RescindResult, RescueAnswer, RetryResult
+from pljobs import calls, calls_people, calls_read, checks
+from pljobs.answers import DeleteResult, RescueAnswer, RetryResult
 from pljobs.calls_read import HistoryEntry, JobCounts, JobFilter, QueueCounts, StalledWorker
-from pljobs.exceptions import InvalidArgument, JobNotFound
+from pljobs.exceptions import JobNotFound
 from pljobs.jobs import Job, Status
 from pljobs.manager_many import ManyJobs
+from pljobs.manager_stop import StopJobs
 from pljobs.twins import Question, Talk, Wait, talking_twins, twins
 from pljobs.watching import Seen
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
 
-# How a request is resolved by which its job has been stopped.
-STOPPED = {"cancelled", "deleted", "aborted", "forced", "worker_lost"}
 
-
-class JobManager(ManyJobs):
+class JobManager(StopJobs, ManyJobs):
     """Look after jobs and queues; `app.job_manager`.
 
     Every method has a twin that ends in `_async`, to be awaited. `connection=` does what is asked in the
@@ -45,83 +43,6 @@ class JobManager(ManyJobs):
 
     defer_job, defer_job_async = twins(_defer_job)
 
-    def _cancel_job_by_id(
-        self,
-        job_id: int,
-        abort: bool = False,  # noqa: FBT001, FBT002, RUF100 - as procrastinate has them
-        delete_job: bool = False,  # noqa: FBT001, FBT002, RUF100
-        *,
-        force: bool = False,
-        reason: str | None = None,
-        actor: str | None = None,
-        wait: checks.Interval | None = None,
-        connection: object = None,
-    ) -> Talk[bool]:
-        """Cancel a waiting job; say whether it was, or was asked to be, stopped.
-
-        `abort`: ask a running one to stop. `force`: end a running one now, whatever it does. `delete_job`:
-        delete it once it is cancelled or aborted; also deletes one that is so already. False: unknown id,
-        running (without abort), or finished.
-
-        `wait`, in seconds: wait until the run that was asked to stop has ended; then True means that the job
-        is cancelled, aborted or deleted, now or before, and False also that it succeeded or failed before it
-        stopped, or that the request was taken back. Raises `TimeoutError` if it still runs after that time;
-        the request stays. Not with `connection`, for nobody hears of the request before that commits.
-        """
-        length = _patience("wait", wait)
-        if length is not None and connection is not None:
-            raise InvalidArgument("wait: not with connection: what is not committed is never over")
-        call = calls_people.cancel_job(
-            job_id, abort=abort, delete_job=delete_job, force=force, reason=reason, actor=actor
-        )
-        result: CancelResult = yield Question(call, connection)
-        if length is None:
-            return bool(result)
-        if not result.outcome.startswith("abort_") or result.request_id is None:
-            return bool(result) or result.outcome == "already_cancelled"
-        seen: Seen = yield Wait(("request", result.request_id), length)
-        if not seen.is_over:
-            raise TimeoutError(f"job {job_id} still runs after {length:g} s; the request to abort it stays")
-        return seen.word in STOPPED
-
-    cancel_job_by_id, cancel_job_by_id_async = talking_twins(_cancel_job_by_id)
-
-    def _cancel_job(
-        self,
-        job_id: int,
-        abort: bool = False,  # noqa: FBT001, FBT002, RUF100
-        delete_job: bool = False,  # noqa: FBT001, FBT002, RUF100
-        *,
-        force: bool = False,
-        reason: str | None = None,
-        actor: str | None = None,
-        connection: object = None,
-    ) -> Question[CancelResult]:
-        """Do what `cancel_job_by_id` does; return all that is to be told about it."""
-        call = calls_people.cancel_job(
-            job_id, abort=abort, delete_job=delete_job, force=force, reason=reason, actor=actor
-        )
-        return Question(call, connection)
-
-    cancel_job, cancel_job_async = twins(_cancel_job)
-
-    def _rescind_request_by_id(
-        self, job_id: int, *, reason: str | None = None, actor: str | None = None, connection: object = None
-    ) -> Question[bool]:
-        """Take back a request to abort, if the worker has not heard of it; say whether that was done."""
-        call = calls_many.rescind_request(job_id, reason=reason, actor=actor)
-        return Question(call.then(bool), connection)
-
-    rescind_request_by_id, rescind_request_by_id_async = twins(_rescind_request_by_id)
-
-    def _rescind_request(
-        self, job_id: int, *, reason: str | None = None, actor: str | None = None, connection: object = None
-    ) -> Question[RescindResult]:
-        """Do what `rescind_request_by_id` does; return all that is to be told about it."""
-        return Question(calls_many.rescind_request(job_id, reason=reason, actor=actor), connection)
-
-    rescind_request, rescind_request_async = twins(_rescind_request)
-
     def _wait_for_job(self, job_id: int, *, timeout: checks.Interval | None = None) -> Talk[Status | None]:
         """Wait until a job has ended; return the status that it has then, None if it was deleted.
 
@@ -132,10 +53,11 @@ class JobManager(ManyJobs):
         20 ms, and once a second where nothing changes.
         """
         number = checks.identifier("job_id", job_id)
-        length = _patience("timeout", timeout)
-        seen: Seen = yield Wait(("job", number), length)
+        length = checks.optional_interval("timeout", timeout)
+        seconds = None if length is None else length.total_seconds()
+        seen: Seen = yield Wait(("job", number), seconds)
         if not seen.is_over:
-            raise TimeoutError(f"job {job_id} has not ended ({seen.word}) after {length:g} s")
+            raise TimeoutError(f"job {job_id} has not ended ({seen.word}) after {seconds:g} s")
         if seen.word == "deleted" or (seen.word == "not_found" and seen.before is not None):
             return None
         if seen.word == "not_found":
@@ -242,12 +164,16 @@ class JobManager(ManyJobs):
         queueing_lock: str | None = None,
         worker_id: int | None = None,
         *,
+        parent: int | None = None,
         limit: int | None = None,
     ) -> Question[list[Job]]:
-        """Return the jobs that match all that is given, by ascending id, at most `limit`."""
+        """Return the jobs that match all that is given, by ascending id, at most `limit`.
+
+        `parent`: those that were deferred inside of that job.
+        """
         chosen = JobFilter(
             id=id, queue=queue, task=task, status=status, lock=lock, queueing_lock=queueing_lock,
-            worker_id=worker_id,
+            worker_id=worker_id, parent_id=parent,
         )  # fmt: skip
         return Question(calls_read.list_jobs(chosen, limit=limit, loads=self.connector.json_loads))
 
@@ -337,13 +263,3 @@ class JobManager(ManyJobs):
         return Question(calls.rescue_jobs(max_jobs=max_jobs, max_crashes=max_crashes))
 
     rescue_jobs, rescue_jobs_async = twins(_rescue_jobs)
-
-
-def _patience(what: str, value: checks.Interval | None) -> float | None:
-    """Return how long to wait, in seconds."""
-    if value is None:
-        return None
-    seconds = checks.interval(what, value).total_seconds()
-    if seconds < 0:
-        raise InvalidArgument(f"{what} must not be negative")
-    return seconds

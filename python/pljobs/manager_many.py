@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from pljobs import calls, calls_many, checks
+from pljobs import calls, calls_many, checks, manager_logs
 from pljobs.answers import Call, JobAnswer
 from pljobs.calls_many import CANCELLABLE, MAX_JOBS, RETRIABLE, Page, Selection
+from pljobs.calls_people import StopOptions
 from pljobs.exceptions import InvalidArgument
 from pljobs.jobs import Status
 from pljobs.twins import Question, Talk, talking_twins
@@ -34,11 +35,15 @@ class ManyJobs:
         args: Mapping[str, object] | None = None,
         older_than: checks.Interval | None = None,
         status: Status | str | None = None,
+        parent: int | None = None,
         abort: bool = False,
         delete_job: bool = False,
         force: bool = False,
         reason: str | None = None,
         actor: str | None = None,
+        grace: checks.Interval | None = None,
+        term_grace: checks.Interval | None = None,
+        sql: bool = False,
         dry_run: bool = True,
         max_jobs: int | None = None,
         connection: object = None,
@@ -46,24 +51,35 @@ class ManyJobs:
         """Return what cancelling all jobs that match would do; with `dry_run=False`, do it.
 
         Matching jobs wait or run (`status`: only these), and have all that is given: `args` are contained in
-        their arguments, `older_than` is how long ago they were deferred at least. `abort`, `force` and
-        `delete_job` are those of `cancel_job_by_id`. At least one filter must be given, besides `status`.
-        At most `max_jobs`, those of the lowest ids. An answer for each, by ascending id, true if it was
-        stopped or asked to stop. Done in batches of 1,000, each committed; with `connection`, all in its
-        transaction.
+        their arguments, `older_than` is how long ago they were deferred at least, `parent` the job inside of
+        which they were (its whole tree: `cancel_tree`). How they are stopped is that of `cancel_job_by_id`.
+        At least one filter must be given, besides `status`. At most `max_jobs`, those of the lowest ids. An
+        answer for each, by ascending id, true if it was stopped or asked to stop. Done in batches of 1,000,
+        each committed; with `connection`, all in its transaction.
         """
         selection = Selection(
             job_ids=job_ids, queue=queue, task=task, lock=lock, args=args, older_than=older_than,
-            status=status,
+            status=status, parent=parent,
         )  # fmt: skip
         chosen = selection.params(CANCELLABLE, self.connector.json_dumps)
+        how: StopOptions = {
+            "abort": abort, "delete_job": delete_job, "force": force, "reason": reason, "actor": actor,
+            "grace": grace, "term_grace": term_grace, "sql": sql,
+        }  # fmt: skip
 
         def call(page: Page) -> Call[list[JobAnswer]]:
-            return calls_many.cancel_jobs(
-                chosen, page, abort=abort, delete_job=delete_job, force=force, reason=reason, actor=actor
-            )
+            return calls_many.cancel_jobs(chosen, page, **how)
 
-        return (yield from _batches(call, dry_run, max_jobs, connection))
+        done: list[JobAnswer] = []
+        is_complete = False
+        try:
+            yield from _batches(call, dry_run, max_jobs, connection, done)
+            is_complete = True
+        finally:
+            # Interrupted, what is committed is done.
+            if not dry_run and (is_complete or done):
+                manager_logs.cancelled_many(done, chosen, how, joined=connection is not None)
+        return done
 
     cancel_jobs, cancel_jobs_async = talking_twins(_cancel_jobs)
 
@@ -77,6 +93,7 @@ class ManyJobs:
         args: Mapping[str, object] | None = None,
         older_than: checks.Interval | None = None,
         status: Status | str | None = None,
+        parent: int | None = None,
         reason: str | None = None,
         actor: str | None = None,
         dry_run: bool = True,
@@ -89,14 +106,16 @@ class ManyJobs:
         """
         selection = Selection(
             job_ids=job_ids, queue=queue, task=task, lock=lock, args=args, older_than=older_than,
-            status=status,
+            status=status, parent=parent,
         )  # fmt: skip
         chosen = selection.params(RETRIABLE, self.connector.json_dumps)
 
         def call(page: Page) -> Call[list[JobAnswer]]:
             return calls_many.retry_jobs(chosen, page, reason=reason, actor=actor)
 
-        return (yield from _batches(call, dry_run, max_jobs, connection))
+        done: list[JobAnswer] = []
+        yield from _batches(call, dry_run, max_jobs, connection, done)
+        return done
 
     retry_jobs, retry_jobs_async = talking_twins(_retry_jobs)
 
@@ -144,10 +163,12 @@ def pages(*, dry_run: bool, max_jobs: int | None = None) -> Iterator[tuple[Page,
 
 
 def _batches(
-    call: Callable[[Page], Call[list[JobAnswer]]], dry_run: bool, max_jobs: int | None, connection: object
-) -> Talk[list[JobAnswer]]:
-    everything: list[JobAnswer] = []
+    call: Callable[[Page], Call[list[JobAnswer]]],
+    dry_run: bool,
+    max_jobs: int | None,
+    connection: object,
+    done: list[JobAnswer],
+) -> Talk[None]:
     for page, answers in pages(dry_run=dry_run, max_jobs=max_jobs):
         answers.extend((yield Question(call(page), connection)))
-        everything.extend(answers)
-    return everything
+        done.extend(answers)

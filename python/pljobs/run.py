@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal
@@ -17,6 +16,9 @@ from pljobs.jobs import AbortReason
 
 SQL, TERM, KILL = 2, 3, 4
 """The levels of an abort above the first, at which the task is only asked; as pljobs.requests has them."""
+
+VOID_GRACE, SHUTDOWN_GRACE = 5.0, 10.0
+"""Seconds for a run to stop by itself that is not its job's any more, or that a stopping worker waits for."""
 
 OnEnd = Callable[["Run", "Ended | RunEnd"], None]
 
@@ -39,7 +41,6 @@ class Run(ABC):
         # When to ask the database about this run, in seconds of time.monotonic(): its timeout, or the next
         # level of its abort.
         self.look_at: float | None = None
-        self._lost_at: float | None = None
         self._on_end = on_end
 
     @property
@@ -96,12 +97,6 @@ class Run(ABC):
             self.context.sql_way.put_back(seen.sql_way)
         if seen.progress is not None:
             self.context.reported_progress.put_back(seen.progress)
-
-    def lost_for(self) -> float:
-        """Return for how many seconds this run has been known not to be the job's any more."""
-        if self._lost_at is None:
-            self._lost_at = time.monotonic()
-        return time.monotonic() - self._lost_at
 
     @property
     def handling(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -82,29 +83,29 @@ def twins(
 def talking_twins(
     talk: Callable[Concatenate[A, P], Talk[T]],
 ) -> tuple[Callable[Concatenate[A, P], T], Callable[Concatenate[A, P], Coroutine[Any, Any, T]]]:
-    """Do what `twins` does, for a method that asks more than once."""
+    """Do what `twins` does, for a method that asks more than once; closed at once where asking fails."""
 
     @functools.wraps(talk)
     def method(self: A, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        turns = talk(self, *args, **kwargs)
         answer: Any = None
-        while True:
-            try:
-                step = turns.send(answer)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            answer = step.ask(self.connector)
+        with contextlib.closing(talk(self, *args, **kwargs)) as turns:
+            while True:
+                try:
+                    step = turns.send(answer)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                answer = step.ask(self.connector)
 
     @functools.wraps(talk)
     async def method_async(self: A, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        turns = talk(self, *args, **kwargs)
         answer: Any = None
-        while True:
-            try:
-                step = turns.send(answer)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            answer = await step.ask_async(self.connector)
+        with contextlib.closing(talk(self, *args, **kwargs)) as turns:
+            while True:
+                try:
+                    step = turns.send(answer)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                answer = await step.ask_async(self.connector)
 
     return _named(talk, method, method_async)
 

@@ -8,7 +8,7 @@ AS $$
 -- Records that a worker hears of these open requests, at which level each of them is by now, and what the
 -- worker has seen (see heartbeat_v1); from level 2 on cancels the run's SQL: until a statement was cancelled,
 -- and from level 3 on again and again, but below that not what a task runs that is seen handling its abort.
--- Skips requests that somebody holds.
+-- Skips requests that somebody holds. SQL that takes long to cancel ('busy') is left to the next call.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_ids bigint[];
@@ -21,13 +21,12 @@ BEGIN
                CASE WHEN r.kill_at <= v_now THEN 4 WHEN r.term_at <= v_now THEN 3
                     WHEN r.sql_at <= v_now THEN 2 ELSE 1 END AS level
           FROM pljobs.request AS r
-          LEFT JOIN jsonb_to_recordset(_deliver_requests.observed)
-               AS x(run_id bigint, handling text, sql text) ON x.run_id = r.run_id
+          LEFT JOIN pljobs._reports(_deliver_requests.observed) AS x ON x.run_id = r.run_id
          WHERE r.id = ANY (v_ids)
     )
     UPDATE pljobs.request AS r
        SET delivered_at = coalesce(r.delivered_at, v_now),
-           level = seen.level,
+           level = greatest(seen.level, r.level),
            escalated_at = CASE WHEN seen.level > r.level THEN v_now ELSE r.escalated_at END,
            handling = coalesce(seen.handling, r.handling),
            sql_way = CASE WHEN seen.sql = 'none' THEN coalesce(r.sql_way, 'none')
@@ -44,6 +43,7 @@ BEGIN
                             AND r.handling IS DISTINCT FROM 'handling')
          ORDER BY r.id
     LOOP
+        EXIT WHEN clock_timestamp() > v_now + interval '2 s';
         PERFORM pljobs._cancel_sql_of_request(v_id);
     END LOOP;
 END

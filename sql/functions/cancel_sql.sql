@@ -16,12 +16,13 @@ AS $$
 -- run elsewhere, and nothing is entered: 'pooled'.  The key is somebody else's: 'busy', not entered.  Call it
 -- outside of a transaction, or commit; then run the job's SQL, end its transaction, and call leave_sql_v1.
 -- Locks a key of the run for the session, without waiting. Notifies nobody.
+DECLARE
+    v_key bigint := (1::bigint << 62) | (enter_sql_v1.run_id & (1::bigint << 60) - 1) << 1;
 BEGIN
     IF enter_sql_v1.client_pid IS DISTINCT FROM pg_backend_pid() THEN
         RETURN 'pooled';
     END IF;
-    RETURN CASE WHEN pg_try_advisory_lock_shared((1::bigint << 62) + 2 * enter_sql_v1.run_id)
-                THEN 'entered' ELSE 'busy' END;
+    RETURN CASE WHEN pg_try_advisory_lock_shared(v_key) THEN 'entered' ELSE 'busy' END;
 END
 $$;
 COMMENT ON FUNCTION pljobs.enter_sql_v1(bigint, integer)
@@ -35,10 +36,15 @@ AS $$
 -- transaction of its own. It may itself be cancelled (57014): call it again until it isn't; if it can't be
 -- called, close the connection. Waits for whoever is cancelling the run's SQL just now. Notifies nobody.
 DECLARE
-    v_key bigint := (1::bigint << 62) + 2 * leave_sql_v1.run_id;
+    v_key bigint := (1::bigint << 62) | (leave_sql_v1.run_id & (1::bigint << 60) - 1) << 1;
 BEGIN
     PERFORM pg_advisory_xact_lock(v_key + 1);
     PERFORM pg_advisory_unlock_shared(v_key);
+    -- Lets go of the second key here and now, as in cancel_sql_v1: in an open transaction it would keep
+    -- cancellers waiting. The session's key, the first, is not taken again.
+    RAISE EXCEPTION 'lets go of the key' USING ERRCODE = 'PJ000';
+EXCEPTION WHEN SQLSTATE 'PJ000' THEN
+    RETURN;
 END
 $$;
 COMMENT ON FUNCTION pljobs.leave_sql_v1(bigint)
@@ -55,7 +61,7 @@ AS $$
 -- cancelling for a second: 'busy', try again.  Never another's statement, nor the caller's. Locks a key of
 -- the run until it returns. Notifies nobody.
 DECLARE
-    v_key bigint := (1::bigint << 62) + 2 * cancel_sql_v1.run_id;
+    v_key bigint := (1::bigint << 62) | (cancel_sql_v1.run_id & (1::bigint << 60) - 1) << 1;
     v_pid integer;
     v_outcome text := 'none';
 BEGIN

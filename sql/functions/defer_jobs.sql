@@ -63,9 +63,12 @@ BEGIN
                           THEN 'start_by must be in the years 1 to 9999'
                      WHEN g.start_by <= coalesce(g.scheduled_at, v_now + g.scheduled_in)
                           THEN 'start_by must be later than its schedule'
-                     WHEN v_now + g.timeout NOT BETWEEN v_now + c_shortest AND v_now + c_longest
+                     -- Compared both ways: '1 month -30 days' is another length each time it is added.
+                     WHEN g.timeout NOT BETWEEN c_shortest AND c_longest
+                       OR v_now + g.timeout NOT BETWEEN v_now AND v_now + 2 * c_longest
                           THEN 'timeout must be 1 ms to 10 years'
-                     WHEN v_now + g.grace NOT BETWEEN v_now AND v_now + c_longest
+                     WHEN g.grace NOT BETWEEN interval '0' AND c_longest
+                       OR v_now + g.grace NOT BETWEEN v_now AND v_now + 2 * c_longest
                           THEN 'grace must be 0 to 10 years'
                      WHEN NOT char_length(g.on_cancelled) BETWEEN 1 AND 255
                           THEN 'on_cancelled must have 1 to 255 characters'

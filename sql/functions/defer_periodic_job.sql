@@ -12,9 +12,9 @@ AS $$
 DECLARE
     v_task text := defer_periodic_job_v1.job ->> 'task';
 BEGIN
-    IF v_task IS NULL OR isfinite(defer_periodic_job_v1.tick) IS NOT TRUE
+    IF (char_length(v_task) <= 255) IS NOT TRUE OR isfinite(defer_periodic_job_v1.tick) IS NOT TRUE
        OR (char_length(defer_periodic_job_v1.periodic_id) <= 255) IS NOT TRUE THEN
-        RAISE EXCEPTION 'a periodic job needs a task, a tick, and a periodic_id of at most 255 characters'
+        RAISE EXCEPTION 'a periodic job needs a tick, and a task and a periodic_id of at most 255 characters'
             USING ERRCODE = 'PJ002';
     END IF;
     INSERT INTO pljobs.periodic AS p (task, periodic_id, last_tick)

@@ -11,8 +11,8 @@ AS $$
 -- and its SQL is due to be cancelled -> its statement is, 'sql_cancelled'.  Returns each job that it did
 -- something about, at most max_jobs of each kind. Anybody may call it, as often as they like: one call works
 -- at a time, the others return nothing at once. A worker enforces the limits of its own runs by its
--- heartbeats. Raises PJ004 for a max_jobs below 1. Locks the jobs and requests, skipping those that somebody
--- holds. Notifies the workers concerned.
+-- heartbeats. SQL that takes long to cancel ('busy') is left to the next call. Raises PJ004 for a max_jobs
+-- below 1. Locks the jobs and requests, skipping those that somebody holds. Notifies the workers concerned.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_ids bigint[];
@@ -35,6 +35,7 @@ BEGIN
            AND r.handling IS DISTINCT FROM 'handling'
          ORDER BY r.id LIMIT enforce_limits_v1.max_jobs FOR NO KEY UPDATE SKIP LOCKED
     LOOP
+        EXIT WHEN clock_timestamp() > v_now + interval '2 s';
         IF pljobs._cancel_sql_of_request(v_request.id) = 'server' THEN
             job_id := v_request.job_id;
             outcome := 'sql_cancelled';

@@ -54,7 +54,7 @@ BEGIN
     SELECT array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL) INTO v_locks
       FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
 
-    IF finish_jobs_v1.runs @? '$[*].progress' THEN
+    IF finish_jobs_v1.runs @? '$[*] ? (@.progress != null || @.progress_message != null)' THEN
         PERFORM pljobs._store_progress(finish_jobs_v1.runs);
     END IF;
     WITH ended AS (

@@ -25,10 +25,10 @@ AS $$
 -- `observed`: an array of objects {"job_id", "run_id", "handling", "sql", "progress", "progress_message"},
 -- for any of the runs: whether the task is 'handling' its abort or has 'swallowed' it; the way in which the
 -- worker cancelled its SQL, or why it could not ('worker', 'none', 'busy', 'denied'; 'pooled': it is in SQL
--- behind a pooler); how far it says that it is. loop_lag: how late the worker's event loop runs, for people
--- to see. Raises PJ003 if the worker is not registered: register again under the same id, then call again.
--- Locks the worker; jobs and requests only where nobody else holds them; progress. Notifies workers of what
--- it gives back.
+-- behind a pooler); how far it says that it is. What in it makes no sense is ignored. loop_lag: how late the
+-- worker's event loop runs, for people to see. Raises PJ003 if the worker is not registered: register again
+-- under the same id, then call again. Locks the worker; jobs and requests only where nobody else holds them.
+-- Notifies workers of what it gives back.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_started_before timestamptz;
@@ -57,7 +57,7 @@ BEGIN
         PERFORM pljobs._release_job(v_id, crashed => false, max_crashes => NULL);
     END LOOP;
 
-    IF heartbeat_v1.observed @? '$[*].progress' THEN
+    IF heartbeat_v1.observed @? '$[*] ? (@.progress != null || @.progress_message != null)' THEN
         PERFORM pljobs._store_progress(heartbeat_v1.observed);
     END IF;
     PERFORM pljobs._ask_late_runs_to_abort(heartbeat_v1.worker_id, 1000);

@@ -6,7 +6,7 @@ SELECT * FROM no_plan();
 CREATE FUNCTION end_run(job_id bigint, run_id bigint, outcome text, delete_job boolean DEFAULT false, retry_at timestamptz DEFAULT NULL, message text DEFAULT NULL) RETURNS text
 LANGUAGE sql VOLATILE
 RETURN pljobs._finish_run(end_run.job_id, end_run.run_id, end_run.outcome, '{"r": 1}', end_run.message, 'an error', end_run.delete_job,
-                          end_run.retry_at, NULL, NULL, NULL);
+                          end_run.retry_at, NULL, NULL, NULL, false);
 
 SELECT is(end_run(-1, 1, 'succeeded'), 'not_found', 'an unknown job is not found');
 SELECT is(end_run(a_todo_job(), NULL, 'succeeded'), 'stale', 'a waiting job is not ended by a run without an id');

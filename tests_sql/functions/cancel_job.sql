@@ -88,7 +88,7 @@ SELECT results_eq(format('SELECT outcome, status_before, status_after FROM pljob
   FROM unnest('{cancelled,aborted}'::text[]) AS s;
 
 -- The arguments of the call.
-SELECT results_eq(format('SELECT * FROM pljobs.cancel_job_v1(%L, true, true, true)', x), $$VALUES ('not_found', NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::bigint)$$, 'not found: ' || coalesce(x::text, 'null'))
+SELECT results_eq(format('SELECT * FROM pljobs.cancel_job_v1(%L, true, true, true)', x), $$VALUES ('not_found', NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::bigint, NULL::text)$$, 'not found: ' || coalesce(x::text, 'null'))
   FROM unnest('{-1,0,9223372036854775807,NULL}'::bigint[]) AS x;
 SELECT is(pljobs.cancel_job(a_todo_job(), reason => r, actor => r), 'cancelled', 'nobody is kept from stopping a job by the explanation')
   FROM unnest(ARRAY['', repeat(chr(128512), 100000), '''; DROP TABLE pljobs.job; -- %s', chr(8238)]) AS r;

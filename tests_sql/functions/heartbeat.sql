@@ -32,15 +32,18 @@ SELECT results_eq(format('SELECT requested_by = session_user, requested_at = (SE
 SELECT results_eq(format('SELECT run_id, verdict FROM pljobs.heartbeat_v1(%s)', :w), format($$VALUES (%s::bigint, 'abort')$$, :asked_run),
                   'an open request is answered for a run that the worker does not list yet');
 SELECT is(status_of(:fine), 'doing', 'a run younger than a lease is not given back, listed or not');
-SELECT lives_ok(format('SELECT pljobs.heartbeat_v1(%s, NULL, NULL, NULL, NULL)', :w), 'null lists are empty lists');
+SELECT lives_ok(format('SELECT pljobs.heartbeat_v1(%s, NULL, NULL, NULL)', :w), 'null lists are empty lists');
 SELECT is(count(*), 2::bigint, 'a run that is listed twice is answered twice') FROM pljobs.heartbeat_v1(:w, ARRAY[:fine_run, :fine_run, NULL]::bigint[]) WHERE verdict = 'ok';
 
 -- Delivery and handling.
+CREATE FUNCTION saw(handling text, VARIADIC run_ids bigint[]) RETURNS jsonb
+LANGUAGE sql
+RETURN (SELECT jsonb_agg(jsonb_build_object('run_id', r, 'handling', saw.handling)) FROM unnest(run_ids) AS r);
 SELECT ok(r.delivered_at BETWEEN r.requested_at AND clock_timestamp() AND r.handling IS NULL, 'when the worker first heard of a request is kept') FROM pljobs.request AS r WHERE r.id = :asked_request;
 SELECT delivered_at AS delivered FROM pljobs.request WHERE id = :asked_request \gset
-SELECT pljobs.heartbeat_v1(:w, ARRAY[:asked_run, :fine_run]::bigint[], handling => ARRAY[:asked_run, :fine_run, -1, NULL]::bigint[]) \g /dev/null
+SELECT pljobs.heartbeat_v1(:w, ARRAY[:asked_run, :fine_run]::bigint[], saw('handling', :asked_run, :fine_run, -1, NULL)) \g /dev/null
 SELECT is(r.handling, 'handling', 'that the task is handling its abort is kept') FROM pljobs.request AS r WHERE r.id = :asked_request;
-SELECT pljobs.heartbeat_v1(:w, ARRAY[:asked_run, :fine_run]::bigint[], swallowed => ARRAY[:asked_run]::bigint[]) \g /dev/null
+SELECT pljobs.heartbeat_v1(:w, ARRAY[:asked_run, :fine_run]::bigint[], saw('swallowed', :asked_run)) \g /dev/null
 SELECT is(r.handling, 'swallowed', 'that the task has swallowed its abort is kept') FROM pljobs.request AS r WHERE r.id = :asked_request;
 SELECT pljobs.heartbeat_v1(:w, ARRAY[:asked_run, :fine_run]::bigint[]) \g /dev/null
 SELECT results_eq(format('SELECT handling, delivered_at FROM pljobs.request WHERE id = %s', :asked_request), format($$VALUES ('swallowed', %L::timestamptz)$$, :'delivered'), 'what was known stays known');

@@ -94,6 +94,56 @@ BEGIN
 END
 $$;
 
+-- Running for longer than its timeout; nobody has noticed yet.
+CREATE FUNCTION a_late_job(grace interval DEFAULT NULL, OUT job_id bigint, OUT run_id bigint, OUT worker_id bigint)
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    worker_id := a_worker();
+    job_id := pljobs.defer_job('a task', queue => a_name('queue'), timeout => '1 h', grace => a_late_job.grace);
+    run_id := start_job(job_id, worker_id);
+    PERFORM age_timeouts(run_id);
+END
+$$;
+
+-- As if all of these runs had been given their time two hours earlier.
+CREATE FUNCTION age_timeouts(VARIADIC run_ids bigint[]) RETURNS void
+LANGUAGE sql VOLATILE
+AS $$
+UPDATE pljobs.job AS j SET timeout_at = j.timeout_at - interval '2 h' WHERE j.run_id = ANY (age_timeouts.run_ids);
+$$;
+
+-- Running, and asked to abort by its timeout alone.
+CREATE FUNCTION a_timed_out_job(OUT job_id bigint, OUT run_id bigint, OUT worker_id bigint, OUT request_id bigint)
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    SELECT d.job_id, d.run_id, d.worker_id INTO job_id, run_id, worker_id FROM a_late_job() AS d;
+    PERFORM pljobs.heartbeat_v1(a_timed_out_job.worker_id, ARRAY[a_timed_out_job.run_id]);
+    SELECT j.request_id INTO request_id FROM pljobs.job AS j WHERE j.id = a_timed_out_job.job_id;
+END
+$$;
+
+-- As if the request had been made earlier by that much, and all that follows from it.
+CREATE FUNCTION age_request(request_id bigint, by_ interval) RETURNS void
+LANGUAGE sql VOLATILE
+AS $$
+UPDATE pljobs.request AS r SET requested_at = r.requested_at - by_, delivered_at = r.delivered_at - by_, sql_at = r.sql_at - by_, term_at = r.term_at - by_, kill_at = r.kill_at - by_
+ WHERE r.id = age_request.request_id;
+$$;
+
+-- A job that waits, deferred inside of another.
+CREATE FUNCTION a_child_of(parent_id bigint, lock text DEFAULT NULL, queue text DEFAULT a_name('queue'), on_cancelled text DEFAULT NULL) RETURNS bigint
+LANGUAGE sql VOLATILE
+RETURN pljobs.defer_job('a child', '{"a": 1}', a_child_of.queue, lock => a_child_of.lock, parent_id => a_child_of.parent_id, on_cancelled => a_child_of.on_cancelled);
+
+-- What one run's worker is told of it.
+CREATE FUNCTION verdict_of(worker_id bigint, run_id bigint, observed jsonb DEFAULT '[]', OUT verdict text, OUT level smallint, OUT look_in interval, OUT sql_way text, OUT source text, OUT term_at timestamptz)
+LANGUAGE sql VOLATILE
+AS $$
+SELECT h.verdict, h.level, h.look_in, h.sql_way, h.source, h.term_at FROM pljobs.heartbeat_v1(verdict_of.worker_id, ARRAY[verdict_of.run_id], verdict_of.observed) AS h WHERE h.run_id = verdict_of.run_id;
+$$;
+
 -- Finishes one run; returns the status written.
 CREATE FUNCTION finish_run(job_id bigint, run_id bigint, outcome text, more jsonb DEFAULT '{}') RETURNS text
 LANGUAGE sql VOLATILE
@@ -153,4 +203,5 @@ LANGUAGE sql VOLATILE
 AS $$
 SELECT pg_advisory_xact_lock(hashtextextended('pljobs.rescue_jobs', 0));
 SELECT pg_advisory_xact_lock(hashtextextended('pljobs.wake_lanes', 0));
+SELECT pg_advisory_xact_lock(hashtextextended('pljobs.enforce_limits', 0));
 $$;
