@@ -373,9 +373,9 @@ async def test_settings_of_the_database_change_nothing(
     other = App(db_url)
     other.tasks = app.tasks
     async with other.open_async(), running(other, **HASTY):
-        job_id = await other.configure_task("long").defer_async()
+        job_id = await other.configure_task("long", timeout=3600, start_by=60).defer_async()
         await asyncio.wait_for(started.wait(), DEADLINE)
-        await other.job_manager.cancel_job_by_id_async(job_id, abort=True)
+        await other.job_manager.cancel_job_by_id_async(job_id, abort=True, grace=60)
         assert (await until(aconn, job_id))["status"] == "aborted"
 
 

@@ -229,3 +229,8 @@ class RescueAnswer:
 def statuses(row: Row, *columns: str) -> dict[str, Status | None]:
     """Read these columns of a row as statuses."""
     return {column: None if row[column] is None else Status(row[column]) for column in columns}
+
+
+def length(seconds: float | None) -> timedelta | None:
+    """Read a length. Asked for in seconds: an interval is written in the server's IntervalStyle."""
+    return None if seconds is None else timedelta(seconds=seconds)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TypedDict, cast
 
 from pljobs import arguments, checks
-from pljobs.answers import Call, Row
+from pljobs.answers import Call, Row, length
 from pljobs.arguments import JsonLoads
 from pljobs.exceptions import InvalidArgument, JobNotFound
 from pljobs.jobs import Job, Status
@@ -234,15 +234,11 @@ def job_from_row(row: Row, loads: JsonLoads | None = None) -> Job:
         "status": status,
         "attempts": row["attempts"] - (status is Status.DOING),
         "result": arguments.decode_result(row["result"], loads),
-        "timeout": _seconds(row["timeout"]),
-        "grace": _seconds(row["grace"]),
+        "timeout": length(row["timeout"]),
+        "grace": length(row["grace"]),
     }
     named = {key: value for key, value in row.items() if key not in {"task", "args"}}
     return Job(task_name=row["task"], task_kwargs=task_kwargs, args_error=args_error, **named | changed)
-
-
-def _seconds(number: float | None) -> timedelta | None:
-    return None if number is None else timedelta(seconds=number)
 
 
 def _counts(column: str, chosen: JobFilter) -> Call[list[JobCounts]]:

@@ -26,9 +26,9 @@ class JobLogFilter(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add them, where the record has none of its own."""
+        """Add them, unless the record is about a job by itself."""
         context = current.get()
-        job = None if context is None else context.job
+        job = None if context is None or getattr(record, "job_id", None) is not None else context.job
         ours = {"job_id": job and job.id, "run_id": job and job.run_id, "task_name": job and job.task_name}
         for name, value in ours.items():
             if getattr(record, name, None) is None:
