@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import psycopg
+from stopping import bench_stopping
 
 from pljobs import App
 from pljobs.embedded import Server, environment
@@ -199,6 +200,7 @@ BENCHMARKS = {
     "worker": bench_worker,
     "abort": bench_abort,
     "isolation": bench_isolation,
+    "stopping": lambda server, url, seconds: bench_stopping(url),  # noqa: ARG005
 }
 
 

@@ -134,9 +134,11 @@ def bench_stopping(url: str) -> None:
                     _wait(conn, "SELECT status = 'doing' FROM pljobs.jobs WHERE id = %s", job_id)
                     time.sleep(0.2)  # for the body to be where it stays
                     conn.execute(f"SELECT pljobs.cancel_job(%s, true, grace => {grace})".encode(), [job_id])
-                    _wait(conn, "SELECT resolved_at IS NOT NULL FROM pljobs.requests WHERE job_id = %s", job_id)
+                    _wait(
+                        conn, "SELECT resolved_at IS NOT NULL FROM pljobs.requests WHERE job_id = %s", job_id
+                    )
                 row = conn.execute(
-                    f"SELECT 1000 * extract(epoch FROM resolved_at - {since}), resolution"  # noqa: S608
+                    f"SELECT 1000 * extract(epoch FROM resolved_at - {since}), resolution"
                     " FROM pljobs.requests WHERE job_id = %s".encode(),
                     [job_id],
                 ).fetchone()
@@ -144,7 +146,9 @@ def bench_stopping(url: str) -> None:
                 took.append(float(row[0]))
                 ended.add(row[1])
             outcome = ", ".join(sorted(ended))
-            print(f"{task.name:<34} level {level}: {statistics.median(took):>7.1f} {max(took):>7.1f}  {outcome}")
+            print(
+                f"{task.name:<34} level {level}: {statistics.median(took):>7.1f} {max(took):>7.1f}  {outcome}"
+            )
 
 
 @contextlib.contextmanager
@@ -152,7 +156,7 @@ def _worker(url: str) -> Iterator[None]:
     """Run a worker in a process; one that gave up a job has ended by itself."""
     command = [sys.executable, "-m", "pljobs", "worker", "--app", "stopping:app", "--log-level", "critical"]
     environment = {**os.environ, "PLJOBS_URL": url, "PYTHONPATH": str(Path(__file__).parent)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         yield
     finally:
