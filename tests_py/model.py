@@ -11,7 +11,7 @@ from typing import Literal
 
 Status = Literal["todo", "doing", "succeeded", "failed", "cancelled", "aborted", "gone"]
 FINAL = ("succeeded", "failed", "cancelled", "aborted")
-# Who may ask a run to abort, the weakest first. What a person asked, alone or with its tree, never runs again.
+# Who may ask a run to abort, the weakest first. What a person asked, alone or with its tree, never runs anew.
 SOURCES = ("", "deadline", "tree", "user")
 
 VARIANTS = MappingProxyType(
