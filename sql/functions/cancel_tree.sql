@@ -193,7 +193,8 @@ BEGIN
     v_ids := pljobs._lock_tree(cancel_tree_v1.root);
     SELECT array_agg(j.id) FILTER (WHERE j.status = 'todo' AND j.id <> cancel_tree_v1.root),
            array_agg(j.id) FILTER (WHERE j.status = 'doing' AND j.id <> cancel_tree_v1.root),
-           array_agg(DISTINCT j.lock) FILTER (WHERE j.status IN ('todo', 'doing') AND j.lock IS NOT NULL)
+           array_agg(DISTINCT j.lock) FILTER (WHERE j.lock IS NOT NULL AND (
+               j.status = 'todo' OR j.status = 'doing' AND cancel_tree_v1.force))
       INTO v_todo, v_doing, v_locks
       FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
     INSERT INTO pljobs.closed_tree AS t (job_id, closed_at)
