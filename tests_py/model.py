@@ -11,6 +11,8 @@ from typing import Literal
 
 Status = Literal["todo", "doing", "succeeded", "failed", "cancelled", "aborted", "gone"]
 FINAL = ("succeeded", "failed", "cancelled", "aborted")
+# Who may ask a run to abort, the weakest first. What a person asked, alone or with its tree, never runs anew.
+SOURCES = ("", "deadline", "tree", "user")
 
 VARIANTS = MappingProxyType(
     {
@@ -21,6 +23,10 @@ VARIANTS = MappingProxyType(
         "unguarded rescue": "a rescue requeues what has ended meanwhile",
         "flag kept": "a person's retry leaves the old request open",
         "interrupted wins": "a shutdown requeues a job that was asked to abort",
+        "deadline first": "who asks a run that its timeout has asked before is told so, and changes nothing",
+        "weaker wins": "a timeout takes the place of a person's request",
+        "timeout is final": "a run that took too long is never retried",
+        "abandoned again": "a run is retried though its code may still go on",
     }
 )
 
@@ -31,7 +37,7 @@ class JobModel:
 
     status: Status = "todo"
     run: int | None = None
-    asked: bool = False
+    asked: str = ""
     delete: bool = False
     attempts: int = 0
     crashes: int = 0
@@ -43,8 +49,27 @@ class JobModel:
         assert self.status == "todo"
         return replace(self, status="doing", run=run, attempts=self.attempts + 1)
 
+    def ask(self, source: str, *, variant: str = "") -> JobModel:
+        """Ask the run to abort; what was asked before is only made stronger."""
+        weaker = SOURCES.index(source) < SOURCES.index(self.asked)
+        if (weaker and variant != "weaker wins") or (self.asked and variant == "deadline first"):
+            return self
+        return replace(self, asked=source)
+
+    def time_out(self, *, variant: str = "") -> JobModel:
+        return self.ask("deadline", variant=variant) if self.status == "doing" else self
+
+    def expire(self) -> JobModel:
+        return replace(self, status="cancelled") if self.status == "todo" else self
+
     def cancel(
-        self, *, abort: bool = False, delete: bool = False, force: bool = False
+        self,
+        *,
+        abort: bool = False,
+        delete: bool = False,
+        force: bool = False,
+        source: str = "user",
+        variant: str = "",
     ) -> tuple[JobModel, str]:
         if self.status == "gone":
             return self, "not_found"
@@ -52,7 +77,7 @@ class JobModel:
             if not (abort or force):
                 return self, "running"
             answer = "abort_already_requested" if self.asked else "abort_requested"
-            asked = replace(self, asked=True, delete=self.delete or delete)
+            asked = replace(self.ask(source, variant=variant), delete=self.delete or delete)
             if not force:
                 return asked, answer
             ended = asked._aborted()
@@ -72,18 +97,22 @@ class JobModel:
         }.get(variant, self.status == "doing" and self.run == run)
         if not fits:
             return self, dict(self.written).get(run, "stale")
-        asked = self.asked and not (variant == "retry after request" and outcome == "failed")
-        if asked and variant == "interrupted wins" and outcome == "interrupted":
-            asked = False
-        if asked and outcome in {"aborted", "interrupted"}:
+        person = self.asked in {"tree", "user"}
+        if (variant == "retry after request" and outcome == "failed") or (
+            variant == "interrupted wins" and outcome == "interrupted"
+        ):
+            person = False
+        if person and outcome not in {"succeeded", "failed"}:
             ended = self._aborted(run)
             return ended, "deleted" if ended.status == "gone" else "aborted"
-        if not asked and outcome == "interrupted":
-            return self._todo(run, attempts=self.attempts - 1), "todo"
-        if outcome == "aborted":
+        if outcome == "interrupted":
+            return self._todo(run, attempts=self.attempts - (not self.asked)), "todo"
+        if outcome != "succeeded":
+            final = outcome == "abandoned" and variant != "abandoned again"
+            final = final or (variant == "timeout is final" and self.asked == "deadline")
             outcome = "failed"
-        if outcome == "failed" and retry and not asked:
-            return self._todo(run), "todo"
+            if retry and not person and not final:
+                return self._todo(run), "todo"
         if delete:
             return self._gone(), "deleted"
         return self._ended(outcome, run), outcome
@@ -92,7 +121,7 @@ class JobModel:
         if variant == "unguarded rescue" and self.status in FINAL:
             return self._todo(), "todo"
         assert self.status == "doing"
-        if self.asked and variant != "flag lost":
+        if self.asked in {"tree", "user"} and variant != "flag lost":
             ended = self._aborted()
             return ended, "deleted" if ended.status == "gone" else "aborted"
         if self.crashes + 1 < max_crashes:
@@ -101,7 +130,8 @@ class JobModel:
 
     def give_back(self) -> JobModel:
         """Return what the worker never received."""
-        return self._aborted() if self.asked else self._todo(attempts=self.attempts - 1)
+        person = self.asked in {"tree", "user"}
+        return self._aborted() if person else self._todo(attempts=self.attempts - 1)
 
     def delete_job(self) -> tuple[JobModel, str]:
         answers = {"gone": "not_found", "todo": "todo", "doing": "running"}
@@ -111,7 +141,7 @@ class JobModel:
         answers = {"gone": "not_found", "todo": "todo", "doing": "running", "succeeded": "succeeded"}
         if self.status in answers:
             return self, answers[self.status]
-        return replace(self._todo(crashes=0), asked=variant == "flag kept"), "requeued"
+        return replace(self._todo(crashes=0), asked="user" if variant == "flag kept" else ""), "requeued"
 
     def _aborted(self, run: int | None = None) -> JobModel:
         return self._gone() if self.delete else self._ended("aborted", run)
@@ -127,4 +157,4 @@ class JobModel:
 
     def _closed(self, run: int | None, wrote: str) -> JobModel:
         written = (*self.written, (run, wrote)) if run is not None else self.written
-        return replace(self, run=None, asked=False, delete=False, written=written)
+        return replace(self, run=None, asked="", delete=False, written=written)

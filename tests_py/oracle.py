@@ -27,7 +27,8 @@ INSTALL = f"""
     BEGIN
         INSERT INTO public.event (job_id, run_id, lock, was, is_now, asked)
         VALUES (OLD.id, coalesce(OLD.run_id, NEW.run_id), OLD.lock, OLD.status, coalesce(NEW.status, 'gone'),
-                OLD.request_id IS NOT NULL);
+                EXISTS (SELECT FROM pljobs.request AS r
+                         WHERE r.id = OLD.request_id AND r.source <> 'deadline'));
         RETURN NULL;
     END $$;
     CREATE TRIGGER note_event AFTER UPDATE ON pljobs.job FOR EACH ROW
@@ -35,7 +36,7 @@ INSTALL = f"""
     CREATE TRIGGER note_end AFTER DELETE ON pljobs.job FOR EACH ROW EXECUTE FUNCTION public.note_event();
 """
 
-Event = tuple[int, str, str, bool]  # run_id, was, is now, asked to abort
+Event = tuple[int, str, str, bool]  # run_id, was, is now, asked to abort: by more than its timeout
 
 
 def install(conn: psycopg.Connection[Any]) -> None:

@@ -72,24 +72,36 @@ def steps(world: World, variant: str, claims: int) -> Iterator[tuple[str, World]
                 ended = Worker(worker.run, outcome, retry)
                 yield f"{name}'s body: {outcome}{' (retry)' * retry}", holding(world, name, ended)
             if job.asked and job.run == worker.run:
-                yield (
-                    f"{name}'s body: aborted",
-                    holding(world, name, Worker(worker.run, "aborted", retry=True)),
-                )
+                for outcome in ("aborted", "abandoned"):
+                    yield (
+                        f"{name}'s body: {outcome}",
+                        holding(world, name, Worker(worker.run, outcome, retry=True)),
+                    )
         else:
             after, answer = job.finish(worker.run, worker.outcome, retry=worker.retry, variant=variant)
             stolen = after != job and job.run != worker.run
-            finished = moved(world, after, bad="a finish of another run was taken" if stolen else "")
+            kept = worker.retry and worker.outcome != "abandoned" and not world.told
+            bad = "a finish of another run was taken" if stolen else ""
+            if after != job and after.status == "failed" and kept:
+                bad = bad or "not retried, though no person asked"
+            if after.status == "todo" and job.run == worker.run and worker.outcome == "abandoned":
+                bad = bad or "runs twice: it was abandoned, and put back"
+            finished = moved(world, after, bad=bad)
             yield f"{name} finishes run {worker.run}: {answer}", holding(finished, name, None)
             yield f"{name} finishes run {worker.run}: {answer}, reply lost", finished
     if job.status == "doing" or (variant == "unguarded rescue" and job.status in FINAL):
         after, answer = job.rescue(variant=variant)
         yield f"rescue: {answer}", moved(world, after)
-    for delete in (False, True):
-        after, answer = job.cancel(abort=True, delete=delete)
-        if after != job:
-            told = answer if answer in {"cancelled", "abort_requested"} else world.told
-            yield f"cancel: {answer}", replace(moved(world, after), told=told)
+    for source, delete in (("user", False), ("user", True), ("tree", False)):
+        after, answer = job.cancel(abort=True, delete=delete, source=source, variant=variant)
+        told = "abort_requested" if answer.startswith("abort_") else world.told
+        told = "cancelled" if answer == "cancelled" else told
+        if (after, told) != (job, world.told):
+            yield f"cancel by {source}: {answer}", replace(moved(world, after), told=told)
+    if (after := job.time_out(variant=variant)) != job:
+        yield "time out", moved(world, after)
+    if (after := job.expire()) != job:
+        yield "expire", moved(world, after)
     after, answer = job.cancel(force=True)
     if after != job:
         yield f"force: {answer}", moved(world, after)
@@ -149,7 +161,7 @@ def test_each_mistake_of_other_queues_is_found(variant: str) -> None:
 
 # The SQL is the model
 
-OUTCOMES = st.sampled_from(["succeeded", "failed", "aborted", "interrupted"])
+OUTCOMES = st.sampled_from(["succeeded", "failed", "aborted", "interrupted", "killed", "abandoned"])
 WORKER = st.sampled_from([0, 1])
 JOB = st.sampled_from([0, 1])
 
@@ -159,6 +171,7 @@ class WorkerModel:
     id: int
     alive: bool = True
     stopped: bool = False
+    tainted: bool = False
 
 
 class Machine(RuleBasedStateMachine):
@@ -168,29 +181,34 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(locked=st.booleans())
     def begin(self, locked: bool) -> None:
-        self.conn.execute("TRUNCATE pljobs.job, pljobs.job_event, pljobs.request, pljobs.worker")
+        self.conn.execute(
+            "TRUNCATE pljobs.job, pljobs.job_event, pljobs.request, pljobs.worker, pljobs.closed_tree"
+        )
         self.locked = locked
-        self.ids = [self.new_job() for _ in range(2)]
+        self.ids = [self.new_job(place) for place in range(2)]
         self.jobs = [JobModel(), JobModel()]
         self.workers = [WorkerModel(self.ask(REGISTER, None)) for _ in range(2)]
         self.owner: dict[int, int] = {}  # run -> worker
         self.job_of: dict[int, int] = {}  # run -> job
         self.old: set[int] = set()  # runs older than a lease
+        self.late: set[int] = set()  # runs over their timeout, and nobody has noticed
 
     def ask(self, query: str, *params: object) -> Any:
         found = self.conn.execute(query.encode(), params).fetchone()
         assert found is not None
         return found[0] if len(found) == 1 else found
 
-    def new_job(self) -> int:
-        return int(self.ask("SELECT pljobs.defer_job('t', lock => %s)", "lane" if self.locked else None))
+    def new_job(self, place: int) -> int:
+        # A child of a job that there is not: so its tree can be cancelled, and is not closed by that.
+        query = "SELECT pljobs.defer_job('t', lock => %s, parent_id => %s)"
+        return int(self.ask(query, "lane" if self.locked else None, -1 - place))
 
     @precondition(lambda self: any(job.status in {"gone", "succeeded"} for job in self.jobs))
     @rule()
     def defer_anew(self) -> None:
         """Put a new job in the place of one with which nothing more can happen."""
         place = next(place for place, job in enumerate(self.jobs) if job.status in {"gone", "succeeded"})
-        self.ids[place], self.jobs[place] = self.new_job(), JobModel()
+        self.ids[place], self.jobs[place] = self.new_job(place), JobModel()
         self.job_of = {run: at for run, at in self.job_of.items() if at != place}
 
     @rule(worker=WORKER, count=st.integers(1, 3))
@@ -206,7 +224,9 @@ class Machine(RuleBasedStateMachine):
         ready = sorted(
             (place for place, job in enumerate(self.jobs) if job.status == "todo"), key=self.ids.__getitem__
         )
-        if self.locked:
+        if who.tainted:
+            ready = []
+        elif self.locked:
             busy = any(job.status == "doing" for job in self.jobs)
             ready = [] if busy else ready[:1]
         assert [job_id for job_id, _, _ in rows] == [self.ids[place] for place in ready[:count]]
@@ -234,6 +254,8 @@ class Machine(RuleBasedStateMachine):
         end = {"job_id": self.ids[place], "run_id": run, "outcome": outcome, "delete_job": delete}
         if retry:
             end["retry_at"] = "2020-01-01T00:00:00Z"
+        if outcome == "abandoned" and self.jobs[place].run == run:
+            self.workers[self.owner[run]].tainted = True
         said = self.ask("SELECT status FROM pljobs.finish_jobs_v1(%s)", Jsonb([end]))
         self.jobs[place], answer = self.jobs[place].finish(run, outcome, retry=retry, delete=delete)
         assert said == answer
@@ -248,6 +270,52 @@ class Machine(RuleBasedStateMachine):
     @rule(place=JOB)
     def abort(self, place: int) -> None:
         self.cancel(place, abort=True, delete=False, force=False)
+
+    @rule(place=JOB, abort=st.booleans(), delete=st.booleans(), force=st.booleans())
+    def cancel_its_tree(self, place: int, abort: bool, delete: bool, force: bool) -> None:
+        query = """
+            SELECT outcome FROM pljobs.cancel_tree(%s, abort => %s, delete_job => %s, force => %s)
+             WHERE job_id = %s
+        """
+        params = [-1 - place, abort, delete, force, self.ids[place]]
+        said = self.conn.execute(query, params).fetchone()
+        job = self.jobs[place]
+        if job.status in {"todo", "doing"}:
+            self.jobs[place], answer = job.cancel(abort=abort, delete=delete, force=force, source="tree")
+            assert said == (answer,)
+        else:
+            assert said is None
+
+    @rule(place=JOB)
+    def takes_too_long(self, place: int) -> None:
+        self.conn.execute(
+            "UPDATE pljobs.job SET timeout_at = now() - interval '1 s' WHERE id = %s AND status = 'doing'",
+            [self.ids[place]],
+        )
+        if (run := self.jobs[place].run) is not None:
+            self.late.add(run)
+
+    @rule(overdue=st.none() | JOB)
+    def enforce_limits(self, overdue: int | None) -> None:
+        if overdue is not None:
+            self.conn.execute(
+                "UPDATE pljobs.job SET start_by = now() - interval '1 s' WHERE id = %s AND status = 'todo'",
+                [self.ids[overdue]],
+            )
+        said = dict(self.conn.execute("SELECT job_id, outcome FROM pljobs.enforce_limits_v1()").fetchall())
+        expected = {}
+        for place, job in enumerate(list(self.jobs)):
+            if place == overdue and job.status == "todo":
+                self.jobs[place], expected[self.ids[place]] = job.expire(), "expired"
+            elif job.run in self.late:
+                self.jobs[place], expected[self.ids[place]] = job.time_out(), "abort_requested"
+        self.late.clear()
+        assert said == expected
+
+    @rule(place=JOB)
+    def times_out(self, place: int) -> None:
+        self.takes_too_long(place)
+        self.enforce_limits(None)
 
     @rule(place=JOB)
     def delete(self, place: int) -> None:
@@ -273,7 +341,9 @@ class Machine(RuleBasedStateMachine):
     def register_again(self, worker: int) -> None:
         who = self.workers[worker]
         assert self.ask(REGISTER, who.id) == who.id
-        who.alive, who.stopped = True, False
+        # As if by another process, that is not tainted.
+        self.conn.execute("UPDATE pljobs.worker SET tainted_at = NULL WHERE id = %s", [who.id])
+        who.alive, who.stopped, who.tainted = True, False, False
 
     @rule(max_crashes=st.integers(1, 3))
     def rescue(self, max_crashes: int) -> None:
@@ -317,8 +387,13 @@ class Machine(RuleBasedStateMachine):
                 continue
             if job.run not in listed and job.run in self.old:
                 self.jobs[place] = job.give_back()
-            elif job.run in listed or job.asked:
-                expected[job.run] = "abort" if job.asked else "ok"
+                continue
+            if job.run in self.late:
+                self.late.discard(job.run)
+                self.jobs[place] = job.time_out()
+            asked = self.jobs[place].asked
+            if job.run in listed or asked:
+                expected[job.run] = "abort" if asked else "ok"
         assert said == expected
 
     @invariant()
@@ -330,19 +405,14 @@ class Machine(RuleBasedStateMachine):
         )
         found = {job_id: tuple(rest) for job_id, *rest in rows}
         for job_id, job in zip(self.ids, self.jobs, strict=True):
-            expected = (job.status, job.run, job.asked, job.attempts, job.crashes)
+            expected = (job.status, job.run, job.asked != "", job.attempts, job.crashes)
             assert found.get(job_id, ("gone", None, False, 0, 0)) == expected
 
     @invariant()
     def a_request_is_open_only_for_a_run_that_goes_on(self) -> None:
         if hasattr(self, "jobs"):
-            open_runs = {
-                run
-                for (run,) in self.conn.execute(
-                    "SELECT run_id FROM pljobs.requests WHERE resolved_at IS NULL"
-                )
-            }
-            assert open_runs == {job.run for job in self.jobs if job.asked}
+            found = self.conn.execute("SELECT run_id, source FROM pljobs.requests WHERE resolved_at IS NULL")
+            assert set(found) == {(job.run, job.asked) for job in self.jobs if job.asked}
 
     @invariant()
     def nobody_sleeps_in_a_free_lane(self) -> None:

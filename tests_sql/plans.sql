@@ -4,6 +4,7 @@
 BEGIN;
 \ir lib/fixtures.sql
 SELECT take_turns() \g /dev/null
+SET LOCAL client_min_messages = error;   -- Leaving an SQL bracket that was not entered warns.
 SELECT * FROM no_plan();
 
 CREATE TABLE seen (relname text PRIMARY KEY, scans bigint, entries bigint);
@@ -40,7 +41,7 @@ BEGIN
         RETURN;
     END IF;
     RETURN NEXT is((SELECT string_agg(format('%s: %s scans, %s entries', s.relname, s.scans, s.entries), '; ') FROM scans_of(walks.call) AS s
-                     WHERE (NOT s.is_index AND s.relname IN ('job', 'request', 'job_event')) OR s.entries > walks.most), NULL, walks.rule);
+                     WHERE (NOT s.is_index AND s.relname IN ('job', 'request', 'job_event', 'progress', 'closed_tree')) OR s.entries > walks.most), NULL, walks.rule);
 END
 $$;
 
@@ -56,6 +57,10 @@ DECLARE
     v_runs bigint[];
     v_job record;
     v_one text;
+    v_tree bigint := a_todo_job();
+    v_children bigint[] := ARRAY(SELECT a_child_of(v_tree, queue => v_queue || ' of children') FROM generate_series(1, 20));
+    v_late record := a_late_job();
+    v_asked record := a_doing_job();
 BEGIN
     v_runs := ARRAY(SELECT f.run_id FROM pljobs.fetch_jobs_v1(v_worker, 20, ARRAY[v_queue]) AS f);
     PERFORM pljobs.fetch_jobs_v1(v_lost, 5, ARRAY[v_queue]), lose_worker(v_lost);
@@ -79,11 +84,31 @@ BEGIN
     RETURN QUERY SELECT walks(format('SELECT pljobs.heartbeat_v1(%s, %L, %L)', v_worker, v_runs, (SELECT jsonb_agg(jsonb_build_object('run_id', r, 'handling', 'handling')) FROM unnest(v_runs) AS r)), what || ': a heartbeat that delivers reads its own requests');
     RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_job(%s, force => true)', v_ids[11]), what || ': a forced abort goes to its row');
     RETURN QUERY SELECT walks(format('SELECT pljobs.finish_jobs_v1(''[{"job_id": %s, "run_id": %s, "outcome": "aborted"}]'')', v_ids[10], v_runs[10]), what || ': an abort''s end goes to its row');
+    -- Children, limits, progress, levels.
+    PERFORM a_child_of(v_children[1]), pljobs.cancel_job(v_asked.job_id, abort => true, grace => '0');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3, ARRAY[%L])', v_worker, v_queue || ' of children'), what || ': a fetch of children looks up their parents');
+    PERFORM pljobs.defer_job('a task', queue => v_queue, start_by => '9999-01-01 00:00+00') FROM generate_series(1, 10);
+    UPDATE pljobs.job AS j SET start_by = now() - interval '1 s' WHERE j.start_by > now() AND j.queue = v_queue;
+    RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3, ARRAY[%L])', v_worker, v_queue), what || ': a fetch that finds overdue jobs walks no further than it must');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.heartbeat_v1(%s, %L, %L)', v_worker, v_runs, (SELECT jsonb_agg(jsonb_build_object('run_id', r, 'job_id', i, 'progress', 0.5)) FROM unnest(v_ids[12:20], v_runs[12:20]) AS x(i, r))),
+                              what || ': a heartbeat that stores progress goes to its rows');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.finish_jobs_v1(''[{"job_id": %s, "run_id": %s, "outcome": "succeeded", "progress": 1}]'')', v_ids[12], v_runs[12]), what || ': an end with progress goes to its row');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.heartbeat_v1(%s, %L)', v_late.worker_id, ARRAY[v_late.run_id]), what || ': a heartbeat that finds a run late reads its own');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.heartbeat_v1(%s, %L, %L)', v_asked.worker_id, ARRAY[v_asked.run_id], jsonb_build_array(jsonb_build_object('run_id', v_asked.run_id, 'handling', 'swallowed'))), what || ': a heartbeat that cancels SQL reads its own requests');
+    UPDATE pljobs.request AS r SET sql_way = NULL, sql_at = now() WHERE r.run_id = v_asked.run_id;
+    PERFORM age_timeouts(v_late.run_id);
+    RETURN QUERY SELECT walks('SELECT pljobs.enforce_limits_v1()', what || ': who enforces limits reads what is late');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.enter_sql_v1(%s, 0), pljobs.cancel_sql_v1(%1$s), pljobs.leave_sql_v1(%1$s)', v_asked.run_id), what || ': the SQL bracket reads no table', 0);
+    RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_tree_v1(%s, dry_run => true)', v_tree), what || ': a tree is walked from parent to child');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_tree_v1(%s, abort => true, grace => ''1 s'')', v_tree), what || ': a tree is cancelled from parent to child');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_tree_v1(%s, force => true, delete_job => true)', v_tree), what || ': and by force');
     RETURN QUERY SELECT walks('SELECT pljobs.rescue_jobs_v1()', what || ': a rescue reads running jobs');
     IF what = 'planned while empty' THEN
         RETURN;   -- What is called rarely may be slow until the next ANALYZE.
     END IF;
     RETURN QUERY SELECT walks(format('SELECT pljobs.retry_job(%s)', v_ids[11]), what || ': a retry of a person''s goes to its row');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.retry_jobs_v1(parent_id => %s, dry_run => false)', v_tree), what || ': children are put back by their parent');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_jobs_v1(parent_id => %s, abort => true, dry_run => false)', v_tree), what || ': and cancelled by it');
     RETURN QUERY SELECT walks(format('SELECT pljobs.delete_job(%s)', v_ids[10]), what || ': a delete goes to its row');
     RETURN QUERY SELECT walks(format('SELECT pljobs.defer_job(''a task'', queueing_lock => %L)', a_name('lock')), what || ': a queueing lock is looked up');
     RETURN QUERY SELECT walks('SELECT pljobs.wake_lanes_v1()', what || ': a sweep of lanes reads waiting jobs');
@@ -95,7 +120,7 @@ END
 $$;
 
 -- A session that planned everything while the tables were new and empty.
-UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid IN ('pljobs.job'::regclass, 'pljobs.request'::regclass, 'pljobs.job_event'::regclass);
+UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid IN ('pljobs.job'::regclass, 'pljobs.request'::regclass, 'pljobs.job_event'::regclass, 'pljobs.progress'::regclass, 'pljobs.closed_tree'::regclass);
 SET LOCAL tests.warm_up = 'on';
 SELECT count(*) FROM (SELECT each_call('warm up')) AS x \g /dev/null
 SET LOCAL tests.warm_up = 'off';
@@ -104,6 +129,9 @@ SELECT 'q' || n % 100, 'a task', n % 5, '{}', CASE n % 10 WHEN 0 THEN 'failed' W
   FROM generate_series(1, 30000) AS n;
 INSERT INTO pljobs.request (job_id, requested_at, resolved_at, kind, queue, requested_by, resolution)
 SELECT j.id, clock_timestamp(), clock_timestamp(), 'cancel', j.queue, 'tests', 'cancelled' FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
+INSERT INTO pljobs.progress (job_id, run_id, at, fraction) SELECT j.id, 1, clock_timestamp(), 1 FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
+INSERT INTO pljobs.closed_tree (job_id, closed_at) SELECT j.id, clock_timestamp() FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
+UPDATE pljobs.job SET parent_id = id - 1 WHERE deferred_by = 'tests' AND id % 2 = 0;
 INSERT INTO pljobs.job_event (job_id, at, attempt, kind) SELECT j.id, clock_timestamp(), 1, 'retried' FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
 SELECT each_call('planned while empty');
 
@@ -111,7 +139,7 @@ SELECT each_call('planned while empty');
 DISCARD PLANS;
 UPDATE pljobs.job SET status = 'cancelled', run_id = NULL, request_id = NULL, waiting_for = NULL, finished_at = clock_timestamp() WHERE status IN ('todo', 'doing');
 UPDATE pljobs.request SET resolved_at = clock_timestamp(), resolution = 'forced' WHERE resolved_at IS NULL;
-ANALYZE pljobs.job, pljobs.request, pljobs.job_event;
+ANALYZE pljobs.job, pljobs.request, pljobs.job_event, pljobs.progress, pljobs.closed_tree;
 SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 'a task', 'queue', 'queue ' || n % 3,
     'scheduled_at', CASE n % 3 WHEN 0 THEN '9999-01-01T00:00:00Z' END, 'lock', CASE n % 3 WHEN 1 THEN 'one long lane' END)) FROM generate_series(1, 30000) AS n)) \g /dev/null
 SELECT each_call('stale statistics');

@@ -77,12 +77,52 @@ SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
 SELECT alike(next_of(:job_id), 'the task was told%', 'delivered');
 SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[], jsonb_build_array(jsonb_build_object('run_id', :run_id, 'handling', 'swallowed'))) \g /dev/null
 SELECT alike(next_of(:job_id), 'the task ignored it%', 'swallowed');
+SELECT pljobs.cancel_job(:job_id, abort => true, grace => '1 h') \g /dev/null
+SELECT request_id FROM pljobs.job WHERE id = :job_id \gset
+SELECT matches(next_of(:job_id), '^its SQL is cancelled at .*; it is terminated at .*; it is killed at .*$', 'with a deadline: what is next, and when');
+SELECT age_request(:request_id, '40 min') \g /dev/null
+SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
+SELECT matches(next_of(:job_id), '^it is terminated at .*; it is killed at .*$', 'its SQL was cancelled');
+SELECT age_request(:request_id, '20 min') \g /dev/null
+SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
+SELECT matches(next_of(:job_id), '^it is killed at .*$', 'it was terminated');
+SELECT age_request(:request_id, '10 min') \g /dev/null
+SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
+SELECT alike(next_of(:job_id), 'its worker kills it%', 'it is to be killed');
+SELECT results_eq(format('SELECT v.source, v.level, v.escalated_at IS NOT NULL, v.sql_way FROM pljobs.stuck_aborts AS v WHERE v.job_id = %s', :job_id), $$VALUES ('user', 4::smallint, true, 'none')$$, 'at which level it is, since when, and what became of its SQL');
 SELECT lose_worker(:worker_id) \g /dev/null
 SELECT alike(next_of(:job_id), 'its worker is lost%', 'its worker lost');
 DELETE FROM pljobs.worker WHERE id = :worker_id;
 SELECT results_eq(format('SELECT v.worker, v.next LIKE ''its worker is lost%%'' FROM pljobs.stuck_aborts AS v WHERE v.job_id = %s', :job_id), 'VALUES (NULL::text, true)', 'its worker forgotten');
 SELECT pljobs.cancel_job(:job_id, force => true) \g /dev/null
 SELECT is_empty(format('SELECT FROM pljobs.stuck_aborts WHERE job_id = %s', :job_id), 'what is resolved is not stuck');
+
+-- Limits, trees, levels, progress.
+SELECT pljobs.defer_job('a task', queue => a_name('queue'), start_by => '2040-01-01', timeout => '1 h', grace => '20 s', on_cancelled => 'tidy up', parent_id => 7) AS job_id, a_worker() AS worker_id \gset
+SELECT start_job(:job_id, :worker_id) AS run_id \gset
+SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[], format('[{"job_id": %s, "run_id": %s, "progress": 0.25, "progress_message": "a quarter"}]', :job_id, :run_id)::jsonb) \g /dev/null
+SELECT results_eq(format('SELECT parent_id, start_by, timeout, timeout_at - started_at BETWEEN interval ''1 h'' AND interval ''1 h 1 s'', grace, on_cancelled, progress, progress_message, progress_at >= started_at FROM pljobs.jobs WHERE id = %s', :job_id),
+                  $$VALUES (7::bigint, '2040-01-01'::timestamptz, interval '1 h', true, interval '20 s', 'tidy up', 0.25::real, 'a quarter', true)$$, 'a job says what limits it has, and how far it is');
+SELECT age_timeouts(:run_id) \g /dev/null
+SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
+SELECT request_id FROM pljobs.job WHERE id = :job_id \gset
+SELECT age_request(:request_id, '20 s') \g /dev/null
+UPDATE pljobs.job SET created_at = created_at - interval '1 h', started_at = started_at - interval '1 h' WHERE id = :job_id;
+SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
+SELECT finish_run(:job_id, :run_id, 'abandoned', '{"message": "abandoned: code may still run"}') \g /dev/null
+SELECT results_eq(format('SELECT kind, source, level, escalated_at > delivered_at, term_at - sql_at, kill_at - term_at, sql_way, resolution FROM pljobs.requests WHERE job_id = %s', :job_id),
+                  $$VALUES ('abort', 'deadline', 3::smallint, true, interval '10 s', interval '5 s', 'none', 'abandoned')$$, 'a request says who or what asked, and how far it was taken');
+SELECT results_eq(format('SELECT event, detail FROM pljobs.history WHERE job_id = %s', :job_id),
+                  $$VALUES ('deferred', NULL::text), ('started', NULL), ('abort requested', 'ran longer than its timeout of 01:00:00'), ('abort delivered', NULL), ('abort escalated', 'terminate, SQL: none'), ('abort resolved', 'abandoned'),
+                           ('failed', 'abandoned: code may still run')$$, 'a history tells of timeouts and levels');
+SELECT results_eq(format('SELECT tainted_at IS NOT NULL, state FROM pljobs.workers WHERE id = %s', :worker_id), $$VALUES (true, 'alive')$$, 'a worker says that it gave up a job');
+SELECT a_child_of(:job_id) AS child \gset
+SELECT count(*) FROM pljobs.cancel_tree(:job_id, reason => 'enough') \g /dev/null
+SELECT results_eq(format('SELECT event, detail FROM pljobs.history WHERE job_id = %s', :child), $$VALUES ('deferred', NULL::text), ('cancelled', 'enough')$$, 'a history tells of a cancelled tree');
+SELECT a_todo_job() AS overdue \gset
+UPDATE pljobs.job SET start_by = now() WHERE id = :overdue;
+SELECT pljobs.enforce_limits() \g /dev/null
+SELECT results_eq(format('SELECT event, detail FROM pljobs.history WHERE job_id = %s', :overdue), $$VALUES ('deferred', NULL::text), ('expired', 'not started in time')$$, 'and of what did not start in time');
 
 SELECT * FROM finish();
 ROLLBACK;

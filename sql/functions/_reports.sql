@@ -2,7 +2,7 @@ CREATE OR REPLACE FUNCTION pljobs._reports(reports jsonb)
 RETURNS TABLE (
     job_id bigint, run_id bigint, handling text, sql text, progress real, progress_message text
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$

@@ -17,7 +17,7 @@ AS $$
 -- outside of a transaction, or commit; then run the job's SQL, end its transaction, and call leave_sql_v1.
 -- Locks a key of the run for the session, without waiting. Notifies nobody.
 DECLARE
-    v_key bigint := (1::bigint << 62) | (enter_sql_v1.run_id & (1::bigint << 60) - 1) << 1;
+    v_key bigint := (1::bigint << 62) | ((enter_sql_v1.run_id & ((1::bigint << 60) - 1)) << 1);
 BEGIN
     IF enter_sql_v1.client_pid IS DISTINCT FROM pg_backend_pid() THEN
         RETURN 'pooled';
@@ -36,7 +36,7 @@ AS $$
 -- transaction of its own. It may itself be cancelled (57014): call it again until it isn't; if it can't be
 -- called, close the connection. Waits for whoever is cancelling the run's SQL just now. Notifies nobody.
 DECLARE
-    v_key bigint := (1::bigint << 62) | (leave_sql_v1.run_id & (1::bigint << 60) - 1) << 1;
+    v_key bigint := (1::bigint << 62) | ((leave_sql_v1.run_id & ((1::bigint << 60) - 1)) << 1);
 BEGIN
     PERFORM pg_advisory_xact_lock(v_key + 1);
     PERFORM pg_advisory_unlock_shared(v_key);
@@ -61,7 +61,7 @@ AS $$
 -- cancelling for a second: 'busy', try again.  Never another's statement, nor the caller's. Locks a key of
 -- the run until it returns. Notifies nobody.
 DECLARE
-    v_key bigint := (1::bigint << 62) | (cancel_sql_v1.run_id & (1::bigint << 60) - 1) << 1;
+    v_key bigint := (1::bigint << 62) | ((cancel_sql_v1.run_id & ((1::bigint << 60) - 1)) << 1);
     v_pid integer;
     v_outcome text := 'none';
 BEGIN

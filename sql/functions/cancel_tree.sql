@@ -75,7 +75,9 @@ BEGIN
         WITH RECURSIVE node AS (
             SELECT _tree_of.root AS id
             UNION
-            SELECT j.id FROM node JOIN pljobs.job AS j ON j.parent_id = node.id
+            -- OFFSET 0: from parent to child, whatever the statistics say.
+            SELECT c.id FROM node CROSS JOIN LATERAL (
+                   SELECT j.id FROM pljobs.job AS j WHERE j.parent_id = node.id OFFSET 0) AS c
         )
         SELECT node.id FROM node ORDER BY 1);
 END
@@ -100,6 +102,7 @@ DECLARE
     v_got bigint[];
     v_round integer;
 BEGIN
+    <<again>>
     LOOP
         BEGIN
             v_ids := pljobs._tree_of(_lock_tree.root);
@@ -116,9 +119,7 @@ BEGIN
                        AND (v_round <= 10
                             OR j.status <> 'todo' OR j.attempts > 0 OR j.last_run_id IS NOT NULL)
                     EXCEPT SELECT i.id FROM unnest(v_ids) AS i(id));
-                IF v_new = '{}' THEN
-                    RETURN v_ids;
-                END IF;
+                EXIT again WHEN v_new = '{}';
                 v_got := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_new)
                                 ORDER BY j.id FOR UPDATE SKIP LOCKED);
                 v_got := ARRAY(SELECT i.id FROM unnest(v_got) AS i(id)
@@ -136,6 +137,7 @@ BEGIN
             CONTINUE;
         END;
     END LOOP;
+    RETURN v_ids;
 END
 $$;
 COMMENT ON FUNCTION pljobs._lock_tree(bigint) IS 'Locks a whole tree.';
@@ -191,7 +193,8 @@ BEGIN
     v_ids := pljobs._lock_tree(cancel_tree_v1.root);
     SELECT array_agg(j.id) FILTER (WHERE j.status = 'todo' AND j.id <> cancel_tree_v1.root),
            array_agg(j.id) FILTER (WHERE j.status = 'doing' AND j.id <> cancel_tree_v1.root),
-           array_agg(DISTINCT j.lock) FILTER (WHERE j.status IN ('todo', 'doing') AND j.lock IS NOT NULL)
+           array_agg(DISTINCT j.lock) FILTER (WHERE j.lock IS NOT NULL AND (
+               j.status = 'todo' OR j.status = 'doing' AND cancel_tree_v1.force))
       INTO v_todo, v_doing, v_locks
       FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
     INSERT INTO pljobs.closed_tree AS t (job_id, closed_at)

@@ -28,7 +28,7 @@ BEGIN
     DELETE FROM pljobs.closed_tree AS t WHERE t.job_id = ANY (ARRAY(
         SELECT o.job_id FROM pljobs.closed_tree AS o
          WHERE o.closed_at < v_before
-         ORDER BY o.job_id LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED));
+         ORDER BY o.closed_at LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_trees = ROW_COUNT;
     RETURN v_requests + v_workers + v_trees;
 END

@@ -106,6 +106,7 @@ CREATE TABLE pljobs.closed_tree (
     closed_at timestamptz NOT NULL,
     CONSTRAINT closed_tree_pkey PRIMARY KEY (job_id)
 );
+CREATE INDEX closed_tree_closed ON pljobs.closed_tree (closed_at);
 
 -- Who asked for what, and what became of it: the audit trail. No foreign key: it outlives the job.
 CREATE TABLE pljobs.request (

@@ -30,5 +30,60 @@ SELECT * FROM an_aborting_job() \gset
 SELECT is(end_run(:job_id, :run_id, 'interrupted'), 'aborted', 'an interrupted run that was asked to abort is aborted');
 SELECT is(j.message, 'a reason', 'without a message of its own an aborted job says the reason of the request') FROM pljobs.job AS j WHERE j.id = :job_id;
 
+-- What it writes where: the outcome that a worker saw, who asked, and what becomes of job and request.
+CREATE FUNCTION ends(asked text, outcome text, retry boolean, sql_cancelled boolean DEFAULT false, sql_way text DEFAULT NULL) RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    v_job record;
+    v_request bigint;
+BEGIN
+    IF asked = 'deadline' THEN
+        v_job := a_timed_out_job();
+        v_request := v_job.request_id;
+    ELSE
+        v_job := a_doing_job();
+        IF asked <> 'nobody' THEN
+            v_request := (SELECT a.request_id FROM pljobs._ask_to_abort(v_job.job_id, asked, 'why', NULL) AS a);
+        END IF;
+    END IF;
+    UPDATE pljobs.request AS r SET sql_way = ends.sql_way WHERE r.id = v_request;
+    PERFORM pljobs._finish_run(v_job.job_id, v_job.run_id, ends.outcome, NULL, NULL, NULL, false, CASE WHEN retry THEN timestamptz '2001-01-01' END, NULL, NULL, NULL, ends.sql_cancelled);
+    RETURN (SELECT concat_ws(' ', j.status, j.attempts, coalesce(r.resolution, 'open'), CASE WHEN w.tainted_at IS NOT NULL THEN 'tainted' END)
+              FROM pljobs.job AS j LEFT JOIN pljobs.request AS r ON r.id = v_request LEFT JOIN pljobs.worker AS w ON w.id = v_job.worker_id WHERE j.id = v_job.job_id);
+END
+$$;
+SELECT is(ends(asked, outcome, retry), wanted, format('asked by %s, %s, retry %s: %s', asked, outcome, retry, wanted))
+  FROM (VALUES ('nobody', 'succeeded', true, 'succeeded 1 open'), ('nobody', 'killed', false, 'failed 1 open'), ('nobody', 'killed', true, 'todo 1 open'), ('nobody', 'abandoned', false, 'failed 1 open tainted'), ('nobody', 'abandoned', true, 'failed 1 open tainted'),
+               ('nobody', 'interrupted', true, 'todo 0 open'),
+               ('user', 'succeeded', true, 'succeeded 1 finished_first'), ('user', 'failed', true, 'failed 1 failed_first'), ('user', 'aborted', true, 'aborted 1 aborted'), ('user', 'killed', true, 'aborted 1 killed'), ('user', 'abandoned', true, 'aborted 1 abandoned tainted'), ('user', 'interrupted', true, 'aborted 1 aborted'),
+               ('tree', 'succeeded', true, 'succeeded 1 finished_first'), ('tree', 'failed', true, 'failed 1 failed_first'), ('tree', 'aborted', true, 'aborted 1 aborted'), ('tree', 'killed', true, 'aborted 1 killed'), ('tree', 'abandoned', true, 'aborted 1 abandoned tainted'), ('tree', 'interrupted', true, 'aborted 1 aborted'),
+               ('deadline', 'succeeded', true, 'succeeded 1 finished_first'), ('deadline', 'failed', false, 'failed 1 failed_first'), ('deadline', 'failed', true, 'todo 1 failed_first'), ('deadline', 'aborted', false, 'failed 1 timeout'), ('deadline', 'aborted', true, 'todo 1 timeout'),
+               ('deadline', 'killed', false, 'failed 1 timeout'), ('deadline', 'killed', true, 'todo 1 timeout'), ('deadline', 'abandoned', false, 'failed 1 abandoned tainted'), ('deadline', 'abandoned', true, 'failed 1 abandoned tainted'), ('deadline', 'interrupted', true, 'todo 1 timeout'))
+       AS v(asked, outcome, retry, wanted);
+-- It failed because a statement was cancelled: if its request cancelled one, that is what was asked for.
+SELECT is(ends(asked, outcome, true, true, way), wanted, format('asked by %s, its SQL cancelled, way %s, %s: %s', asked, coalesce(way, 'none yet'), outcome, wanted))
+  FROM (VALUES ('nobody', 'failed', NULL, 'todo 1 open'), ('user', 'failed', NULL, 'failed 1 failed_first'), ('user', 'failed', 'none', 'failed 1 failed_first'), ('user', 'failed', 'busy', 'failed 1 failed_first'), ('user', 'failed', 'denied', 'failed 1 failed_first'), ('user', 'failed', 'pooled', 'failed 1 failed_first'),
+               ('user', 'failed', 'server', 'aborted 1 aborted'), ('user', 'failed', 'worker', 'aborted 1 aborted'), ('user', 'failed', 'asked', 'aborted 1 aborted'), ('tree', 'failed', 'server', 'aborted 1 aborted'), ('deadline', 'failed', 'server', 'todo 1 timeout'), ('user', 'succeeded', 'server', 'succeeded 1 finished_first'))
+       AS v(asked, outcome, way, wanted);
+SELECT is(ends('user', 'failed', true, false, 'server'), 'failed 1 failed_first', 'what failed by itself has failed, whatever was cancelled');
+SELECT * FROM a_timed_out_job() \gset
+SELECT end_run(:job_id, :run_id, 'aborted', message => 'stopped') \g /dev/null
+SELECT is(j.message, 'timeout: stopped', 'a timeout says so') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT * FROM a_timed_out_job() \gset
+SELECT end_run(:job_id, :run_id, 'killed') \g /dev/null
+SELECT is(j.message, 'timeout: ran longer than its timeout of 01:00:00', 'and which') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT * FROM a_timed_out_job() \gset
+SELECT is(end_run(:job_id, :run_id, 'aborted', delete_job => true), 'deleted', 'delete_job deletes what timed out for good');
+SELECT tainted_at FROM pljobs.worker WHERE id = :worker_id \gset
+SELECT * FROM a_doing_job() \gset
+SELECT end_run(:job_id, :run_id, 'abandoned') \g /dev/null
+SELECT tainted_at FROM pljobs.worker WHERE id = :worker_id \gset
+SELECT a_todo_job() AS next_job \gset
+SELECT is(end_run(:job_id, :run_id, 'abandoned'), 'failed', 'a replay of it is answered what was written');
+SELECT is(w.tainted_at, :'tainted_at'::timestamptz, 'tainted once, since then') FROM pljobs.worker AS w WHERE w.id = :worker_id;
+SELECT is_empty(format('SELECT FROM pljobs.fetch_jobs_v1(%s, 1)', :worker_id), 'a tainted worker is given no more jobs');
+SELECT results_eq(format('SELECT tainted_at IS NOT NULL FROM pljobs.workers WHERE id = %s', :worker_id), 'VALUES (true)', 'people see it');
+
 SELECT * FROM finish();
 ROLLBACK;

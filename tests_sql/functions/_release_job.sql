@@ -29,5 +29,15 @@ SELECT * FROM an_aborting_job(delete_job => true) \gset
 SELECT is(pljobs._release_job(:job_id, false, NULL), 'deleted', 'a job that was asked to abort and be deleted is gone');
 SELECT is(status_of(:job_id), 'gone', 'a job that was asked to abort and be deleted leaves no row');
 
+SELECT * FROM a_timed_out_job() \gset
+SELECT is(pljobs._release_job(:job_id, true, 3), 'todo', 'one that its timeout alone asked runs again');
+SELECT results_eq(format('SELECT j.attempts, j.crashes, j.request_id, r.resolution FROM pljobs.job AS j JOIN pljobs.request AS r ON r.id = %s WHERE j.id = %s', :request_id, :job_id), $$VALUES (1, 1, NULL::bigint, 'worker_lost')$$, 'as if not asked');
+SELECT * FROM a_timed_out_job() \gset
+SELECT is(pljobs._release_job(:job_id, false, NULL), 'todo', 'or goes back');
+SELECT results_eq(format('SELECT attempts, crashes FROM pljobs.job WHERE id = %s', :job_id), 'VALUES (0, 0)', 'uncharged');
+SELECT * FROM a_timed_out_job() \gset
+SELECT is(pljobs._release_job(:job_id, true, 1), 'failed', 'or fails at the cap');
+SELECT is(r.resolution, 'worker_lost', 'its request is closed') FROM pljobs.request AS r WHERE r.id = :request_id;
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -38,5 +38,13 @@ SELECT pljobs._requeue_job(:job_id, 'failed', 'm', NULL) \g /dev/null
 SELECT results_eq(format('SELECT j.status, e.run_id = j.last_run_id, e.at > e.started_at FROM pljobs.job AS j JOIN pljobs.job_event AS e ON e.job_id = j.id WHERE j.id = %s', :job_id),
                   $$VALUES ('todo', true, true)$$, 'the event of a finished job has the run that ended it and the time when it ended');
 
+SELECT pljobs.defer_job('t', queue => a_name('queue'), start_by => now() + interval '1 h', timeout => '1 h') AS job_id \gset
+SELECT start_job(:job_id) \g /dev/null
+SELECT pljobs._requeue_job(:job_id, 'given_back', NULL, NULL, charged => false) \g /dev/null
+SELECT results_eq(format('SELECT start_by > now(), timeout, timeout_at FROM pljobs.job WHERE id = %s', :job_id), $$VALUES (true, interval '1 h', NULL::timestamptz)$$, 'what no worker received is still to start in time');
+SELECT start_job(:job_id) \g /dev/null
+SELECT pljobs._requeue_job(:job_id, 'interrupted', NULL, NULL, charged => false) \g /dev/null
+SELECT results_eq(format('SELECT start_by, timeout FROM pljobs.job WHERE id = %s', :job_id), $$VALUES (NULL::timestamptz, interval '1 h')$$, 'what has started once has kept its time to start');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -97,5 +97,53 @@ SELECT * FROM a_doing_job() \gset
 SELECT pljobs.cancel_job(:todo, reason => repeat('r', 5000)), pljobs.cancel_job(:job_id, force => true, reason => repeat('r', 5000)) \g /dev/null
 SELECT is(char_length(j.message), 1000, 'a long reason is cut') FROM pljobs.job AS j WHERE j.id IN (:todo, :job_id);
 
+-- With a deadline, and its SQL.
+CREATE FUNCTION seconds(request_id bigint) RETURNS text
+LANGUAGE sql VOLATILE
+AS $$
+SELECT concat_ws(' ', coalesce(round(extract(epoch FROM r.sql_at - r.requested_at))::text, '-'), coalesce(round(extract(epoch FROM r.term_at - r.requested_at))::text, '-'), coalesce(round(extract(epoch FROM r.kill_at - r.requested_at))::text, '-'))
+  FROM pljobs.request AS r WHERE r.id = seconds.request_id;
+$$;
+SELECT * FROM a_doing_job() \gset
+SELECT request_id FROM pljobs.cancel_job_v1(:job_id, abort => true) \gset
+SELECT is(seconds(:request_id), '- - -', 'without a grace nothing happens by force, ever');
+SELECT pljobs.cancel_job(:job_id, abort => true, grace => '100 s') \g /dev/null
+SELECT is(seconds(:request_id), '50 100 105', 'a grace gives what was asked before a deadline');
+SELECT pljobs.cancel_job(:job_id, abort => true, grace => '200 s', term_grace => '0') \g /dev/null
+SELECT is(seconds(:request_id), '50 100 105', 'a later one changes nothing');
+SELECT pljobs.cancel_job(:job_id, abort => true, grace => '10 s', term_grace => '1 h') \g /dev/null
+SELECT is(seconds(:request_id), '5 10 105', 'each level only comes nearer');
+SELECT is(sql_way, 'none', 'its SQL at once, too: it is in none') FROM pljobs.cancel_job_v1(:job_id, abort => true, sql => true);
+SELECT is(seconds(:request_id), '0 10 105', 'that is due from now on');
+SELECT results_eq(format('SELECT outcome, sql_way FROM pljobs.cancel_job_v1(%s, sql => true)', :job_id), $$VALUES ('running', NULL::text)$$, 'without abort its SQL is left alone');
+SELECT results_eq(format('SELECT outcome, sql_way FROM pljobs.cancel_job_v1(%s, sql => true, grace => ''1 s'')', a_todo_job()), $$VALUES ('cancelled', NULL::text)$$, 'a waiting job has no SQL, and needs no grace');
+SELECT throws_ok(format('SELECT pljobs.cancel_job(%s, abort => true, %s)', :job_id, a), 'PJ004', NULL, 'refused: ' || a) FROM unnest(ARRAY['grace => ''-1 s''', 'term_grace => ''1 s''', 'grace => ''1 s'', term_grace => ''-1 s''']) AS a;
+SELECT throws_ok('SELECT pljobs.cancel_job(-1, grace => ''-1 s'')', 'PJ004', NULL, 'refused, whether there is such a job or not');
+SELECT lives_ok(format('SELECT pljobs.cancel_job(%s, abort => true, grace => %L, term_grace => %2$L)', (SELECT job_id FROM a_doing_job()), g), 'a grace of ' || g) FROM unnest('{0,1 year,300000 years,178000000 years,1 month -30 days}'::text[]) AS g;
+-- What people are told of its SQL.
+CREATE FUNCTION notice_of(way text) RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    v_job record := a_doing_job();
+    v_answer text;
+BEGIN
+    EXECUTE format('CREATE OR REPLACE FUNCTION pljobs.cancel_sql_v1(run_id bigint) RETURNS text LANGUAGE plpgsql AS $f$BEGIN RETURN %L; END$f$', way);
+    v_answer := pljobs.cancel_job(v_job.job_id, abort => true, sql => true);
+    RETURN v_answer || ' ' || (SELECT r.sql_way FROM pljobs.request AS r WHERE r.job_id = v_job.job_id);
+END
+$$;
+SELECT is(notice_of(way), 'abort_requested ' || kept, 'its SQL: ' || way) FROM (VALUES ('server', 'server'), ('denied', 'asked'), ('busy', 'busy'), ('none', 'none')) AS v(way, kept);
+
+-- Asked by its timeout before: it becomes the person's, and is never retried.
+SELECT * FROM a_timed_out_job() \gset
+SELECT results_eq(format('SELECT outcome, request_id FROM pljobs.cancel_job_v1(%s, abort => true, reason => ''why'', actor => ''whom'')', :job_id), format($$VALUES ('abort_already_requested', %s::bigint)$$, :request_id), 'a person joins a timeout''s request');
+SELECT results_eq(format('SELECT h.source, h.reason, h.actor, h.requested_by = session_user FROM pljobs.heartbeat_v1(%s) AS h', :worker_id), $$VALUES ('user', 'why', 'whom', true)$$, 'it is the person''s then, and its worker is told so');
+SELECT is(seconds(:request_id), '5 10 15', 'its deadline stays');
+SELECT is(finish_run(:job_id, :run_id, 'aborted', '{"retry_at": "2001-01-01T00:00:00Z"}'), 'aborted', 'and is not retried');
+SELECT * FROM a_timed_out_job() \gset
+SELECT is(pljobs.cancel_job(:job_id), 'running', 'without abort it is left alone');
+SELECT is(pljobs.cancel_job(:job_id, force => true), 'aborted', 'by force it is ended');
+
 SELECT * FROM finish();
 ROLLBACK;

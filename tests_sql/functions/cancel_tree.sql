@@ -139,6 +139,8 @@ SELECT a_todo_job() AS root \gset
 SELECT a_child_of(:root, :'l', :'q') AS one, a_todo_job(:'l', queue => :'q') AS two \gset
 SELECT start_job(:one) AS run_one, fetch_ids(:'q') \gset
 SELECT is(wait_of(:two), 'lock', 'a lane waits');
+SELECT count(*) FROM pljobs.cancel_tree(:root, abort => true) \g /dev/null
+SELECT is(wait_of(:two), 'lock', 'behind a job that is asked to stop it waits on');
 SELECT count(*) FROM pljobs.cancel_tree(:root, force => true) \g /dev/null
 SELECT is(wait_of(:two), 'ready', 'when the job before it is cancelled with its tree, the next of a lane is woken');
 

@@ -21,5 +21,11 @@ SELECT throws_ok($$SELECT pljobs.defer_job('t', scheduled_at => '-infinity')$$, 
 SELECT throws_ok($$SELECT pljobs.defer_job('t', queue => repeat('q', 256))$$, 'PJ002', NULL, 'a queue of 256 characters is refused');
 SELECT throws_ok($$SELECT pljobs.defer_job('t', lock => '')$$, 'PJ002', NULL, 'an empty lock is refused');
 
+SELECT pljobs.defer_job('t', start_by => '9999-01-01 00:00+00', timeout => '1 h', grace => '0', on_cancelled => 'another', parent_id => :job_id) AS child \gset
+SELECT results_eq(format('SELECT start_by, timeout, grace, on_cancelled, parent_id FROM pljobs.job WHERE id = %s', :child), format($$VALUES ('9999-01-01 00:00+00'::timestamptz, interval '1 h', interval '0', 'another', %s::bigint)$$, :job_id), 'its limits, what follows it, and who deferred it');
+SELECT throws_ok(format('SELECT pljobs.defer_job(''t'', %s)', a), 'PJ002', NULL, 'refused: ' || a) FROM unnest(ARRAY['start_by => ''infinity''', 'timeout => ''0''', 'timeout => ''-1 s''', 'grace => ''-1 s''', 'timeout => ''11 years''', 'on_cancelled => ''''']) AS a;
+SELECT count(*) FROM pljobs.cancel_tree(:job_id) \g /dev/null
+SELECT throws_ok(format('SELECT pljobs.defer_job(''t'', parent_id => %s)', :job_id), 'PJ007', NULL, 'not as the child of a cancelled tree');
+
 SELECT * FROM finish();
 ROLLBACK;

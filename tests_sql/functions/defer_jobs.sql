@@ -105,5 +105,34 @@ SELECT results_eq(format($$SELECT j.task FROM unnest(%L::bigint[]) WITH ORDINALI
                   $$VALUES ('a'), ('b'), ('c')$$, 'ids come in the order given, whatever the queueing locks');
 SELECT results_eq($$SELECT task FROM pljobs.job WHERE queueing_lock LIKE 'order %' ORDER BY id$$, $$VALUES ('a'), ('c')$$, 'and ascend in that order');
 
+-- Limits.
+SELECT pljobs.defer_jobs_v1('[{"task": "t", "start_within": "1 h", "timeout": "1 ms", "grace": "0", "on_cancelled": "u", "parent_id": 9223372036854775807}]') AS ids \gset
+SELECT results_eq(format('SELECT start_by - created_at, timeout, grace, on_cancelled, parent_id FROM pljobs.job WHERE id = ANY (%L)', :'ids'), $$VALUES (interval '1 h', interval '1 ms', interval '0', 'u', 9223372036854775807)$$, 'a time to start, to run, and to stop; what follows; a parent, whether or not there is one');
+SELECT pljobs.defer_jobs_v1('[{"task": "t", "scheduled_in": "2 h", "start_within": "1 h"}]') AS ids \gset
+SELECT is(j.start_by - j.scheduled_at, interval '1 h', 'the time to start counts from when it is due') FROM pljobs.job AS j WHERE j.id = ANY (:'ids'::bigint[]);
+SELECT pljobs.defer_jobs_v1('[{"task": "t", "scheduled_at": "2001-01-01T00:00:00Z", "start_within": "1 h"}]') AS ids \gset
+SELECT is(j.start_by - j.created_at, interval '1 h', 'but not from before now') FROM pljobs.job AS j WHERE j.id = ANY (:'ids'::bigint[]);
+SELECT pljobs.defer_jobs_v1('[{"task": "t", "scheduled_at": "9999-12-29T00:00:00Z", "start_within": "7000 years"}]') AS ids \gset
+SELECT is(j.start_by, '9999-12-30 00:00+00', 'nor to after what every client can read') FROM pljobs.job AS j WHERE j.id = ANY (:'ids'::bigint[]);
+SELECT pljobs.defer_jobs_v1('[{"task": "t", "start_by": "2001-01-01T00:00:00Z"}]') AS ids \gset
+SELECT is(status_of((:'ids'::bigint[])[1]), 'todo', 'a time to start that has passed is accepted: the job will be found expired');
+SELECT isnt(pljobs.defer_jobs_v1(jsonb_build_array(jsonb_build_object('task', 't', 'timeout', i, 'grace', i))), NULL, 'limits of ' || i) FROM unnest('{10 years,1 ms,1 month -29 days -23:59,3600 days}'::text[]) AS i;
+SELECT isnt(pljobs.defer_jobs_v1('[{"task": "t", "start_by": null, "start_within": null, "timeout": null, "grace": null, "on_cancelled": null, "parent_id": null}]'), NULL, 'null means none');
+SELECT refused(jsonb_build_object('task', 't', 'start_by', s), 'not to start by ' || s) FROM unnest('{infinity,-infinity,10000-01-01T00:00:00Z,0001-01-01T00:00:00Z BC,sometime}'::text[]) AS s;
+SELECT refused(jsonb_build_object('task', 't', 'start_within', i), 'not to start within ' || i) FROM unnest('{-1 hour,9000 years,-9000 years,200000000 years,soon}'::text[]) AS i;
+SELECT refused('{"task": "t", "start_within": "1 h", "start_by": "2030-01-01T00:00:00Z"}', 'not to start both by a time and within an interval');
+SELECT refused('{"task": "t", "scheduled_at": "2030-01-01T00:00:00Z", "start_by": "2030-01-01T00:00:00Z"}', 'not to start by the time when it is due');
+SELECT refused('{"task": "t", "scheduled_in": "2 h", "start_within": "1 h", "start_by": null, "grace": "-1 s"}', 'one that is wrong is enough');
+SELECT refused(jsonb_build_object('task', 't', 'timeout', i), 'not with a timeout of ' || i) FROM unnest('{0,-1 s,0.0009 s,11 years,300000 years,200000000 years,1 month -31 days,290000 years -105000000 days,soon}'::text[]) AS i;
+SELECT refused(jsonb_build_object('task', 't', 'grace', i), 'not with a grace of ' || i) FROM unnest('{-1 s,11 years,300000 years,200000000 years,1 month -31 days,290000 years -104399000 days,soon}'::text[]) AS i;
+SELECT refused(jsonb_build_object('task', 't', 'on_cancelled', x), 'not followed by ' || left(x, 20)) FROM unnest(ARRAY['', repeat('x', 256)]) AS x;
+SELECT refused(jsonb_build_object('task', 't', 'parent_id', x), 'no parent: ' || x::text) FROM unnest('{"\"abc\"",9223372036854775808,1.5,[]}'::jsonb[]) AS x;
+
+-- A child of a cancelled tree: none of the call is deferred.
+SELECT a_todo_job() AS root \gset
+SELECT count(*) FROM pljobs.cancel_tree(:root) \g /dev/null
+SELECT throws_ok(format('SELECT pljobs.defer_jobs_v1(%L)', format('[{"task": "good"}, {"task": "good", "parent_id": %s}]', :root)), 'PJ007', NULL, 'the child of a cancelled tree is refused');
+SELECT is_empty($$SELECT FROM pljobs.job WHERE task = 'good'$$, 'and with it all of the call');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -137,5 +137,32 @@ SELECT count(*) FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q']) \g /dev/null
 SELECT results_eq(format('SELECT job_id FROM pljobs.fetch_jobs_v1(%s, 1, ARRAY[%L])', :w, :'q'), format('VALUES (%s::bigint)', :behind),
                   'the job behind 6,000 of a busy lane is found by the first fetch that looks for it');
 
+-- Limits. Of cancelled trees: cancel_tree.sql.
+SELECT a_name('queue') AS q, a_worker() AS w \gset
+SELECT pljobs.defer_job('t', queue => :'q', timeout => '1 h', parent_id => -7) AS job_id \gset
+SELECT results_eq(format('SELECT job_id, timeout, parent_id FROM pljobs.fetch_jobs_v1(%s, 1, ARRAY[%L])', :w, :'q'), format($$VALUES (%s::bigint, interval '1 h', -7::bigint)$$, :job_id), 'a worker is told how long a run may take, and whose child it is');
+SELECT is(j.timeout_at - j.started_at BETWEEN interval '1 h' AND interval '1 h 1 s', true, 'the time runs from the start') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT a_name('queue') AS q \gset
+SELECT pljobs.defer_job('t', queue => :'q', priority => 5, start_by => now() + interval '1 h') AS overdue, pljobs.defer_job('t', queue => :'q', start_by => now() + interval '1 h') AS in_time, pljobs.defer_job('t', queue => :'q', priority => 5, start_by => now() - interval '1 h') AS always_overdue \gset
+UPDATE pljobs.job SET start_by = now() - interval '1 s' WHERE id = :overdue;
+SELECT is(fetch_ids(:'q', 10), ARRAY[:in_time]::bigint[], 'what was to start by now does not start');
+SELECT is(ARRAY[status_of(:overdue), status_of(:always_overdue)], '{cancelled,cancelled}', 'it is cancelled');
+SELECT is(r.resolution, 'expired', 'expired') FROM pljobs.request AS r WHERE r.job_id = :overdue;
+SELECT is(j.timeout_at, NULL, 'a run without a timeout has none') FROM pljobs.job AS j WHERE j.id = :in_time;
+-- In whatever queue.
+SELECT a_name('queue') AS q \gset
+SELECT pljobs.defer_job('t', queue => :'q', start_by => now() - interval '1 h') AS overdue \gset
+SELECT is(fetch_ids(a_name('queue')), '{}', 'a fetch from another queue');
+SELECT is(status_of(:overdue), 'cancelled', 'cancels it as well');
+-- Many at once, several queues, all queues.
+SELECT a_name('queue') AS q1, a_name('queue') AS q2 \gset
+SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 't', 'queue', CASE n % 2 WHEN 0 THEN :'q1' ELSE :'q2' END, 'start_by', '2001-01-01T00:00:00Z')) FROM generate_series(1, 2500) AS n)) \g /dev/null
+SELECT a_todo_job(queue => :'q1') AS one, a_todo_job(queue => :'q2') AS two \gset
+SELECT is(ARRAY(SELECT f.job_id FROM pljobs.fetch_jobs_v1(:w, 10, ARRAY[:'q1', :'q2']) AS f), ARRAY[:one, :two]::bigint[], 'more overdue ones than one call cancels keep nobody from starting');
+SELECT is(count(*), 1500::bigint, 'the others are left to the next') FROM pljobs.job AS j WHERE j.queue IN (:'q1', :'q2') AND j.status = 'todo';
+SELECT a_todo_job(queue => :'q1') AS one \gset
+SELECT is(fetch_ids(:'q1', 10), ARRAY[:one]::bigint[], 'also in one queue');
+SELECT is(count(*), 500::bigint, 'and so on') FROM pljobs.job AS j WHERE j.queue IN (:'q1', :'q2') AND j.status = 'todo';
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -202,5 +202,31 @@ SELECT results_eq(format($$SELECT status FROM pljobs.finish_jobs_v1('[{"job_id":
 SELECT results_eq($$SELECT status FROM pljobs.finish_jobs_v1('[{"job_id": -1, "run_id": 1, "outcome": "succeeded"}]', wait => false)$$,
                   $$VALUES ('not_found')$$, 'a job that is gone is not taken for a locked one');
 
+-- New outcomes, progress.
+SELECT * FROM an_aborting_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'killed', '{"message": "SIGKILL"}'), 'aborted', 'a run that was asked and had to be killed is aborted');
+SELECT is(finish_run(:job_id, :run_id, 'killed'), 'aborted', 'a replay of it as well');
+SELECT results_eq(format('SELECT j.message, r.resolution FROM pljobs.job AS j JOIN pljobs.request AS r ON r.id = %s WHERE j.id = %s', :request_id, :job_id), $$VALUES ('SIGKILL', 'killed')$$, 'its request says how');
+SELECT * FROM an_aborting_job(delete_job => true) \gset
+SELECT is(finish_run(:job_id, :run_id, 'abandoned'), 'deleted', 'a run that was given up is gone where that was asked');
+SELECT * FROM a_timed_out_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'aborted', '{"retry_in": "1 h"}'), 'todo', 'a run that took too long may be retried');
+SELECT is(wait_of(:job_id), 'schedule', 'when its policy says');
+SELECT is(finish_run(:job_id, :run_id, 'aborted'), 'todo', 'a replay of it as well');
+SELECT throws_ok(format('SELECT finish_run(%s, %s, %L)', job_id, run_id, x), 'PJ004', NULL, 'no outcome: ' || x) FROM a_doing_job(), unnest('{expired,timeout,forced,KILLED,"",abort}'::text[]) AS x;
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'succeeded', '{"progress": 1, "progress_message": "all"}'), 'succeeded', 'an end may say how far it was');
+SELECT results_eq(format('SELECT progress, progress_message FROM pljobs.jobs WHERE id = %s', :job_id), $$VALUES (1::real, 'all')$$, 'that is kept');
+SELECT is(finish_run(:job_id, :run_id, 'succeeded', '{"progress": 0.5}'), 'succeeded', 'a replay');
+SELECT is(j.progress, 1::real, 'changes nothing') FROM pljobs.jobs AS j WHERE j.id = :job_id;
+SELECT is(finish_run(d.job_id, d.run_id, 'succeeded', jsonb_build_object('progress', x, 'progress_message', x)), 'succeeded', 'whatever a task says of its progress, it ends: ' || x::text)
+  FROM unnest('{"\"abc\"","\"NaN\"","[]","{\"a\": 1}",true,null,1e100000,-1e100000,1e-10000,"\"\""}'::jsonb[]) AS x, LATERAL a_doing_job(md5(x::text)) AS d;
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"progress_message": "only words"}'), 'failed', 'a message alone');
+SELECT is(j.progress_message, 'only words', 'is kept, too') FROM pljobs.jobs AS j WHERE j.id = :job_id;
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'succeeded', '{"progress": 1, "delete_job": true}'), 'deleted', 'a job that is deleted at its end');
+SELECT is_empty(format('SELECT FROM pljobs.progress WHERE job_id = %s', :job_id), 'leaves no progress behind');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -66,5 +66,71 @@ SELECT is(wait_of(:two), 'ready', 'what is given back wakes its lane');
 SELECT age_runs(:fine_run), pljobs.heartbeat_v1(:w, NULL) \g /dev/null
 SELECT is(status_of(:fine), 'todo', 'who lists nothing holds nothing');
 
+-- Timeouts, levels, and when to look again.
+SELECT * FROM a_doing_job() \gset
+SELECT results_eq(format('SELECT verdict, level, look_in, sql_way, source, term_at FROM verdict_of(%s, %s)', :worker_id, :run_id), $$VALUES ('ok', 0::smallint, NULL::interval, NULL::text, NULL::text, NULL::timestamptz)$$, 'a run without limits may be looked at whenever');
+SELECT a_worker() AS w, pljobs.defer_job('t', queue => a_name('queue'), timeout => '100 s', grace => '20 s') AS job_id \gset
+SELECT start_job(:job_id, :w) AS run_id \gset
+SELECT results_eq(format('SELECT verdict, look_in BETWEEN interval ''90 s'' AND interval ''100 s'' FROM verdict_of(%s, %s)', :w, :run_id), $$VALUES ('ok', true)$$, 'a run with a timeout is to be looked at when that is over');
+CREATE FUNCTION told(worker_id bigint, run_id bigint, observed jsonb DEFAULT '[]') RETURNS text
+LANGUAGE sql VOLATILE
+RETURN (SELECT format('%s %s, in %s s, %s, SQL %s', h.verdict, h.level, coalesce(ceil(extract(epoch FROM h.look_in))::text, '-'), h.source, coalesce(h.sql_way, '-')) FROM verdict_of(told.worker_id, told.run_id, told.observed) AS h);
+UPDATE pljobs.job SET timeout_at = timeout_at - interval '200 s' WHERE id = :job_id;
+SELECT is(told(:w, :run_id), 'abort 1, in 10 s, deadline, SQL -', 'over it, it is asked to abort: level 1, until half of its grace is over');
+SELECT request_id FROM pljobs.job WHERE id = :job_id \gset
+SELECT is(j.timeout_at, NULL, 'once') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT age_request(:request_id, '10 s') \g /dev/null
+SELECT is(told(:w, :run_id), 'abort 2, in 1 s, deadline, SQL none', 'level 2: its SQL, every second');
+SELECT age_request(:request_id, '9.5 s') \g /dev/null
+SELECT ok(h.look_in <= interval '0.5 s', 'until its grace is over') FROM verdict_of(:w, :run_id) AS h;
+SELECT age_request(:request_id, '0.5 s') \g /dev/null
+SELECT is(told(:w, :run_id), 'abort 3, in 1 s, deadline, SQL none', 'level 3');
+SELECT ok(h.term_at <= clock_timestamp(), 'when that began is told') FROM verdict_of(:w, :run_id) AS h;
+SELECT age_request(:request_id, '5 s') \g /dev/null
+SELECT is(told(:w, :run_id), 'kill 4, in 1 s, deadline, SQL none', 'level 4: to be killed');
+SELECT is(finish_run(:job_id, :run_id, 'killed'), 'failed', 'its end');
+SELECT * FROM a_doing_job() \gset
+SELECT request_id FROM pljobs.cancel_job_v1(:job_id, abort => true) \gset
+SELECT is(told(:worker_id, :run_id), 'abort 1, in - s, user, SQL -', 'without a grace nothing follows');
+SELECT pljobs.cancel_job(:job_id, abort => true, sql => true) \g /dev/null
+SELECT is(told(:worker_id, :run_id), 'abort 2, in 1 s, user, SQL none', 'but its SQL, if that was asked');
+SELECT is(told(:worker_id, :run_id, jsonb_build_array(jsonb_build_object('run_id', :run_id, 'sql', 'worker'))), 'abort 2, in 1 s, user, SQL worker', 'the worker says how it did that itself');
+SELECT * FROM a_late_job('0') \gset
+SELECT is(told(:worker_id, :run_id), 'abort 3, in 1 s, deadline, SQL none', 'a run with no grace at all is terminated at once');
+SELECT * FROM a_late_job() \gset
+SELECT request_id FROM pljobs.cancel_job_v1(:job_id, abort => true, grace => '4 s') \gset
+SELECT is(told(:worker_id, :run_id), 'abort 1, in 2 s, user, SQL -', 'a person''s shorter grace counts');
+SELECT pljobs.defer_job('t', queue => a_name('queue'), timeout => '100 s') AS soon, a_worker() AS w \gset
+SELECT start_job(:soon, :w) AS soon_run \gset
+SELECT is(pljobs.cancel_job(:soon, abort => true, grace => '1 h'), 'abort_requested', 'what ends sooner counts');
+SELECT ok(h.look_in BETWEEN interval '90 s' AND interval '100 s', 'its timeout comes before') FROM verdict_of(:w, :soon_run) AS h;
+
+-- Whatever a worker says, its lease is renewed.
+SELECT * FROM an_aborting_job() \gset
+SELECT lives_ok(format('SELECT pljobs.heartbeat_v1(%s, ARRAY[%s]::bigint[], %L)', :worker_id, :run_id, replace(x, 'RUN', :'run_id')), 'understood or not: ' || coalesce(x, 'null'))
+  FROM unnest(ARRAY[NULL, 'null', '{}', '[]', '7', '"handling"', '[null]', '[7, "a", [], {}]', '[{"handling": "handling"}]', '[{"run_id": "abc", "handling": "handling"}]', '[{"run_id": RUN, "handling": "garbage", "sql": "garbage"}]',
+                    '[{"run_id": RUN, "handling": 7, "sql": [], "progress": "abc", "progress_message": {}}]', '[{"run_id": RUN, "job_id": "x", "progress": 1}]', '[{"run_id": 1e400, "progress": 1e400}]', '[{"run_id": RUN, "progress": 0.5}, {"run_id": RUN, "progress": "NaN"}]',
+                    '{"run_id": RUN, "handling": "handling"}', '[[{"run_id": RUN, "progress": 1}]]', '[{"run_id": RUN, "handling": null, "sql": null, "progress": null}]']) AS x;
+SELECT results_eq(format('SELECT handling, sql_way FROM pljobs.request WHERE id = %s', :request_id), 'VALUES (NULL::text, NULL::text)', 'nothing of that is kept');
+SELECT lives_ok(format('SELECT pljobs.heartbeat_v1(%s, loop_lag => %L)', :worker_id, x), 'a lag of ' || x) FROM unnest('{-1 s,178000000 years,0}'::text[]) AS x;
+SELECT count(*) FROM pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[], format('[{"job_id": %s, "run_id": %s, "progress_message": "words"}]', :job_id, :run_id)::jsonb) \g /dev/null
+SELECT results_eq(format('SELECT progress, progress_message FROM pljobs.jobs WHERE id = %s', :job_id), $$VALUES (NULL::real, 'words')$$, 'progress in words alone');
+SELECT count(*) FROM pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[], format('[{"run_id": -1, "job_id": 1}, {"job_id": %s, "run_id": %s, "progress": 0.5}]', :job_id, :run_id)::jsonb) \g /dev/null
+SELECT results_eq(format('SELECT progress, progress_message FROM pljobs.jobs WHERE id = %s', :job_id), $$VALUES (0.5::real, NULL::text)$$, 'and as a number');
+
+-- A job whose limits are as strange as they can be is no danger to its worker.
+SELECT a_worker() AS w \gset
+SELECT a_name('queue') AS q \gset
+SELECT count(j) FROM unnest('{1 month -29 days,12 months -355 days}'::interval[]) AS i, LATERAL pljobs.defer_job('t', queue => :'q', timeout => i + interval '2 days', grace => i + interval '2 days') AS j \g /dev/null
+SELECT count(age_timeouts(f.run_id)) FROM pljobs.fetch_jobs_v1(:w, 10, ARRAY[:'q']) AS f \g /dev/null
+UPDATE pljobs.job SET grace = '1 month -30 days', timeout_at = now() WHERE worker_id = :w;
+SELECT is(count(*), 2::bigint, 'asked to abort') FROM pljobs.heartbeat_v1(:w) WHERE verdict = 'abort';
+
+-- Given back by its worker: by its timeout alone it was not asked to be aborted for good.
+SELECT * FROM a_timed_out_job() \gset
+SELECT age_runs(:run_id) \g /dev/null
+SELECT pljobs.heartbeat_v1(:worker_id) \g /dev/null
+SELECT is(status_of(:job_id), 'todo', 'a run that its worker never received and that is over its timeout goes back');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -17,5 +17,12 @@ SELECT ok(pljobs.prune_history_v1('0') >= 2, 'older_than 0 means all that is ove
 SELECT is(r.resolution, NULL, 'an open request is never deleted') FROM pljobs.request AS r WHERE r.id = :request_id;
 SELECT throws_ok(format('SELECT pljobs.prune_history_v1(%s)', a), 'PJ004', NULL, 'refused: ' || a) FROM unnest(ARRAY['NULL', '''-1 s''']) AS a;
 
+-- What keeps cancelled trees closed.
+SELECT a_todo_job() AS old, a_todo_job() AS young \gset
+SELECT count(*) FROM pljobs.cancel_tree(:old) AS o, pljobs.cancel_tree(:young) AS y \g /dev/null
+UPDATE pljobs.closed_tree SET closed_at = closed_at - interval '1 day' WHERE job_id = :old;
+SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'the mark of a tree that was cancelled long ago goes');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.closed_tree WHERE job_id IN (:old, :young)), ARRAY[:young]::bigint[], 'that of a young one stays');
+
 SELECT * FROM finish();
 ROLLBACK;

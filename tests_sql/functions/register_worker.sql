@@ -36,5 +36,12 @@ SELECT throws_ok(format('SELECT pljobs.register_worker_v1(''w'', ''h'', 1, lease
   FROM unnest('{0 s,999 ms,-1 day,25 h,10000 years}'::text[]) AS i;
 SELECT isnt(a_worker('1 day'), NULL, 'a lease may last a day');
 
+-- A worker that gave up a job whose code may still run.
+SELECT * FROM a_doing_job() \gset
+SELECT finish_run(:job_id, :run_id, 'abandoned') \g /dev/null
+SELECT tainted_at FROM pljobs.worker WHERE id = :worker_id \gset
+SELECT pljobs.register_worker_v1('w', 'h', 42, worker_id => :worker_id) \g /dev/null
+SELECT is(w.tainted_at, :'tainted_at'::timestamptz, 'stays tainted when it registers again') FROM pljobs.worker AS w WHERE w.id = :worker_id;
+
 SELECT * FROM finish();
 ROLLBACK;

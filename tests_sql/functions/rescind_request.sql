@@ -28,5 +28,13 @@ SELECT * FROM a_doing_job() \gset
 SELECT is(pljobs.rescind_request(:job_id), 'no_request', 'nor one that was not asked');
 SELECT is(pljobs.rescind_request(x), 'not_found', 'not found: ' || coalesce(x::text, 'null')) FROM unnest('{-1,0,9223372036854775807,NULL}'::bigint[]) AS x;
 
+-- One that its timeout asked.
+SELECT * FROM a_late_job() \gset
+SELECT pljobs._ask_late_runs_to_abort(NULL, 1000) \g /dev/null
+SELECT is(pljobs.rescind_request(:job_id), 'rescinded', 'a timeout''s request may be taken back, too');
+SELECT is(h.verdict, 'ok', 'then the run has all the time it wants') FROM verdict_of(:worker_id, :run_id) AS h;
+SELECT * FROM a_timed_out_job() \gset
+SELECT is(pljobs.rescind_request(:job_id), 'already_delivered', 'not once it was delivered');
+
 SELECT * FROM finish();
 ROLLBACK;

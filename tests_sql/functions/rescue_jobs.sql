@@ -71,5 +71,17 @@ SELECT is(pljobs.rescue_jobs(), 3::bigint, 'the next call rescues the others: pe
 SELECT is(pljobs.rescue_jobs(), 0::bigint, 'where nobody is lost nothing is rescued');
 SELECT throws_ok(format('SELECT pljobs.rescue_jobs_v1(%s)', a), 'PJ004', NULL, 'refused: ' || a) FROM unnest(ARRAY['0', '-1', 'NULL', '1, 0', '1, -1', '1, NULL']) AS a;
 
+-- By its timeout alone a run was not asked to be aborted for good: it is rescued as any other.
+SELECT * FROM a_timed_out_job() \gset
+SELECT lose_worker(:worker_id) \g /dev/null
+SELECT set_eq('SELECT job_id, outcome FROM pljobs.rescue_jobs_v1()', format($$VALUES (%s::bigint, 'todo')$$, :job_id), 'a run that was over its timeout runs again');
+SELECT results_eq(format('SELECT j.crashes, j.request_id, j.timeout_at, r.resolution FROM pljobs.job AS j JOIN pljobs.request AS r ON r.job_id = j.id WHERE j.id = %s', :job_id), $$VALUES (1, NULL::bigint, NULL::timestamptz, 'worker_lost')$$, 'a crash is counted, its request closed');
+SELECT * FROM a_timed_out_job() \gset
+SELECT lose_worker(:worker_id) \g /dev/null
+SELECT set_eq('SELECT job_id, outcome FROM pljobs.rescue_jobs_v1(max_crashes => 1)', format($$VALUES (%s::bigint, 'failed')$$, :job_id), 'at the cap it fails');
+SELECT * FROM a_timed_out_job() \gset
+SELECT pljobs.cancel_job(:job_id, abort => true), lose_worker(:worker_id) \g /dev/null
+SELECT set_eq('SELECT job_id, outcome FROM pljobs.rescue_jobs_v1()', format($$VALUES (%s::bigint, 'aborted')$$, :job_id), 'one that a person asked as well is aborted');
+
 SELECT * FROM finish();
 ROLLBACK;

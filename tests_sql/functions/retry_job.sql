@@ -51,5 +51,21 @@ SELECT * FROM a_doing_job() \gset
 SELECT finish_run(:job_id, :run_id, 'failed', '{"result": 7}'), pljobs.retry_job(:job_id) \g /dev/null
 SELECT is(j.result, NULL, 'the result of the attempt before is gone') FROM pljobs.job AS j WHERE j.id = :job_id;
 
+-- One of a cancelled tree: it may start, and defer. One that is cancelled by its time to start: that is forgotten.
+SELECT a_todo_job() AS root \gset
+SELECT a_child_of(:root) AS child \gset
+SELECT count(*) FROM pljobs.cancel_tree(:root) \g /dev/null
+SELECT throws_ok(format('SELECT a_child_of(%s)', :child), 'PJ007', NULL, 'what was cancelled with its tree defers nothing');
+SELECT is(pljobs.retry_job(:child), 'requeued', 'put back by a person');
+SELECT isnt(a_child_of(:child), NULL, 'it may defer');
+SELECT throws_ok(format('SELECT a_child_of(%s)', :root), 'PJ007', NULL, 'its parent may not');
+SELECT isnt(start_job(:child), NULL, 'and it starts');
+SELECT pljobs.defer_job('t', queue => a_name('queue'), start_by => now() + interval '1 h', timeout => '1 h', grace => '3 s', on_cancelled => 'tidy up') AS job_id \gset
+UPDATE pljobs.job SET start_by = now() - interval '1 s' WHERE id = :job_id;
+SELECT pljobs._expire_jobs(1000) \g /dev/null
+SELECT is(pljobs.retry_job(:job_id), 'requeued', 'what did not start in time may be put back');
+SELECT results_eq(format('SELECT start_by, timeout, grace, on_cancelled FROM pljobs.job WHERE id = %s', :job_id), $$VALUES (NULL::timestamptz, interval '1 h', interval '3 s', 'tidy up')$$, 'then it may start at any time; its other limits stay');
+SELECT isnt(start_job(:job_id), NULL, 'and it starts, too');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -34,5 +34,12 @@ SELECT throws_ok('SELECT pljobs.retry_jobs(queue => ''q'', dry_run => false, ' |
   FROM unnest('{"status => ''succeeded''","status => ''todo''","status => ''''","max_jobs => 0","older_than => ''-1 s''"}'::text[]) AS a;
 SELECT throws_ok('SELECT pljobs.retry_jobs(' || a || ')', 'PJ004', NULL, 'no filter: ' || a) FROM unnest('{"","dry_run => false, status => ''failed''"}'::text[]) AS a;
 
+-- Of one parent.
+SELECT a_todo_job() AS parent \gset
+SELECT a_child_of(:parent) AS child, a_child_of(:parent) AS other \gset
+SELECT count(*) FROM pljobs.cancel_tree(:parent) \g /dev/null
+SELECT bag_eq(format('SELECT job_id, outcome FROM pljobs.retry_jobs(parent_id => %s, dry_run => false)', :parent), format($$VALUES (%s::bigint, 'requeued'), (%s, 'requeued')$$, :child, :other), 'those that one job deferred itself');
+SELECT is(fetch_ids((SELECT queue FROM pljobs.job WHERE id = :child)), ARRAY[:child]::bigint[], 'they start, though their tree was cancelled');
+
 SELECT * FROM finish();
 ROLLBACK;
