@@ -162,8 +162,10 @@ AS $$
 -- abort is not asked for) can defer another (PJ007), and a child that is being deferred at this moment is
 -- cancelled where it would start. A person may put single ones back (retry_job): they run, and may defer.
 -- dry_run: changes and locks nothing, answers as cancel_jobs_v1 does. Raises PJ004 as cancel_job_v1 does.
--- Locks the tree's keys, in order, then its jobs by ascending id, waiting for each. Notifies each worker
--- concerned once.
+-- Locks the tree's keys, in order, then its jobs by ascending id, waiting for each: until the transaction
+-- ends, no child of these jobs starts, nor of some others (one key in 4,096); commit soon. In READ COMMITTED,
+-- for a stricter transaction sees no children that came after its beginning. Notifies each worker concerned
+-- once.
 DECLARE
     v_abort boolean := coalesce(cancel_tree_v1.abort, false) OR coalesce(cancel_tree_v1.force, false);
     v_resolution text := CASE WHEN cancel_tree_v1.delete_job THEN 'deleted' ELSE 'cancelled' END;
