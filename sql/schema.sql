@@ -91,7 +91,7 @@ CREATE TABLE pljobs.request (
     CONSTRAINT request_level_known CHECK (((level >= 0) AND (level <= 4))),
     CONSTRAINT request_of_a_job_or_queue CHECK (((job_id IS NULL) = (kind = ANY (ARRAY['pause'::text, 'resume'::text])))),
     CONSTRAINT request_only_a_run_waits CHECK (((resolved_at IS NOT NULL) OR (run_id IS NOT NULL))),
-    CONSTRAINT request_resolution_known CHECK ((resolution = ANY (ARRAY['cancelled'::text, 'deleted'::text, 'expired'::text, 'aborted'::text, 'killed'::text, 'abandoned'::text, 'forced'::text, 'timeout'::text, 'finished_first'::text, 'failed_first'::text, 'worker_lost'::text, 'rescinded'::text, 'requeued'::text, 'paused'::text, 'resumed'::text]))),
+    CONSTRAINT request_resolution_known CHECK ((resolution = ANY (ARRAY['cancelled'::text, 'deleted'::text, 'expired'::text, 'aborted'::text, 'killed'::text, 'abandoned'::text, 'forced'::text, 'timeout'::text, 'joined'::text, 'finished_first'::text, 'failed_first'::text, 'worker_lost'::text, 'rescinded'::text, 'requeued'::text, 'paused'::text, 'resumed'::text]))),
     CONSTRAINT request_resolved_with_resolution CHECK (((resolved_at IS NULL) = (resolution IS NULL))),
     CONSTRAINT request_source_known CHECK ((source = ANY (ARRAY['user'::text, 'tree'::text, 'deadline'::text]))),
     CONSTRAINT request_sql_way_known CHECK ((sql_way = ANY (ARRAY['server'::text, 'asked'::text, 'worker'::text, 'none'::text, 'pooled'::text, 'denied'::text, 'busy'::text])))

@@ -113,38 +113,40 @@ class JobConnection:
 
     def _leave(self, conn: Conn, *, entered: bool) -> None:
         try:
-            conn.rollback()
-            for _ in range(LEAVE_TRIES if entered else 0):
+            for _ in range(LEAVE_TRIES):
                 try:
-                    db.run(conn, calls_sql.leave_sql(self._run_id))
+                    with db.translated():
+                        conn.rollback()
+                    if entered:
+                        db.run(conn, calls_sql.leave_sql(self._run_id))
+                        with db.translated():
+                            conn.rollback()
                 except ConnectorException as error:
                     if not _is_cancel(error):
                         raise
-                    conn.rollback()
                 else:
-                    conn.rollback()
                     return
-            if entered:
-                conn.close()
+            conn.close()
         except BaseException:
             conn.close()
             raise
 
     async def _leave_async(self, conn: AsyncConn, *, entered: bool) -> None:
         try:
-            await conn.rollback()
-            for _ in range(LEAVE_TRIES if entered else 0):
+            for _ in range(LEAVE_TRIES):
                 try:
-                    await db.run_async(conn, calls_sql.leave_sql(self._run_id))
+                    with db.translated():
+                        await conn.rollback()
+                    if entered:
+                        await db.run_async(conn, calls_sql.leave_sql(self._run_id))
+                        with db.translated():
+                            await conn.rollback()
                 except ConnectorException as error:
                     if not _is_cancel(error):
                         raise
-                    await conn.rollback()
                 else:
-                    await conn.rollback()
                     return
-            if entered:
-                await conn.close()
+            await conn.close()
         except BaseException:
             await conn.close()
             raise

@@ -148,7 +148,7 @@ CREATE TABLE pljobs.request (
         sql_way IN ('server', 'asked', 'worker', 'none', 'pooled', 'denied', 'busy')
     ),
     CONSTRAINT request_resolution_known CHECK (resolution IN (
-        'cancelled', 'deleted', 'expired', 'aborted', 'killed', 'abandoned', 'forced', 'timeout',
+        'cancelled', 'deleted', 'expired', 'aborted', 'killed', 'abandoned', 'forced', 'timeout', 'joined',
         'finished_first', 'failed_first', 'worker_lost', 'rescinded', 'requeued', 'paused', 'resumed'
     )),
     CONSTRAINT request_resolved_with_resolution CHECK ((resolved_at IS NULL) = (resolution IS NULL)),
