@@ -32,5 +32,19 @@ SELECT is(pljobs.prune_history_v1('12 h'), 0::bigint, 'a mark that keeps a waiti
 SELECT is(fetch_ids(j.queue), '{}', 'the child never starts') FROM pljobs.job AS j WHERE j.id = :child;
 SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'then it goes');
 
+-- What is remembered of deleted jobs, as long as something hangs on it.
+SELECT a_todo_job() AS root \gset
+SELECT a_child_of(:root) AS one \gset
+SELECT a_child_of(:one) AS two \gset
+SELECT a_child_of(:two) AS leaf \gset
+SELECT pljobs.cancel_job(:one, delete_job => true), pljobs.cancel_job(:two, delete_job => true) \g /dev/null
+UPDATE pljobs.deleted_parent SET deleted_at = deleted_at - interval '1 day';
+SELECT is(pljobs.prune_history_v1('12 h'), 0::bigint, 'what ties a job to its tree stays');
+SELECT pljobs.cancel_job(:leaf, delete_job => true) \g /dev/null
+UPDATE pljobs.deleted_parent SET deleted_at = deleted_at - interval '1 day';
+SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'then it goes, from below');
+SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'one after the other');
+SELECT is_empty(format('SELECT FROM pljobs.deleted_parent WHERE job_id IN (%s, %s, %s)', :one, :two, :leaf), 'all of it');
+
 SELECT * FROM finish();
 ROLLBACK;
