@@ -171,8 +171,9 @@ AS $$
 -- cancelled where it would start. A person may put single ones back (retry_job): they run, and may defer.
 -- dry_run: changes and locks nothing, answers as cancel_jobs_v1 does. Raises PJ004 as cancel_job_v1 does, and
 -- in a transaction that is not READ COMMITTED: it could not see a child that has come since its snapshot.
--- Locks the tree's keys, in order, then its jobs by ascending id, waiting for each. Notifies each worker
--- concerned once.
+-- Locks the tree's keys, in order, then its jobs by ascending id, waiting for each: until the transaction
+-- ends, no child of these jobs starts, nor of others that share a key (there are 4,096: a tree of thousands
+-- holds all of them); commit soon. Notifies each worker concerned once.
 DECLARE
     v_abort boolean := coalesce(cancel_tree_v1.abort, false) OR coalesce(cancel_tree_v1.force, false);
     v_resolution text := CASE WHEN cancel_tree_v1.delete_job THEN 'deleted' ELSE 'cancelled' END;
