@@ -17,7 +17,7 @@ DECLARE
 BEGIN
     v_ids := ARRAY(SELECT r.id FROM pljobs.request AS r WHERE r.id = ANY (_deliver_requests.request_ids)
                     ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED);
-    -- Row by row, for statistics may make a join of this read all requests, or take the square of their number.
+    -- Row by row: as a join, statistics may make this read all requests, or take the square of their number.
     FOR v_seen IN
         SELECT r.id, x.handling, x.sql, n.level
           FROM pljobs.request AS r

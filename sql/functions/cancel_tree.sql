@@ -70,8 +70,8 @@ SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET jit = off
 AS $$
--- Returns the root and all that was deferred inside of it, and inside of those, ascending; the root, and those
--- between, whether or not they are still there.
+-- Returns the root and all that was deferred inside of it, and inside of those, ascending; the root, and
+-- those between, whether or not they are still there.
 BEGIN
     RETURN ARRAY(
         WITH RECURSIVE node AS (

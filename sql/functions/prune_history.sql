@@ -5,8 +5,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- Deletes requests that were resolved, workers that stopped, what keeps cancelled trees closed, and what
 -- ties jobs to their trees whose parents were deleted, longer than older_than ago; at most max_rows of each.
--- What keeps a child from starting that still waits (it may be scheduled, or its queue paused) stays, and what
--- ties jobs together that are still there. Returns how many in all: call again until it returns 0.
+-- What keeps a child from starting that still waits (it may be scheduled, or its queue paused) stays, and
+-- what ties jobs together that are still there. Returns how many in all: call again until it returns 0.
 -- Raises PJ004 for a null or negative older_than. Skips rows that somebody holds. Notifies nobody.
 DECLARE
     v_before timestamptz := clock_timestamp() - prune_history_v1.older_than;

@@ -35,7 +35,8 @@ BEGIN
     END IF;
     UPDATE pljobs.job AS j
        SET request_id = NULL,
-           timeout_at = CASE WHEN v_source <> 'deadline' THEN coalesce(j.timeout_at, j.started_at + j.timeout) END
+           timeout_at = CASE WHEN v_source <> 'deadline'
+                             THEN coalesce(j.timeout_at, j.started_at + j.timeout) END
      WHERE j.id = rescind_request_v1.job_id;
     PERFORM pljobs._record_request('rescind', rescind_request_v1.job_id, v_job.queue, v_job.task,
                                    rescind_request_v1.reason, rescind_request_v1.actor, 'rescinded',
