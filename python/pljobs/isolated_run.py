@@ -132,7 +132,7 @@ class IsolatedRun(Run):
         if self._report is not None:
             self.finish(self._report)
         else:
-            self._abandon()
+            self.abandon()
 
     def _heard(self, payload: bytes) -> None:
         try:
