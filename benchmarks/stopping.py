@@ -132,7 +132,7 @@ def bench_stopping(url: str) -> None:
                 with _worker(url):
                     job_id = app_of_url.configure_task(task.name).defer()
                     _wait(conn, "SELECT status = 'doing' FROM pljobs.jobs WHERE id = %s", job_id)
-                    time.sleep(0.2)  # for the body to be where it stays
+                    time.sleep(0.5)  # for the body to be where it stays
                     conn.execute(f"SELECT pljobs.cancel_job(%s, true, grace => {grace})".encode(), [job_id])
                     _wait(
                         conn, "SELECT resolved_at IS NOT NULL FROM pljobs.requests WHERE job_id = %s", job_id

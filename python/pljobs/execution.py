@@ -22,7 +22,8 @@ from pljobs.run import LAST_WORDS, VOID_GRACE, OnEnd, Run
 if TYPE_CHECKING:
     from pljobs.threads import Threads
 
-CANCEL_EVERY = 1.0
+# Seconds between two cancels, from level 3 on.
+CANCEL_FIRST, CANCEL_EVERY = 0.1, 1.0
 
 
 class LocalRun(Run):
@@ -68,12 +69,12 @@ class LocalRun(Run):
         if not self._cancelled and self._cancel():
             self._cancelled = True
 
-    def _terminate(self) -> None:
+    def _terminate(self, pause: float = CANCEL_FIRST) -> None:
         """Cancel an async task again and again. Nothing stops a thread."""
         self._terminated = True
         if not self.ended and self._body is not None:
             self._cancel()
-            self._loop.call_later(CANCEL_EVERY, self._terminate)
+            self._loop.call_later(pause, self._terminate, min(2 * pause, CANCEL_EVERY))
 
     def _kill(self) -> None:
         if self._terminated and self.context.abort_flag.raised_for() > LAST_WORDS:
