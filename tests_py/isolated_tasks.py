@@ -265,3 +265,23 @@ def sleeps_in_sql(context: JobContext, started: str, bracket: bool) -> None:
 def floods(lines: int) -> None:
     for number in range(lines):
         logger.info("line %s", number)
+
+
+@app.task(isolation="process")
+def leaves_its_group(started: str) -> None:
+    """Resist SIGTERM, in the group of the nursery."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.setpgid(0, os.getpgid(os.getppid()))
+    touch(started, str(os.getpid()))
+    while True:
+        time.sleep(60)
+
+
+@app.task(isolation="process")
+def logs_something_deep() -> str:
+    sys.setrecursionlimit(100_000)
+    deep: list[object] = []
+    for _ in range(5_000):
+        deep = [deep]
+    logger.warning("deep", extra={"deep": deep})
+    return "done"

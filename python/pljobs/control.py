@@ -293,7 +293,7 @@ class Control:
             self._interrupt(run.context)
 
     def _give_up(self, conn: psycopg.Connection[Any], verdict: Verdict) -> None:
-        """Report that a run is given up where its event loop can't: it is blocked and not to be interrupted."""
+        """Report that a run is given up where its event loop can't: it is blocked, for good."""
         run = self._runs.get(verdict.run_id)
         if verdict.level < KILL or run is None or run.ended:
             return

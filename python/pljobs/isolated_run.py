@@ -154,6 +154,8 @@ class IsolatedRun(Run):
                     self._later(DEATH_TAKES, self._end_at_last)
                 case _:
                     raise Garbled("an unknown message")
+        except RecursionError:  # what was logged; a result is never so deep
+            logger.warning("A message of job %s is nested too deep, and lost", self.job.call_string)
         except (ValueError, TypeError) as error:
             raise Garbled(str(error)) from error
 

@@ -19,7 +19,7 @@ SQL, TERM, KILL = 2, 3, 4
 VOID_GRACE, SHUTDOWN_GRACE = 5.0, 10.0
 """Seconds for a run to stop by itself that is not its job's any more, or that a stopping worker waits for."""
 
-LAST_WORDS = 2.0
+LAST_WORDS = 1.0
 """Seconds at least from telling a task to giving it up: the levels of its abort may come all at once."""
 
 OnEnd = Callable[["Run", "Ended | RunEnd"], None]
