@@ -208,7 +208,9 @@ class Control:
             conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         # Behind a transaction pooler LISTEN is accepted, and nothing ever arrives.
         conn.execute("SELECT pg_catalog.pg_notify(%s, 'probe')", [self._channel])
-        for _ in conn.notifies(timeout=PROBE_PATIENCE, stop_after=1):
+        # No longer than from heartbeat to heartbeat: the lease runs on meanwhile.
+        patience = min(PROBE_PATIENCE, self._heartbeat_interval)
+        for _ in conn.notifies(timeout=patience, stop_after=1):
             return  # whichever arrived first
         logger.warning(
             "Notifications don't arrive on this connection (a transaction pooler?): worker %s polls"
