@@ -32,6 +32,10 @@ if os.environ.get("TEST_NURSERY") == "no fork":
     if "pljobs.nursery" in sys.modules and sys.modules["pljobs.nursery"].Nursery.is_here:
         os.fork = _no_fork
 
+if os.environ.get("TEST_NURSERY") == "slow" and "pljobs.nursery" in sys.modules:
+    while sys.modules["pljobs.nursery"].Nursery.is_here and not Path(os.environ["TEST_NURSERY_GO"]).exists():
+        time.sleep(0.005)
+
 
 def touch(path: str, text: str = "") -> None:
     """Make a file that is there with all its text, or not at all."""

@@ -195,6 +195,22 @@ async def test_an_abort_before_the_nursery_is_ready_is_not_lost(alone: Runs, tmp
     assert (await alone.end(run)).outcome == "aborted"
 
 
+@pytest.mark.parametrize("level", [3, 4])
+async def test_stopped_by_force_before_it_has_a_process_it_never_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: int
+) -> None:
+    monkeypatch.setenv("TEST_NURSERY", "slow")
+    monkeypatch.setenv("TEST_NURSERY_GO", str(tmp_path / "go"))
+    async with runs() as made:
+        run = made.start(tasks.ignores, started=str(tmp_path / "started"))
+        ask(run, level)
+        end = await made.end(run)
+        assert (end.outcome, run.ended) == ("killed", True)
+        (tmp_path / "go").touch()
+        assert (await made.end(made.start(tasks.noop))).outcome == "succeeded"
+    assert not (tmp_path / "started").exists()
+
+
 async def test_level_3_raises_in_the_task_that_looks_at_nothing(alone: Runs, tmp_path: Path) -> None:
     started = tmp_path / "started"
     run = alone.start(tasks.ignores, started=str(started))

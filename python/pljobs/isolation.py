@@ -175,6 +175,9 @@ class _Nursery:
             case ["ended", int(run_id), int(status)]:
                 if (run := self._runs.pop(run_id, None)) is not None:
                     run.process_ended(status)
+            case ["forked", int(run_id), int()]:
+                if (run := self._runs.get(run_id)) is not None:
+                    run.process_started()
             case ["unforked", int(run_id), str(why)]:
                 if (run := self._runs.pop(run_id, None)) is not None:
                     run.died(f"its process could not be started: {why}")
@@ -184,7 +187,7 @@ class _Nursery:
             case ["warn", str(text)]:
                 logger.warning("Isolated jobs: %s", text)
             case _:
-                return  # `ready`, `forked`: of interest to tests
+                return  # `ready`: of interest to tests
 
     def _hung_up(self, _garbled: Garbled | None) -> None:
         self._line.close()
