@@ -16,14 +16,14 @@ help: ## Show this list
 demo: .venv/.demo ## Run the main job on an embedded PostgreSQL (FOLDER=/some/texts ARGS='--option')
 	$(BIN)/pljobs demo $(if $(FOLDER),"$$FOLDER") $(ARGS)
 
-test: test-sql test-python test-pythons ## Run everything that a change must pass, installing what is missing
+test: test-sql ## Run everything that a change must pass, installing what is missing
+	$(BIN)/python tools/lanes.py 18 debian pythons
 
 test-sql: .venv/.dev bootstrap ## Run pgTAP, isolation specs and PL/pgSQL coverage on PostgreSQL 18 and 15 (ARGS=FILES)
 	$(BIN)/python tools/run_tests.py $(ARGS)
 
-test-python: .venv/.dev bootstrap ## Run pytest on PostgreSQL 18, then on 15 (ARGS='-k something')
-	PLJOBS_TEST_PG=18 $(BIN)/python -m pytest -q $(ARGS)
-	PLJOBS_TEST_PG=$$($(BIN)/python tools/servers.py) $(BIN)/python -m pytest -q $(ARGS)
+test-python: .venv/.dev bootstrap ## Run pytest on PostgreSQL 18 and on 15 (ARGS='-k something')
+	$(BIN)/python tools/lanes.py 18 debian --args='$(ARGS)'
 
 test-pythons: ## Run the driver's cancel tests on each newer Python that this machine has
 	tools/newer_pythons

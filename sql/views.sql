@@ -104,7 +104,8 @@ WITH entry AS (
       FROM pljobs.request AS r WHERE r.level >= 2
     UNION ALL
     SELECT r.job_id, r.resolved_at, 2, 'abort resolved', NULL, r.worker_id, NULL, r.resolution
-      FROM pljobs.request AS r WHERE r.kind = 'abort' AND r.resolved_at IS NOT NULL
+      FROM pljobs.request AS r
+     WHERE r.kind = 'abort' AND r.resolved_at IS NOT NULL AND r.resolution <> 'joined'
 )
 SELECT e.job_id, e.at, e.event, e.attempt, e.worker_id,
        CASE WHEN w.id IS NOT NULL THEN format('%s@%s:%s', w.name, w.host, w.pid) END AS worker,

@@ -18,6 +18,12 @@ INSTALL = Path(__file__).parent.parent / "sql" / "install.sql"
 _names = itertools.count(1)
 
 
+# These have a server of their own, the wheel's, whatever this run is on: once is enough.
+collect_ignore = (
+    ["test_demo.py", "test_embedded.py"] if os.environ.get("PLJOBS_TEST_PG", "18") != "18" else []
+)
+
+
 def pytest_report_header() -> str:
     return f"PostgreSQL: {os.environ.get('PLJOBS_TEST_PG', '18')} (PLJOBS_TEST_PG=18|15|/folder/of/binaries)"
 

@@ -315,7 +315,8 @@ def test_stuck_and_show_say_how_far_an_abort_got(pljobs: Pljobs, conn: psycopg.C
     told = pljobs("show", "1").stdout.split("Requests")[1]
     for part in ("source", "level", "sql", "user", "3 terminate"):
         assert part in told
-    (request,) = json.loads(pljobs("show", "1", "--json").stdout)["requests"]
+    request, joined = json.loads(pljobs("show", "1", "--json").stdout)["requests"]
+    assert joined["resolution"] == "joined"
     assert (request["level"], request["kill_at"] > request["term_at"]) == (3, True)
 
 

@@ -182,7 +182,8 @@ class Machine(RuleBasedStateMachine):
     @initialize(locked=st.booleans())
     def begin(self, locked: bool) -> None:
         self.conn.execute(
-            "TRUNCATE pljobs.job, pljobs.job_event, pljobs.request, pljobs.worker, pljobs.closed_tree"
+            "TRUNCATE pljobs.job, pljobs.job_event, pljobs.request, pljobs.worker, pljobs.closed_tree, "
+            "pljobs.deleted_parent"
         )
         self.locked = locked
         self.ids = [self.new_job(place) for place in range(2)]

@@ -73,9 +73,12 @@ async def job(conn: psycopg.AsyncConnection[Any], job_id: int) -> dict[str, Any]
 
 
 async def request(conn: psycopg.AsyncConnection[Any], job_id: int) -> dict[str, Any]:
-    """Return the last request about a job."""
+    """Return the last request about a job that was not added to an open one."""
     found = await row(
-        conn, "SELECT * FROM pljobs.requests WHERE job_id = %s ORDER BY id DESC LIMIT 1", job_id
+        conn,
+        "SELECT * FROM pljobs.requests WHERE job_id = %s AND resolution IS DISTINCT FROM 'joined'"
+        " ORDER BY id DESC LIMIT 1",
+        job_id,
     )
     return found or {}
 

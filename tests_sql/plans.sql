@@ -41,7 +41,7 @@ BEGIN
         RETURN;
     END IF;
     RETURN NEXT is((SELECT string_agg(format('%s: %s scans, %s entries', s.relname, s.scans, s.entries), '; ') FROM scans_of(walks.call) AS s
-                     WHERE (NOT s.is_index AND s.relname IN ('job', 'request', 'job_event', 'progress', 'closed_tree')) OR s.entries > walks.most), NULL, walks.rule);
+                     WHERE (NOT s.is_index AND s.relname IN ('job', 'request', 'job_event', 'progress', 'closed_tree', 'deleted_parent')) OR s.entries > walks.most), NULL, walks.rule);
 END
 $$;
 
@@ -120,7 +120,7 @@ END
 $$;
 
 -- A session that planned everything while the tables were new and empty.
-UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid IN ('pljobs.job'::regclass, 'pljobs.request'::regclass, 'pljobs.job_event'::regclass, 'pljobs.progress'::regclass, 'pljobs.closed_tree'::regclass);
+UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid IN ('pljobs.job'::regclass, 'pljobs.request'::regclass, 'pljobs.job_event'::regclass, 'pljobs.progress'::regclass, 'pljobs.closed_tree'::regclass, 'pljobs.deleted_parent'::regclass);
 SET LOCAL tests.warm_up = 'on';
 SELECT count(*) FROM (SELECT each_call('warm up')) AS x \g /dev/null
 SET LOCAL tests.warm_up = 'off';
@@ -131,6 +131,7 @@ INSERT INTO pljobs.request (job_id, requested_at, resolved_at, kind, queue, requ
 SELECT j.id, clock_timestamp(), clock_timestamp(), 'cancel', j.queue, 'tests', 'cancelled' FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
 INSERT INTO pljobs.progress (job_id, run_id, at, fraction) SELECT j.id, 1, clock_timestamp(), 1 FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
 INSERT INTO pljobs.closed_tree (job_id, closed_at) SELECT j.id, clock_timestamp() FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
+INSERT INTO pljobs.deleted_parent (job_id, parent_id, deleted_at) SELECT -j.id, -j.id - 1, clock_timestamp() FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
 UPDATE pljobs.job SET parent_id = id - 1 WHERE deferred_by = 'tests' AND id % 2 = 0;
 INSERT INTO pljobs.job_event (job_id, at, attempt, kind) SELECT j.id, clock_timestamp(), 1, 'retried' FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
 SELECT each_call('planned while empty');
@@ -139,7 +140,7 @@ SELECT each_call('planned while empty');
 DISCARD PLANS;
 UPDATE pljobs.job SET status = 'cancelled', run_id = NULL, request_id = NULL, waiting_for = NULL, finished_at = clock_timestamp() WHERE status IN ('todo', 'doing');
 UPDATE pljobs.request SET resolved_at = clock_timestamp(), resolution = 'forced' WHERE resolved_at IS NULL;
-ANALYZE pljobs.job, pljobs.request, pljobs.job_event, pljobs.progress, pljobs.closed_tree;
+ANALYZE pljobs.job, pljobs.request, pljobs.job_event, pljobs.progress, pljobs.closed_tree, pljobs.deleted_parent;
 SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 'a task', 'queue', 'queue ' || n % 3,
     'scheduled_at', CASE n % 3 WHEN 0 THEN '9999-01-01T00:00:00Z' END, 'lock', CASE n % 3 WHEN 1 THEN 'one long lane' END)) FROM generate_series(1, 30000) AS n)) \g /dev/null
 SELECT each_call('stale statistics');

@@ -367,7 +367,7 @@ BEGIN
     FOREACH v_verb IN ARRAY string_to_array(t.verb, ', ') LOOP
         v_answer := apply_verb(v_verb, v_job.job_id, v_job.run_id, v_job.worker_id);
     END LOOP;
-    SELECT r.resolution INTO v_request FROM pljobs.request AS r WHERE r.job_id = v_job.job_id AND r.kind IN ('abort', 'cancel') AND t.resolution IS NOT NULL;
+    SELECT r.resolution INTO v_request FROM pljobs.request AS r WHERE r.job_id = v_job.job_id AND r.kind IN ('abort', 'cancel') AND r.resolution IS DISTINCT FROM 'joined' AND t.resolution IS NOT NULL;
     RETURN NEXT is(format('%s -> %s, request %s', v_answer, status_of(v_job.job_id), CASE WHEN FOUND THEN coalesce(v_request.resolution, 'open') ELSE 'none' END),
                    format('%s -> %s, request %s', t.answer, t.after, coalesce(t.resolution, 'none')),
                    format('%s, %s: %s', t.state, t.verb, t.answer));

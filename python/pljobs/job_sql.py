@@ -144,22 +144,21 @@ class _Bracket:
         return self._known(way)
 
     def _leave(self, conn: Conn, way: str) -> None:
-        if conn.closed:
-            return
         try:
-            conn.rollback()
-            for _ in range(LEAVE_TRIES if way == ENTERED else 0):
+            for _ in range(0 if conn.closed else LEAVE_TRIES):
                 try:
-                    db.run(conn, calls_sql.leave_sql(self._run_id))
+                    with db.translated():
+                        conn.rollback()
+                    if way == ENTERED:
+                        db.run(conn, calls_sql.leave_sql(self._run_id))
+                        with db.translated():
+                            conn.rollback()
                 except ConnectorException as error:
                     if not _is_cancel(error):
                         raise
-                    conn.rollback()
                 else:
-                    conn.rollback()
                     return
-            if way == ENTERED:
-                conn.close()
+            conn.close()
         except Exception as error:  # noqa: BLE001 - whatever it is
             conn.close()
             self._closed(error)
@@ -168,22 +167,21 @@ class _Bracket:
             raise
 
     async def _leave_async(self, conn: AsyncConn, way: str) -> None:
-        if conn.closed:
-            return
         try:
-            await conn.rollback()
-            for _ in range(LEAVE_TRIES if way == ENTERED else 0):
+            for _ in range(0 if conn.closed else LEAVE_TRIES):
                 try:
-                    await db.run_async(conn, calls_sql.leave_sql(self._run_id))
+                    with db.translated():
+                        await conn.rollback()
+                    if way == ENTERED:
+                        await db.run_async(conn, calls_sql.leave_sql(self._run_id))
+                        with db.translated():
+                            await conn.rollback()
                 except ConnectorException as error:
                     if not _is_cancel(error):
                         raise
-                    await conn.rollback()
                 else:
-                    await conn.rollback()
                     return
-            if way == ENTERED:
-                await conn.close()
+            await conn.close()
         except Exception as error:  # noqa: BLE001 - whatever it is
             await conn.close()
             self._closed(error)

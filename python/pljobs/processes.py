@@ -108,7 +108,7 @@ class Supervisor:
         self._stopping.set()
         self._signals_seen += 1
         if self._signals_seen > 2:
-            # Stuck in C code, a process runs no handler, and has not got as far as to leave this to the system.
+            # Stuck in C code, a process runs no handler, and has not come to leave this to the system.
             number = signal.SIGKILL
         logger.warning("Sending %s to %s worker processes", number.name, len(self._running))
         for process in self._running.values():

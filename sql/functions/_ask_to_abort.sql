@@ -47,10 +47,11 @@ SET jit = off
 AS $$
 -- doing -> doing with an open request, its worker notified: 'abort_requested'; where there is one, it is only
 -- made stronger: 'abort_already_requested'. Stronger: deletion or force added, a level that begins earlier,
--- and by source user > tree > deadline, with who asked, for whom and why. The caller holds the job's row
--- locked.
+-- and by source user > tree > deadline, with who asked, for whom and why; each that made it stronger leaves a
+-- row of its own, 'joined'. The caller holds the job's row locked.
 DECLARE
     v_job record;
+    v_stronger boolean;
 BEGIN
     SELECT j.queue, j.task, j.run_id, j.worker_id, j.request_id INTO v_job
       FROM pljobs.job AS j WHERE j.id = _ask_to_abort.job_id;
@@ -71,13 +72,25 @@ BEGIN
                sql_at = least(r.sql_at, _ask_to_abort.sql_at),
                term_at = least(r.term_at, _ask_to_abort.term_at),
                kill_at = least(r.kill_at, _ask_to_abort.kill_at)
-         WHERE r.id = _ask_to_abort.request_id;
+         WHERE r.id = _ask_to_abort.request_id
+           AND (_ask_to_abort.delete_job > r.delete_job OR _ask_to_abort.force > r.force
+                OR least(r.sql_at, _ask_to_abort.sql_at) IS DISTINCT FROM r.sql_at
+                OR least(r.term_at, _ask_to_abort.term_at) IS DISTINCT FROM r.term_at
+                OR least(r.kill_at, _ask_to_abort.kill_at) IS DISTINCT FROM r.kill_at);
+        v_stronger := FOUND;
         UPDATE pljobs.request AS r
            SET source = _ask_to_abort.source, requested_by = pljobs._caller(),
                actor = left(_ask_to_abort.actor, 1000), reason = left(_ask_to_abort.reason, 1000)
          WHERE r.id = _ask_to_abort.request_id
            AND array_position('{deadline,tree,user}', _ask_to_abort.source)
                > array_position('{deadline,tree,user}', r.source);
+        IF v_stronger OR FOUND THEN
+            PERFORM pljobs._record_request(
+                'abort', _ask_to_abort.job_id, v_job.queue, v_job.task, _ask_to_abort.reason,
+                _ask_to_abort.actor, 'joined', _ask_to_abort.delete_job, _ask_to_abort.force, v_job.run_id,
+                v_job.worker_id, _ask_to_abort.source, _ask_to_abort.sql_at, _ask_to_abort.term_at,
+                _ask_to_abort.kill_at);
+        END IF;
     END IF;
     PERFORM pljobs._notify_worker(v_job.worker_id);
 END

@@ -5,9 +5,19 @@ SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET jit = off
 AS $$
--- any state -> gone, with the events of its attempts and its progress; the requests stay. The caller holds
--- the rows locked.
+-- any state -> gone, with the events of its attempts and its progress; the requests stay, and what ties its
+-- children to its parent. The caller holds the rows locked.
 BEGIN
+    INSERT INTO pljobs.deleted_parent (job_id, parent_id, deleted_at)
+    SELECT j.id, j.parent_id, clock_timestamp()
+      FROM pljobs.job AS j
+     -- LIMIT: a probe for each, whatever the statistics say.
+     CROSS JOIN LATERAL (
+           SELECT FROM pljobs.job AS c WHERE c.parent_id = j.id
+            UNION ALL
+           SELECT FROM pljobs.deleted_parent AS d WHERE d.parent_id = j.id
+            LIMIT 1) AS has_children
+     WHERE j.id = ANY (_delete_jobs.job_ids) AND j.parent_id IS NOT NULL;
     DELETE FROM pljobs.job AS j WHERE j.id = ANY (_delete_jobs.job_ids);
     DELETE FROM pljobs.job_event AS e WHERE e.job_id = ANY (_delete_jobs.job_ids);
     DELETE FROM pljobs.progress AS p WHERE p.job_id = ANY (_delete_jobs.job_ids);

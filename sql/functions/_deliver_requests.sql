@@ -13,28 +13,31 @@ DECLARE
     v_now timestamptz := clock_timestamp();
     v_ids bigint[];
     v_id bigint;
+    v_seen record;
 BEGIN
     v_ids := ARRAY(SELECT r.id FROM pljobs.request AS r WHERE r.id = ANY (_deliver_requests.request_ids)
                     ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED);
-    WITH seen AS (
-        SELECT r.id, x.handling, x.sql,
-               CASE WHEN r.kill_at <= v_now THEN 4 WHEN r.term_at <= v_now THEN 3
-                    WHEN r.sql_at <= v_now THEN 2 ELSE 1 END AS level
+    -- Row by row: as a join, statistics may make this read all requests, or take the square of their number.
+    FOR v_seen IN
+        SELECT r.id, x.handling, x.sql, n.level
           FROM pljobs.request AS r
+         CROSS JOIN LATERAL (
+               SELECT CASE WHEN r.kill_at <= v_now THEN 4 WHEN r.term_at <= v_now THEN 3
+                           WHEN r.sql_at <= v_now THEN 2 ELSE 1 END AS level) AS n
           LEFT JOIN pljobs._reports(_deliver_requests.observed) AS x ON x.run_id = r.run_id
          WHERE r.id = ANY (v_ids)
-    )
-    UPDATE pljobs.request AS r
-       SET delivered_at = coalesce(r.delivered_at, v_now),
-           level = greatest(seen.level, r.level),
-           escalated_at = CASE WHEN seen.level > r.level THEN v_now ELSE r.escalated_at END,
-           handling = coalesce(seen.handling, r.handling),
-           sql_way = CASE WHEN seen.sql = 'none' THEN coalesce(r.sql_way, 'none')
-                          ELSE coalesce(seen.sql, r.sql_way) END
-      FROM seen
-     WHERE r.id = seen.id
-       AND (r.delivered_at IS NULL OR seen.level > r.level OR seen.sql IS NOT NULL
-            OR seen.handling <> coalesce(r.handling, ''));
+           AND (r.delivered_at IS NULL OR n.level > r.level OR x.sql IS NOT NULL
+                OR x.handling <> coalesce(r.handling, ''))
+    LOOP
+        UPDATE pljobs.request AS r
+           SET delivered_at = coalesce(r.delivered_at, v_now),
+               level = greatest(v_seen.level, r.level),
+               escalated_at = CASE WHEN v_seen.level > r.level THEN v_now ELSE r.escalated_at END,
+               handling = coalesce(v_seen.handling, r.handling),
+               sql_way = CASE WHEN v_seen.sql = 'none' THEN coalesce(r.sql_way, 'none')
+                              ELSE coalesce(v_seen.sql, r.sql_way) END
+         WHERE r.id = v_seen.id;
+    END LOOP;
 
     FOR v_id IN
         SELECT r.id FROM pljobs.request AS r

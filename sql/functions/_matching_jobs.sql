@@ -63,7 +63,7 @@ BEGIN
         _lock_matching_jobs.statuses, _lock_matching_jobs.lock, _lock_matching_jobs.args,
         _lock_matching_jobs.older_than, _lock_matching_jobs.parent_id, NULL, 2147483647);
     others := ARRAY(SELECT i.id FROM unnest(_lock_matching_jobs.job_ids) AS i(id)
-                     WHERE i.id <> ALL (matching) ORDER BY 1);
+                    EXCEPT SELECT m.id FROM unnest(matching) AS m(id) ORDER BY 1);
 END
 $$;
 COMMENT ON FUNCTION pljobs._lock_matching_jobs(bigint[], text, text, text[], text, jsonb, interval, bigint)

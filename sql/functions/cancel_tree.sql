@@ -55,7 +55,9 @@ BEGIN
         PERFORM pljobs._wake_lanes(v_locks, take_lane => false);
     END IF;
     RETURN ARRAY(SELECT c.id FROM unnest(_claim_children.job_ids) WITH ORDINALITY AS c(id, place)
-                  WHERE c.id = ANY (v_free) AND (c.id = ANY (v_closed)) IS NOT TRUE ORDER BY c.place);
+                 -- Hashed: an array would be searched from end to end for each.
+                  WHERE (c.id IN (SELECT f.id FROM unnest(v_free) AS f(id))) IS TRUE
+                    AND c.id NOT IN (SELECT d.id FROM unnest(v_closed) AS d(id)) ORDER BY c.place);
 END
 $$;
 COMMENT ON FUNCTION pljobs._claim_children(bigint[])
@@ -68,8 +70,8 @@ SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET jit = off
 AS $$
--- Returns the root and all that was deferred inside of it, and inside of those, ascending; whether or not
--- the root is still there.
+-- Returns the root and all that was deferred inside of it, and inside of those, ascending; the root, and
+-- those between, whether or not they are still there.
 BEGIN
     RETURN ARRAY(
         WITH RECURSIVE node AS (
@@ -77,7 +79,10 @@ BEGIN
             UNION
             -- OFFSET 0: from parent to child, whatever the statistics say.
             SELECT c.id FROM node CROSS JOIN LATERAL (
-                   SELECT j.id FROM pljobs.job AS j WHERE j.parent_id = node.id OFFSET 0) AS c
+                   SELECT j.id FROM pljobs.job AS j WHERE j.parent_id = node.id
+                    UNION ALL
+                   SELECT d.job_id FROM pljobs.deleted_parent AS d WHERE d.parent_id = node.id
+                   OFFSET 0) AS c
         )
         SELECT node.id FROM node ORDER BY 1);
 END
@@ -100,6 +105,7 @@ DECLARE
     v_ids bigint[];
     v_new bigint[];
     v_got bigint[];
+    v_gone bigint[];
     v_round integer;
 BEGIN
     <<again>>
@@ -118,16 +124,18 @@ BEGIN
                      WHERE j.parent_id = ANY (v_ids)
                        AND (v_round <= 10
                             OR j.status <> 'todo' OR j.attempts > 0 OR j.last_run_id IS NOT NULL)
+                    UNION SELECT d.job_id FROM pljobs.deleted_parent AS d WHERE d.parent_id = ANY (v_ids)
                     EXCEPT SELECT i.id FROM unnest(v_ids) AS i(id));
                 EXIT again WHEN v_new = '{}';
                 v_got := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_new)
                                 ORDER BY j.id FOR UPDATE SKIP LOCKED);
-                v_got := ARRAY(SELECT i.id FROM unnest(v_got) AS i(id)
+                v_gone := ARRAY(SELECT d.job_id FROM pljobs.deleted_parent AS d WHERE d.job_id = ANY (v_new));
+                v_got := ARRAY(SELECT i.id FROM unnest(v_got || v_gone) AS i(id)
                                 WHERE pg_try_advisory_xact_lock(pljobs._tree_key(i.id)));
                 v_ids := v_ids || v_got;
-                IF EXISTS (
+                IF NOT v_got @> v_gone OR EXISTS (
                     SELECT FROM pljobs.job AS j
-                     WHERE j.id = ANY (v_new) AND j.id <> ALL (v_got)
+                     WHERE j.id = ANY (v_new) AND j.id NOT IN (SELECT g.id FROM unnest(v_got) AS g(id))
                        AND (j.status <> 'todo' OR j.attempts > 0 OR j.last_run_id IS NOT NULL)
                 ) THEN
                     RAISE EXCEPTION 'the tree has grown' USING ERRCODE = 'PJ000';
@@ -161,9 +169,11 @@ AS $$
 -- unknown id without children. The tree is closed: of the jobs in it, none but those left alone ('running':
 -- abort is not asked for) can defer another (PJ007), and a child that is being deferred at this moment is
 -- cancelled where it would start. A person may put single ones back (retry_job): they run, and may defer.
--- dry_run: changes and locks nothing, answers as cancel_jobs_v1 does. Raises PJ004 as cancel_job_v1 does.
--- Locks the tree's keys, in order, then its jobs by ascending id, waiting for each. Notifies each worker
--- concerned once.
+-- dry_run: changes and locks nothing, answers as cancel_jobs_v1 does. Raises PJ004 as cancel_job_v1 does, and
+-- in a transaction that is not READ COMMITTED: it could not see a child that has come since its snapshot.
+-- Locks the tree's keys, in order, then its jobs by ascending id, waiting for each: until the transaction
+-- ends, no child of these jobs starts, nor of others that share a key (there are 4,096: a tree of thousands
+-- holds all of them); commit soon. Notifies each worker concerned once.
 DECLARE
     v_abort boolean := coalesce(cancel_tree_v1.abort, false) OR coalesce(cancel_tree_v1.force, false);
     v_resolution text := CASE WHEN cancel_tree_v1.delete_job THEN 'deleted' ELSE 'cancelled' END;
@@ -190,6 +200,11 @@ BEGIN
         RETURN;
     END IF;
 
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'a tree can only be cancelled in a transaction that is READ COMMITTED'
+            USING ERRCODE = 'PJ004', HINT = 'Others can''t see a child that has come since they began. '
+                                            'BEGIN ISOLATION LEVEL READ COMMITTED; nothing was changed.';
+    END IF;
     v_ids := pljobs._lock_tree(cancel_tree_v1.root);
     SELECT array_agg(j.id) FILTER (WHERE j.status = 'todo' AND j.id <> cancel_tree_v1.root),
            array_agg(j.id) FILTER (WHERE j.status = 'doing' AND j.id <> cancel_tree_v1.root),

@@ -86,11 +86,13 @@ BEGIN
       LEFT JOIN LATERAL (
            SELECT o.id, o.level, o.sql_way, o.source, o.requested_by, o.actor, o.reason, o.requested_at,
                   o.term_at,
-                  -- From level 2 on its SQL is cancelled again and again, less and less often.
-                  CASE o.level WHEN 1 THEN least(o.sql_at, o.term_at)
-                               ELSE least(CASE o.level WHEN 2 THEN o.term_at WHEN 3 THEN o.kill_at END,
-                                          v_now + least(interval '1 s', greatest(interval '250 ms',
-                                                        (v_now - o.escalated_at) / 10))) END AS look_at
+                  -- From level 2 on its SQL is cancelled again and again, less and less often; at level 2
+                  -- until a statement was.
+                  CASE WHEN o.level = 1 THEN least(o.sql_at, o.term_at)
+                       WHEN o.level = 2 AND o.sql_way IN ('server', 'worker', 'denied') THEN o.term_at
+                       ELSE least(CASE o.level WHEN 2 THEN o.term_at WHEN 3 THEN o.kill_at END,
+                                  v_now + least(interval '1 s', greatest(interval '250 ms',
+                                                (v_now - o.escalated_at) / 10))) END AS look_at
              FROM pljobs.request AS o
             WHERE o.id = j.request_id AND o.delivered_at IS NOT NULL OFFSET 0) AS r ON true
      WHERE h.run_id IS NOT NULL OR r.id IS NOT NULL;

@@ -3,14 +3,17 @@ RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Deletes requests that were resolved, workers that stopped, and what keeps cancelled trees closed, longer
--- than older_than ago; at most max_rows of each. Returns how many in all: call again until it returns 0.
+-- Deletes requests that were resolved, workers that stopped, what keeps cancelled trees closed, and what
+-- ties jobs to their trees whose parents were deleted, longer than older_than ago; at most max_rows of each.
+-- What keeps a child from starting that still waits (it may be scheduled, or its queue paused) stays, and
+-- what ties jobs together that are still there. Returns how many in all: call again until it returns 0.
 -- Raises PJ004 for a null or negative older_than. Skips rows that somebody holds. Notifies nobody.
 DECLARE
     v_before timestamptz := clock_timestamp() - prune_history_v1.older_than;
     v_requests bigint;
     v_workers bigint;
     v_trees bigint;
+    v_ties bigint;
 BEGIN
     IF prune_history_v1.older_than IS NULL OR prune_history_v1.older_than < interval '0' THEN
         RAISE EXCEPTION 'prune needs older_than, not negative' USING ERRCODE = 'PJ004';
@@ -28,9 +31,17 @@ BEGIN
     DELETE FROM pljobs.closed_tree AS t WHERE t.job_id = ANY (ARRAY(
         SELECT o.job_id FROM pljobs.closed_tree AS o
          WHERE o.closed_at < v_before
+           AND NOT EXISTS (SELECT FROM pljobs.job AS j WHERE j.parent_id = o.job_id AND j.status = 'todo')
          ORDER BY o.closed_at LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_trees = ROW_COUNT;
-    RETURN v_requests + v_workers + v_trees;
+    DELETE FROM pljobs.deleted_parent AS t WHERE t.job_id = ANY (ARRAY(
+        SELECT o.job_id FROM pljobs.deleted_parent AS o
+         WHERE o.deleted_at < v_before
+           AND NOT EXISTS (SELECT FROM pljobs.job AS j WHERE j.parent_id = o.job_id)
+           AND NOT EXISTS (SELECT FROM pljobs.deleted_parent AS d WHERE d.parent_id = o.job_id)
+         ORDER BY o.deleted_at LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_ties = ROW_COUNT;
+    RETURN v_requests + v_workers + v_trees + v_ties;
 END
 $$;
 COMMENT ON FUNCTION pljobs.prune_history_v1(interval, integer)

@@ -7,11 +7,13 @@ AS $$
 -- doing with an open request that its worker has not heard of -> doing without, 'rescinded': the request is
 -- resolved so, with who took it back and why in a request of its own.  Delivered already -> unchanged,
 -- 'already_delivered' (the task may be stopping).  Nothing open -> unchanged, 'no_request'.  Unknown id ->
--- 'not_found'. request_id is the request that is, or was, open. Locks the job, then its request, waiting
--- for a heartbeat that is delivering it: heartbeat_v1 answers no request that it could not record as
--- delivered. Notifies nobody.
+-- 'not_found'. A run whose timeout had joined a person's request is asked anew, for its timeout; where only
+-- its timeout asked, it has all the time it wants. request_id is the request that is, or was, open. Locks the
+-- job, then its request, waiting for a heartbeat that is delivering it: heartbeat_v1 answers no request that
+-- it could not record as delivered. Notifies nobody.
 DECLARE
     v_job record;
+    v_source text;
 BEGIN
     SELECT j.request_id, j.run_id, j.worker_id, j.queue, j.task INTO v_job
       FROM pljobs.job AS j WHERE j.id = rescind_request_v1.job_id FOR UPDATE;
@@ -25,12 +27,17 @@ BEGIN
         RETURN;
     END IF;
     UPDATE pljobs.request AS r SET resolved_at = clock_timestamp(), resolution = 'rescinded'
-     WHERE r.id = rescind_request_v1.request_id AND r.delivered_at IS NULL;
+     WHERE r.id = rescind_request_v1.request_id AND r.delivered_at IS NULL
+    RETURNING r.source INTO v_source;
     IF NOT FOUND THEN
         outcome := 'already_delivered';
         RETURN;
     END IF;
-    UPDATE pljobs.job AS j SET request_id = NULL WHERE j.id = rescind_request_v1.job_id;
+    UPDATE pljobs.job AS j
+       SET request_id = NULL,
+           timeout_at = CASE WHEN v_source <> 'deadline'
+                             THEN coalesce(j.timeout_at, j.started_at + j.timeout) END
+     WHERE j.id = rescind_request_v1.job_id;
     PERFORM pljobs._record_request('rescind', rescind_request_v1.job_id, v_job.queue, v_job.task,
                                    rescind_request_v1.reason, rescind_request_v1.actor, 'rescinded',
                                    run_id => v_job.run_id, worker_id => v_job.worker_id);

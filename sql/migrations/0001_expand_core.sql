@@ -108,6 +108,16 @@ CREATE TABLE pljobs.closed_tree (
 );
 CREATE INDEX closed_tree_closed ON pljobs.closed_tree (closed_at);
 
+-- Jobs that were deleted and have a parent and children: what ties these to their tree.
+CREATE TABLE pljobs.deleted_parent (
+    job_id     bigint      NOT NULL,
+    parent_id  bigint      NOT NULL,
+    deleted_at timestamptz NOT NULL,
+    CONSTRAINT deleted_parent_pkey PRIMARY KEY (job_id)
+);
+CREATE INDEX deleted_parent_parent ON pljobs.deleted_parent (parent_id);
+CREATE INDEX deleted_parent_deleted ON pljobs.deleted_parent (deleted_at);
+
 -- Who asked for what, and what became of it: the audit trail. No foreign key: it outlives the job.
 CREATE TABLE pljobs.request (
     id           bigint      NOT NULL GENERATED ALWAYS AS IDENTITY,
@@ -148,7 +158,7 @@ CREATE TABLE pljobs.request (
         sql_way IN ('server', 'asked', 'worker', 'none', 'pooled', 'denied', 'busy')
     ),
     CONSTRAINT request_resolution_known CHECK (resolution IN (
-        'cancelled', 'deleted', 'expired', 'aborted', 'killed', 'abandoned', 'forced', 'timeout',
+        'cancelled', 'deleted', 'expired', 'aborted', 'killed', 'abandoned', 'forced', 'timeout', 'joined',
         'finished_first', 'failed_first', 'worker_lost', 'rescinded', 'requeued', 'paused', 'resumed'
     )),
     CONSTRAINT request_resolved_with_resolution CHECK ((resolved_at IS NULL) = (resolution IS NULL)),

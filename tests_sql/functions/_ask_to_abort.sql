@@ -32,7 +32,7 @@ BEGIN
         answers := answers || (SELECT a.outcome FROM pljobs._ask_to_abort(v_job.job_id, sources[i], 'reason ' || i, 'actor ' || i) AS a);
     END LOOP;
     SELECT r.source, r.actor, r.reason INTO source, actor, reason FROM pljobs.request AS r JOIN pljobs.job AS j ON j.request_id = r.id WHERE j.id = v_job.job_id;
-    requests := (SELECT count(*) FROM pljobs.request AS r WHERE r.job_id = v_job.job_id);
+    requests := (SELECT count(*) FROM pljobs.request AS r WHERE r.job_id = v_job.job_id AND r.resolved_at IS NULL);
 END
 $$;
 SELECT results_eq(format('SELECT source, actor, reason, requests FROM asked(%L)', sources), format($$VALUES (%L, 'actor %s', 'reason %s', 1::bigint)$$, stays, place, place), format('%s: %s stays', array_to_string(sources, ', '), stays))
@@ -83,6 +83,16 @@ SELECT request_id FROM pljobs.cancel_job_v1(:job_id, abort => true, reason => 'a
 SELECT is(pljobs._ask_late_runs_to_abort(:worker_id, 10), ARRAY[:job_id]::bigint[], 'also where a person has asked already');
 SELECT results_eq(format('SELECT source, reason, actor, round(extract(epoch FROM term_at - clock_timestamp())) FROM pljobs.request WHERE id = %s', :request_id), $$VALUES ('user', 'a reason', 'an actor', 20::numeric)$$,
                   'it stays the person''s request, and now ends by force');
+
+-- Whoever makes a request stronger leaves a row; whoever adds nothing leaves none.
+SELECT * FROM an_aborting_job() \gset
+SELECT pljobs.cancel_job(:job_id, abort => true, reason => 'nothing new', actor => 'bob') \g /dev/null
+SELECT pljobs.cancel_job(:job_id, abort => true, grace => '1 h', reason => 'hurry', actor => 'cay') \g /dev/null
+SELECT pljobs.cancel_job(:job_id, abort => true, grace => '2 h', reason => 'nothing new', actor => 'dan') \g /dev/null
+SELECT pljobs.cancel_job(:job_id, abort => true, delete_job => true, reason => 'away with it', actor => 'eve') \g /dev/null
+SELECT results_eq(format('SELECT actor, reason, resolution, delete_job, term_at IS NOT NULL FROM pljobs.request WHERE job_id = %s ORDER BY id', :job_id),
+                  $$VALUES ('an actor', 'a reason', NULL, true, true), ('cay', 'hurry', 'joined', false, true), ('eve', 'away with it', 'joined', true, false)$$,
+                  'who made it stronger is on record, and who added nothing is not');
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -34,7 +34,7 @@ SELECT results_eq(format('SELECT level FROM deliver(%s)', :request_id), $$VALUES
 SELECT age_request(:request_id, '5 s') \g /dev/null
 SELECT results_eq(format('SELECT level FROM deliver(%s)', :request_id), $$VALUES (4::smallint)$$, 'the second grace is over: level 4');
 UPDATE pljobs.request SET sql_at = sql_at + interval '1 h', term_at = term_at + interval '1 h', kill_at = kill_at + interval '1 h' WHERE id = :request_id;
-SELECT results_eq(format('SELECT level FROM deliver(%s)', :request_id), $$VALUES (4::smallint)$$, 'it never goes down again, whatever the clock does');
+SELECT results_eq(format('SELECT level FROM deliver(%s, %L)', :request_id, format('[{"run_id": %s, "handling": "swallowed"}]', :run_id)), $$VALUES (4::smallint)$$, 'it never goes down again, whatever the clock does');
 SELECT * FROM a_request('0') \gset
 SELECT results_eq(format('SELECT delivered, level FROM deliver(%s)', :request_id), $$VALUES (true, 3::smallint)$$, 'without grace it begins at level 3');
 SELECT * FROM a_request(NULL) \gset

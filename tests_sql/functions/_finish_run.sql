@@ -75,13 +75,13 @@ SELECT end_run(:job_id, :run_id, 'killed') \g /dev/null
 SELECT is(j.message, 'timeout: ran longer than its timeout of 01:00:00', 'and which') FROM pljobs.job AS j WHERE j.id = :job_id;
 SELECT * FROM a_timed_out_job() \gset
 SELECT is(end_run(:job_id, :run_id, 'aborted', delete_job => true), 'deleted', 'delete_job deletes what timed out for good');
-SELECT tainted_at FROM pljobs.worker WHERE id = :worker_id \gset
-SELECT * FROM a_doing_job() \gset
+SELECT a_worker() AS worker_id, a_todo_job() AS job_id, a_todo_job() AS other \gset
+SELECT start_job(:job_id, :worker_id) AS run_id, start_job(:other, :worker_id) AS other_run \gset
 SELECT end_run(:job_id, :run_id, 'abandoned') \g /dev/null
 SELECT tainted_at FROM pljobs.worker WHERE id = :worker_id \gset
-SELECT a_todo_job() AS next_job \gset
 SELECT is(end_run(:job_id, :run_id, 'abandoned'), 'failed', 'a replay of it is answered what was written');
-SELECT is(w.tainted_at, :'tainted_at'::timestamptz, 'tainted once, since then') FROM pljobs.worker AS w WHERE w.id = :worker_id;
+SELECT end_run(:other, :other_run, 'abandoned') \g /dev/null
+SELECT is(w.tainted_at, :'tainted_at'::timestamptz, 'tainted once, since the first') FROM pljobs.worker AS w WHERE w.id = :worker_id;
 SELECT is_empty(format('SELECT FROM pljobs.fetch_jobs_v1(%s, 1)', :worker_id), 'a tainted worker is given no more jobs');
 SELECT results_eq(format('SELECT tainted_at IS NOT NULL FROM pljobs.workers WHERE id = %s', :worker_id), 'VALUES (true)', 'people see it');
 

@@ -106,6 +106,18 @@ SELECT a_child_of(:root) AS child \gset
 SELECT pljobs.delete_job(:root) \g /dev/null
 SELECT results_eq(format('SELECT job_id, outcome FROM pljobs.cancel_tree(%s)', :root), format($$VALUES (%s::bigint, 'cancelled')$$, :child), 'the root may be gone');
 SELECT throws_ok(format('SELECT a_child_of(%s)', :root), 'PJ007', NULL, 'it stays closed to what comes');
+-- So may those between: deleted when they succeeded, by a person, or pruned.
+SELECT a_todo_job() AS root \gset
+SELECT a_child_of(:root) AS one \gset
+SELECT start_job(:one) AS run \gset
+SELECT a_child_of(:one) AS two \gset
+SELECT a_child_of(:two) AS leaf, a_child_of(:root) AS no_parent \gset
+SELECT finish_run(:one, :run, 'succeeded', '{"delete_job": true}'), pljobs.cancel_job(:two, delete_job => true), pljobs.cancel_job(:no_parent, delete_job => true) \g /dev/null
+SELECT is(ARRAY(SELECT job_id FROM pljobs.deleted_parent WHERE job_id IN (:one, :two, :no_parent) ORDER BY 1), ARRAY[:one, :two]::bigint[], 'what is deleted is remembered if it has both a parent and children');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.cancel_tree(:root, dry_run => true)), ARRAY[:root, :leaf]::bigint[], 'shown: those between may be gone');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.cancel_tree(:root)), ARRAY[:root, :leaf]::bigint[], 'those between may be gone');
+SELECT throws_ok(format('SELECT a_child_of(%s)', :two), 'PJ007', NULL, 'they stay closed to what comes');
+
 -- What there is not, or not yet.
 SELECT is_empty(format('SELECT FROM pljobs.cancel_tree_v1(%L, true, true, true)', x), 'no such tree: ' || coalesce(x::text, 'null')) FROM unnest('{-1,0,9223372036854775807,NULL}'::bigint[]) AS x;
 SELECT is_empty(format('SELECT FROM pljobs.cancel_tree_v1(%L, dry_run => true)', x), 'nor shown: ' || coalesce(x::text, 'null')) FROM unnest('{-1,0,9223372036854775807,NULL}'::bigint[]) AS x;

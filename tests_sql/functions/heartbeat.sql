@@ -94,7 +94,7 @@ SELECT request_id FROM pljobs.cancel_job_v1(:job_id, abort => true) \gset
 SELECT is(told(:worker_id, :run_id), 'abort 1, in - s, user, SQL -', 'without a grace nothing follows');
 SELECT pljobs.cancel_job(:job_id, abort => true, sql => true) \g /dev/null
 SELECT is(told(:worker_id, :run_id), 'abort 2, in 1 s, user, SQL none', 'but its SQL, if that was asked');
-SELECT is(told(:worker_id, :run_id, jsonb_build_array(jsonb_build_object('run_id', :run_id, 'sql', 'worker'))), 'abort 2, in 1 s, user, SQL worker', 'the worker says how it did that itself');
+SELECT is(told(:worker_id, :run_id, jsonb_build_array(jsonb_build_object('run_id', :run_id, 'sql', 'worker'))), 'abort 2, in - s, user, SQL worker', 'the worker says how it did that itself, and nothing follows');
 SELECT * FROM a_late_job('0') \gset
 SELECT is(told(:worker_id, :run_id), 'abort 3, in 1 s, deadline, SQL none', 'a run with no grace at all is terminated at once');
 SELECT * FROM a_late_job() \gset

@@ -24,5 +24,27 @@ UPDATE pljobs.closed_tree SET closed_at = closed_at - interval '1 day' WHERE job
 SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'the mark of a tree that was cancelled long ago goes');
 SELECT is(ARRAY(SELECT job_id FROM pljobs.closed_tree WHERE job_id IN (:old, :young)), ARRAY[:young]::bigint[], 'that of a young one stays');
 
+-- As long as children wait that it keeps from starting, it stays: one was committed too late to be cancelled with its tree.
+SELECT a_todo_job() AS parent \gset
+SELECT a_child_of(:parent) AS child \gset
+INSERT INTO pljobs.closed_tree VALUES (:parent, now() - interval '1 day');
+SELECT is(pljobs.prune_history_v1('12 h'), 0::bigint, 'a mark that keeps a waiting child from starting stays');
+SELECT is(fetch_ids(j.queue), '{}', 'the child never starts') FROM pljobs.job AS j WHERE j.id = :child;
+SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'then it goes');
+
+-- What is remembered of deleted jobs, as long as something hangs on it.
+SELECT a_todo_job() AS root \gset
+SELECT a_child_of(:root) AS one \gset
+SELECT a_child_of(:one) AS two \gset
+SELECT a_child_of(:two) AS leaf \gset
+SELECT pljobs.cancel_job(:one, delete_job => true), pljobs.cancel_job(:two, delete_job => true) \g /dev/null
+UPDATE pljobs.deleted_parent SET deleted_at = deleted_at - interval '1 day';
+SELECT is(pljobs.prune_history_v1('12 h'), 0::bigint, 'what ties a job to its tree stays');
+SELECT pljobs.cancel_job(:leaf, delete_job => true) \g /dev/null
+UPDATE pljobs.deleted_parent SET deleted_at = deleted_at - interval '1 day';
+SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'then it goes, from below');
+SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'one after the other');
+SELECT is_empty(format('SELECT FROM pljobs.deleted_parent WHERE job_id IN (%s, %s, %s)', :one, :two, :leaf), 'all of it');
+
 SELECT * FROM finish();
 ROLLBACK;

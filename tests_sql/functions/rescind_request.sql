@@ -28,6 +28,11 @@ SELECT * FROM a_doing_job() \gset
 SELECT is(pljobs.rescind_request(:job_id), 'no_request', 'nor one that was not asked');
 SELECT is(pljobs.rescind_request(x), 'not_found', 'not found: ' || coalesce(x::text, 'null')) FROM unnest('{-1,0,9223372036854775807,NULL}'::bigint[]) AS x;
 
+-- Its timeout joins a person's request, which is then taken back: the limit stays.
+SELECT * FROM a_late_job() \gset
+SELECT age_runs(:run_id), pljobs.cancel_job(:job_id, abort => true), pljobs._ask_late_runs_to_abort(NULL, 1000), pljobs.rescind_request(:job_id) \g /dev/null
+SELECT results_eq(format('SELECT verdict, source FROM verdict_of(%s, %s)', :worker_id, :run_id), $$VALUES ('abort', 'deadline')$$, 'its timeout asks again, for itself');
+
 -- One that its timeout asked.
 SELECT * FROM a_late_job() \gset
 SELECT pljobs._ask_late_runs_to_abort(NULL, 1000) \g /dev/null

@@ -1,0 +1,61 @@
+"""No step of SQL takes the square of the number of jobs, whatever the statistics say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+MANY = 20_000
+
+
+@pytest.fixture
+def conn(db_url: str) -> Iterator[psycopg.Connection]:
+    """A connection whose statements end after a time that a squared step exceeds."""
+    with psycopg.connect(db_url, autocommit=True, options="-c statement_timeout=8s") as connection:
+        yield connection
+
+
+def defer(conn: psycopg.Connection, count: int, job: str) -> None:
+    """Defer `count` jobs like this one."""
+    conn.execute(
+        "SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(%s::jsonb) FROM generate_series(1, %s)))", (job, count)
+    )
+
+
+def test_a_heartbeat_finds_each_request_by_its_key(conn: psycopg.Connection) -> None:
+    conn.execute(
+        "INSERT INTO pljobs.request (job_id, run_id, requested_at, kind, queue, requested_by) "
+        "SELECT n, n, clock_timestamp(), 'abort', 'q', 'a test' FROM generate_series(1, %s) AS n",
+        (MANY,),
+    )
+    # As if they had been counted while one transaction had written all of them, and not committed.
+    conn.execute(
+        "UPDATE pg_class SET reltuples = 0, relpages = 1 "
+        "WHERE oid IN ('pljobs.request'::regclass, 'pljobs.request_pkey'::regclass)"
+    )
+    conn.execute("SELECT pljobs._deliver_requests(ARRAY(SELECT r.id FROM pljobs.request AS r), '[]')")
+    delivered = conn.execute("SELECT count(*) FROM pljobs.request AS r WHERE r.level = 1").fetchone()
+    assert delivered == (MANY,)
+
+
+def test_any_number_is_cancelled_in_one_call(conn: psycopg.Connection) -> None:
+    defer(conn, 3 * MANY, '{"task": "t"}')
+    done = conn.execute(
+        "SELECT count(*) FROM pljobs.cancel_jobs_v1(task => 't', dry_run => false, max_jobs => 1000000) AS c "
+        "WHERE c.outcome = 'cancelled'"
+    ).fetchone()
+    assert done == (3 * MANY,)
+
+
+def test_a_fetch_cancels_any_number_of_late_children(conn: psycopg.Connection, db_url: str) -> None:
+    conn.execute("SELECT pljobs.defer_job('root'), pljobs.register_worker_v1('w', 'h', 1)")
+    with psycopg.connect(db_url) as late:
+        defer(late, 3 * MANY, '{"task": "child", "parent_id": 1}')
+        conn.execute("SELECT pljobs.cancel_tree(1)")
+    defer(conn, 1, '{"task": "another"}')
+    for _ in range(3):
+        if row := conn.execute("SELECT f.task FROM pljobs.fetch_jobs_v1(1) AS f").fetchone():
+            break
+    assert row == ("another",)
