@@ -38,6 +38,10 @@ async def swallow():
         except asyncio.CancelledError:
             pass
 
+@app.task(name="leave_a_thread")
+async def leave_a_thread():
+    await asyncio.to_thread(time.sleep, 600)
+
 @app.task(name="add")
 def add(a, b):
     return a + b

@@ -32,6 +32,10 @@ if os.environ.get("TEST_NURSERY") == "no fork":
     if "pljobs.nursery" in sys.modules and sys.modules["pljobs.nursery"].Nursery.is_here:
         os.fork = _no_fork
 
+if os.environ.get("TEST_NURSERY") == "slow" and "pljobs.nursery" in sys.modules:
+    while sys.modules["pljobs.nursery"].Nursery.is_here and not Path(os.environ["TEST_NURSERY_GO"]).exists():
+        time.sleep(0.005)
+
 
 def touch(path: str, text: str = "") -> None:
     """Make a file that is there with all its text, or not at all."""
@@ -265,3 +269,23 @@ def sleeps_in_sql(context: JobContext, started: str, bracket: bool) -> None:
 def floods(lines: int) -> None:
     for number in range(lines):
         logger.info("line %s", number)
+
+
+@app.task(isolation="process")
+def leaves_its_group(started: str) -> None:
+    """Resist SIGTERM, in the group of the nursery."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.setpgid(0, os.getpgid(os.getppid()))
+    touch(started, str(os.getpid()))
+    while True:
+        time.sleep(60)
+
+
+@app.task(isolation="process")
+def logs_something_deep() -> str:
+    sys.setrecursionlimit(100_000)
+    deep: list[object] = []
+    for _ in range(5_000):
+        deep = [deep]
+    logger.warning("deep", extra={"deep": deep})
+    return "done"

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from cli_fixtures import Pljobs, answer, app_folder, bare_environment, fields, pljobs, worker
+from cli_fixtures import Pljobs, answer, app_folder, bare_environment, fields, pljobs, started, worker
 from pljobs.cli_commands import cli
 from waiting import wait_until
 
@@ -164,6 +164,15 @@ def test_a_worker_does_what_there_is_and_ends_when_told_to_not_wait(
     records = [json.loads(line) for line in done.stderr.splitlines()]
     assert any(record["logger"].startswith("pljobs") for record in records)
     assert [row["status"] for row in json.loads(pljobs("list", "--json").stdout)] == ["todo", "succeeded"]
+
+
+def test_a_thread_that_an_aborted_task_has_left_does_not_hold_the_worker(
+    pljobs: Pljobs, worker: subprocess.Popen[str]
+) -> None:
+    job_id = started(pljobs, "leave_a_thread")
+    pljobs("cancel", str(job_id), "--abort", "--wait", "20")
+    worker.terminate()
+    assert worker.wait(20) == 0
 
 
 def test_a_worker_without_a_schema_says_so(app_folder: Path, empty_db_url: str) -> None:

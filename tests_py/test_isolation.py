@@ -195,6 +195,22 @@ async def test_an_abort_before_the_nursery_is_ready_is_not_lost(alone: Runs, tmp
     assert (await alone.end(run)).outcome == "aborted"
 
 
+@pytest.mark.parametrize("level", [3, 4])
+async def test_stopped_by_force_before_it_has_a_process_it_never_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: int
+) -> None:
+    monkeypatch.setenv("TEST_NURSERY", "slow")
+    monkeypatch.setenv("TEST_NURSERY_GO", str(tmp_path / "go"))
+    async with runs() as made:
+        run = made.start(tasks.ignores, started=str(tmp_path / "started"))
+        ask(run, level)
+        end = await made.end(run)
+        assert (end.outcome, run.ended) == ("killed", True)
+        (tmp_path / "go").touch()
+        assert (await made.end(made.start(tasks.noop))).outcome == "succeeded"
+    assert not (tmp_path / "started").exists()
+
+
 async def test_level_3_raises_in_the_task_that_looks_at_nothing(alone: Runs, tmp_path: Path) -> None:
     started = tmp_path / "started"
     run = alone.start(tasks.ignores, started=str(started))
@@ -235,6 +251,19 @@ async def test_level_4_kills_the_task_and_what_it_started(alone: Runs, tmp_path:
     assert end.retry_at is None
     assert "SIGKILL" in (end.message or "")
     await until_gone(pid, grandchild)
+
+
+async def test_a_task_that_has_left_its_group_is_killed_and_nobody_else(alone: Runs, tmp_path: Path) -> None:
+    run = alone.start(tasks.leaves_its_group, started=str(tmp_path / "gone"))
+    other = alone.start(tasks.until_asked, started=str(tmp_path / "other"))
+    pid = int(await said(tmp_path / "gone"))
+    await said(tmp_path / "other")
+    ask(run, 4)
+    assert (await alone.end(run)).outcome == "killed"
+    assert is_gone(pid)
+    assert not other.ended
+    ask(other)
+    assert (await alone.end(other)).outcome == "aborted"
 
 
 async def test_killed_for_its_timeout_the_strategy_is_asked(alone: Runs, tmp_path: Path) -> None:
@@ -317,6 +346,10 @@ async def test_a_process_that_dies_fails_its_job_alone_and_the_strategy_is_asked
     assert (await alone.end(other)).outcome == "aborted"
 
 
+async def test_what_is_logged_does_no_harm_however_deep(alone: Runs) -> None:
+    assert (await alone.end(alone.start(tasks.logs_something_deep))).result == "done"
+
+
 async def test_garbage_on_the_line_ends_the_process(alone: Runs) -> None:
     end = await alone.end(alone.start(tasks.dies, how="garbage"))
     assert end.outcome == "failed"
@@ -362,6 +395,18 @@ async def test_a_fork_that_fails_fails_the_job(monkeypatch: pytest.MonkeyPatch) 
         end = await made.end(made.start(tasks.noop))
         assert end.outcome == "failed"
         assert "could not be started: BlockingIOError" in (end.message or "")
+
+
+async def test_a_nursery_starts_where_the_directory_is_gone_and_sys_path_odd(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "old release").mkdir()
+    monkeypatch.chdir(tmp_path / "old release")
+    (tmp_path / "old release").rmdir()
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, tmp_path])
+    async with runs() as made:
+        assert (await made.end(made.start(tasks.noop))).outcome == "succeeded"
 
 
 async def test_an_application_that_the_nursery_cant_import_is_said(

@@ -31,8 +31,8 @@ def on_signal(which, frame):
     (folder / f"{number}.signal{len(seen)}").write_text(signal.Signals(which).name)
     if way != "stubborn" or len(seen) == 2:
         sys.exit(0)
-signal.signal(signal.SIGTERM, on_signal)
-signal.signal(signal.SIGINT, on_signal)
+for which in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(which, signal.SIG_IGN if way == "deaf" else on_signal)
 starts = len(list(folder.glob(f"{number}.start*")))
 (folder / f"{number}.start{starts + 1}").write_text(f"{os.getpid()} {os.getpgrp()} {os.isatty(0)}")
 match way:
@@ -118,6 +118,14 @@ async def test_a_second_signal_is_passed_on_too(command: Command, tmp_path: Path
     os.kill(os.getpid(), signal.SIGTERM)
     assert await running == 0
     assert (tmp_path / "1.signal2").read_text() == "SIGTERM"
+
+
+async def test_a_third_signal_ends_processes_that_hear_of_none(command: Command, tmp_path: Path) -> None:
+    running = asyncio.create_task(Supervisor(command("deaf"), 2, QUICK).run())
+    await wait_until_async(lambda: starts(tmp_path, 1) and starts(tmp_path, 2))
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, 20) == 128 + signal.SIGKILL
 
 
 async def test_a_terminals_ctrl_c_does_not_reach_the_processes_themselves(

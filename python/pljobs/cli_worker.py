@@ -7,6 +7,8 @@ import functools
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal, TypeVar
@@ -22,6 +24,8 @@ from pljobs.maintenance import Manager
 
 T = TypeVar("T")
 
+# Seconds that threads have which tasks have left in the event loop's executor, once the worker has ended.
+THREADS_PATIENCE = 5.0
 LEVELS = ["debug", "info", "warning", "error", "critical"]
 
 
@@ -180,6 +184,15 @@ async def _work(app: App, options: WorkerOptions) -> None:
     async with app.open_async():
         await _require_schema(app)
         await app.run_worker_async(**options)
+    threading.Thread(target=_leave_late, name="pljobs-leave", daemon=True).start()
+
+
+def _leave_late() -> None:
+    """End the process: asyncio and the interpreter wait for the threads of `asyncio.to_thread`, for ever."""
+    time.sleep(THREADS_PATIENCE)
+    click.echo("pljobs: the worker has ended; threads that a task has left behind are left alone", err=True)
+    logging.shutdown()
+    os._exit(0)
 
 
 async def _manage(app: App, *, interval: timedelta, retention: timedelta | None, max_crashes: int) -> None:

@@ -11,7 +11,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,11 +23,13 @@ from pljobs.aborting import AbortRequest
 from pljobs.answers import Call, Verdict
 from pljobs.exceptions import PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
+from pljobs.lag import LoopLag
 from pljobs.link import KEEPALIVES, SESSION, cut
-from pljobs.run import SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
+from pljobs.run import KILL, LAST_WORDS, SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
+    from pljobs.job_context import JobContext
     from pljobs.run import Run
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,6 @@ FROZEN_AFTER = 10.0
 ENDED_EVERY = 0.01
 T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-LAG_WORTH_A_WARNING = 1.0
 SHORTEST_PAUSE = 0.05
 BLOCKED_AFTER = 0.2
 VOID_EVERY = 1.0
@@ -65,7 +66,7 @@ class Control:
         listen: bool,
         heartbeat_interval: float,
         abort_interval: float,
-        interrupt: Callable[[asyncio.Task[Any]], None],
+        interrupt: Callable[[JobContext], None],
     ) -> None:
         self._connector = connector
         self._worker_id = worker_id
@@ -87,8 +88,7 @@ class Control:
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
-        self._pinged_at: float | None = None
-        self._lag = 0.0
+        self._lag = LoopLag(worker_id, self._in_loop)
         self._thread = threading.Thread(target=self._run, name=f"pljobs-control-{worker_id}", daemon=True)
 
     def start(self) -> None:
@@ -208,7 +208,9 @@ class Control:
             conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         # Behind a transaction pooler LISTEN is accepted, and nothing ever arrives.
         conn.execute("SELECT pg_catalog.pg_notify(%s, 'probe')", [self._channel])
-        for _ in conn.notifies(timeout=PROBE_PATIENCE, stop_after=1):
+        # No longer than from heartbeat to heartbeat: the lease runs on meanwhile.
+        patience = min(PROBE_PATIENCE, self._heartbeat_interval)
+        for _ in conn.notifies(timeout=patience, stop_after=1):
             return  # whichever arrived first
         logger.warning(
             "Notifications don't arrive on this connection (a transaction pooler?): worker %s polls"
@@ -224,7 +226,7 @@ class Control:
             self._worker_id,
             run_ids=list(runs),
             observed=observed,
-            loop_lag=timedelta(seconds=self._measure_lag(runs.values())),
+            loop_lag=timedelta(seconds=self._lag.measure(runs.values())),
         )
         try:
             verdicts = self._beat_once_more_if_unknown(conn, beat)
@@ -240,6 +242,7 @@ class Control:
             self._deliver(verdict)
         for verdict in verdicts:
             self._cancel_sql(conn, verdict)
+            self._give_up(conn, verdict)
 
     def _beat_once_more_if_unknown(
         self, conn: psycopg.Connection[Any], beat: Call[list[Verdict]]
@@ -288,11 +291,17 @@ class Control:
         # Here and now, for threads; in the event loop, once it is free, for async tasks.
         run.context.abort_flag.set(reason, AbortRequest.of(verdict) if verdict.request_id else None)
         self._in_loop(run.abort, reason, verdict)
-        if verdict.level >= TERM and run.body is not None and self._is_loop_blocked():
-            self._interrupt(run.body)
+        if verdict.level >= TERM and not run.ended and self._lag.blocked_for() > BLOCKED_AFTER:
+            self._interrupt(run.context)
 
-    def _is_loop_blocked(self) -> bool:
-        return self._pinged_at is not None and time.monotonic() - self._pinged_at > BLOCKED_AFTER
+    def _give_up(self, conn: psycopg.Connection[Any], verdict: Verdict) -> None:
+        """Report that a run is given up where its event loop can't: it is blocked, for good."""
+        run = self._runs.get(verdict.run_id)
+        if verdict.level < KILL or run is None or run.ended:
+            return
+        if min(self._lag.blocked_for(), run.context.abort_flag.raised_for()) > LAST_WORDS:
+            self._timed(conn, calls.finish_jobs([run.abandoned()], wait=False))
+            self._in_loop(run.abandon)  # first of all, when the loop is free again
 
     def _timed(self, conn: psycopg.Connection[Any], call: Call[T]) -> T:
         self._busy_since = time.monotonic()
@@ -300,27 +309,6 @@ class Control:
             return db.run(conn, call)
         finally:
             self._busy_since = None
-
-    def _measure_lag(self, runs: Iterable[Run | None]) -> float:
-        """Return how late the event loop answered the last ping, or how late it is by now, in seconds."""
-        now = time.monotonic()
-        if self._pinged_at is None:
-            self._pinged_at = now
-            self._in_loop(self._pong)
-            return self._lag
-        lag = now - self._pinged_at
-        if lag > LAG_WORTH_A_WARNING:
-            running = sorted({run.job.call_string for run in runs if run is not None and not run.ended})
-            logger.warning(
-                "The event loop of worker %s has been blocked for %.1f s: an async task does not let go of it"
-                " (running: %s)",
-                self._worker_id, lag, ", ".join(running),
-            )  # fmt: skip
-        return lag
-
-    def _pong(self) -> None:  # in the event loop
-        if self._pinged_at is not None:
-            self._lag, self._pinged_at = time.monotonic() - self._pinged_at, None
 
     def _in_loop(self, function: Callable[..., object], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody is left to tell

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # The modules whose frames call a task: they tell nobody anything about its failure.
 CALLERS = {str(Path(__file__).with_name(name)) for name in ("execution.py", "isolated.py")}
+STOPS = (JobAborted, asyncio.CancelledError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def outcome(reason: AbortReason | None, error: BaseException | None) -> Outcome:
         return "succeeded"
     if reason is AbortReason.SHUTDOWN and sql_was_cancelled(error):
         return "interrupted"
-    if isinstance(_stop_in(error), JobAborted | asyncio.CancelledError):
+    if isinstance(_stop_in(error), STOPS):
         return "interrupted" if reason is AbortReason.SHUTDOWN else "aborted"
     return "failed"
 
@@ -79,14 +80,22 @@ def sql_was_cancelled(error: BaseException | None) -> bool:
     while error is not None and id(error) not in seen:
         if isinstance(error, psycopg.errors.QueryCanceled):
             return True
+        if isinstance(error, BaseExceptionGroup):
+            return _sql_was_cancelled_in(error)
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 
 
+def _sql_was_cancelled_in(group: BaseExceptionGroup[BaseException]) -> bool:
+    """Say so of a group, as a TaskGroup raises, if there is nothing in it but that, and aborts."""
+    others = [each for each in group.exceptions if not isinstance(_stop_in(each), STOPS)]
+    return bool(others) and all(sql_was_cancelled(each) for each in others)
+
+
 def _stop_in(error: BaseException) -> BaseException:
     """Return the first abort of a group of nothing but aborts, as a TaskGroup raises; else the error."""
-    if isinstance(error, BaseExceptionGroup) and error.split((JobAborted, asyncio.CancelledError))[1] is None:
+    if isinstance(error, BaseExceptionGroup) and error.split(STOPS)[1] is None:
         return _stop_in(error.exceptions[0])
     return error
 
@@ -98,7 +107,7 @@ def message(error: BaseException) -> str | None:
         text = str(error)
     except BaseException:  # noqa: BLE001 - an exception class, or an argument of one, with a broken __str__
         text = "(its text can't be had)"
-    if isinstance(error, JobAborted | asyncio.CancelledError):
+    if isinstance(error, STOPS):
         return text or None
     if not isinstance(error, Exception):
         text = f"{text} (a task can't end its worker)"

@@ -17,7 +17,7 @@ from pljobs.endings import Ended
 from pljobs.job_context import JobContext, current
 from pljobs.jobs import AbortReason
 from pljobs.observed import Observed
-from pljobs.run import VOID_GRACE, OnEnd, Run
+from pljobs.run import LAST_WORDS, VOID_GRACE, OnEnd, Run
 
 if TYPE_CHECKING:
     from pljobs.threads import Threads
@@ -39,7 +39,7 @@ class LocalRun(Run):
         self._observed: Observed[Ended] | None = None
         self._body: asyncio.Task[Ended] | None = None
         self._in_body = False
-        self._cancelled = self._lost = False
+        self._cancelled = self._terminated = self._lost = False
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
         self._environment = contextvars.copy_context()
@@ -60,11 +60,6 @@ class LocalRun(Run):
         observed = self._observed  # read once: the control thread asks, too
         return observed is not None and observed.handling
 
-    @property
-    def body(self) -> asyncio.Task[Ended] | None:
-        """Return the task of an async body that runs in this event loop."""
-        return self._body
-
     def _stop(self, reason: AbortReason) -> None:
         if reason is AbortReason.RUN_LOST and not self._lost:
             self._lost = True
@@ -76,12 +71,19 @@ class LocalRun(Run):
 
     def _terminate(self, pause: float = CANCEL_FIRST) -> None:
         """Cancel an async task again and again. Nothing stops a thread."""
+        self._terminated = True
         if not self.ended and self._body is not None:
             self._cancel()
             self._loop.call_later(pause, self._terminate, min(2 * pause, CANCEL_EVERY))
 
     def _kill(self) -> None:
-        self._abandon()
+        if self._terminated and self.context.abort_flag.raised_for() > LAST_WORDS:
+            self.abandon()
+            return
+        # What could stop it has hardly been tried: no grace was given, or the database was away meanwhile.
+        if not self._terminated:
+            self._terminate()
+        self._loop.call_later(LAST_WORDS, self.abandon)
 
     def _cancel(self) -> bool:
         if not self._in_body or self._body is None or self._observed is None:

@@ -236,6 +236,7 @@ class OwnLine:
 
 def _die() -> NoReturn:
     """End the process, and its group, for its worker is gone."""
-    with contextlib.suppress(OSError):
-        os.killpg(0, signal.SIGKILL)
+    if os.getpgrp() == os.getpid():  # else the task has gone into somebody else's
+        with contextlib.suppress(OSError):
+            os.killpg(0, signal.SIGKILL)
     os._exit(1)

@@ -54,6 +54,8 @@ class IsolatedRun(Run):
         self._environment = contextvars.copy_context()
         self._environment.run(current.set, context)
         self._line: Line | None = None
+        self._order = b""
+        self._has_process = False
         self._signal: Callable[[str], None] = lambda _how: None
         self._told: Abort | None = None
         self._forced: str | None = None
@@ -64,11 +66,20 @@ class IsolatedRun(Run):
 
     def start(self) -> None:
         """Start a process; raises OSError where that can't be, and what pickle does of the arguments."""
-        order = pickle.dumps(self._order())
+        self._order = pickle.dumps(self._made_order())
         ours, theirs = socket.socketpair()
         self._line = Line(ours, on_payload=self._heard, on_end=self._hung_up)
-        self._line.send(order)
         self._signal = self._processes.begin(self, theirs)
+
+    def process_started(self) -> None:
+        """Tell the process what to do, now that there is one: until then, nothing can have been done."""
+        if self._line is None or self.ended:
+            return  # it will find its line closed, and end
+        self._has_process = True
+        self._line.send(self._order)
+        self._order = b""
+        if (reason := self.context.abort_reason()) is not None:
+            self._stop(reason)
 
     def process_ended(self, status: int) -> None:
         """Take note that the process, and all that it had started, is dead; `status` as wait gives it."""
@@ -109,7 +120,7 @@ class IsolatedRun(Run):
     def _stop(self, reason: AbortReason) -> None:
         flag = self.context.abort_flag
         abort = Abort(flag.reason or reason, flag.request)
-        if self._line is not None and abort != self._told:
+        if self._line is not None and self._has_process and abort != self._told:
             self._told = abort
             self._line.send(pickle.dumps(abort))
         graces = {AbortReason.RUN_LOST: VOID_GRACE, AbortReason.SHUTDOWN: SHUTDOWN_GRACE}
@@ -121,18 +132,28 @@ class IsolatedRun(Run):
 
     def _terminate(self) -> None:
         self._forced = self._forced or "terminated: it had not stopped in time"
+        if self._is_stopped_before_it_started():
+            return
         self._signal("term")
 
     def _kill(self) -> None:
         self._forced = "killed: it had not stopped in time"
+        if self._is_stopped_before_it_started():
+            return
         self._signal("kill")
         self._later(DEATH_TAKES, self._give_up)
+
+    def _is_stopped_before_it_started(self) -> bool:
+        """End the run if its process is not there yet: the nursery may be importing for a long time."""
+        if not self._has_process and not self.ended:
+            self.died("it had not started")
+        return self.ended
 
     def _give_up(self) -> None:
         if self._report is not None:
             self.finish(self._report)
         else:
-            self._abandon()
+            self.abandon()
 
     def _heard(self, payload: bytes) -> None:
         try:
@@ -154,6 +175,8 @@ class IsolatedRun(Run):
                     self._later(DEATH_TAKES, self._end_at_last)
                 case _:
                     raise Garbled("an unknown message")
+        except RecursionError:  # what was logged; a result is never so deep
+            logger.warning("A message of job %s is nested too deep, and lost", self.job.call_string)
         except (ValueError, TypeError) as error:
             raise Garbled(str(error)) from error
 
@@ -183,7 +206,7 @@ class IsolatedRun(Run):
             except Exception:  # an application's handler or filter
                 logger.exception("A log record of job %s can't be handled", self.job.call_string)
 
-    def _order(self) -> Order:
+    def _made_order(self) -> Order:
         function, context = self.task.func, self.context
         loggers = [log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)]
         return Order(

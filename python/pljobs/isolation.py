@@ -123,6 +123,8 @@ class _Nursery:
         self._runs: dict[int, IsolatedRun] = {}
         self._why = "the nursery, the process that starts isolated jobs, died"
         self._is_closing = False
+        # First, for a process that can't be told what to import would be left alone.
+        load = json.dumps(["load", _preparation(with_main="__main__" in modules), modules]).encode()
         ours, theirs = socket.socketpair()
         code = NURSERY.format(str(Path(__file__).parent.parent), theirs.fileno())
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
@@ -139,7 +141,7 @@ class _Nursery:
         finally:
             theirs.close()
         self._line = Line(ours, on_payload=self._heard, on_end=self._hung_up)
-        self.send(["load", _preparation(with_main="__main__" in modules), modules])
+        self._line.send(load)
 
     def begin(self, run: IsolatedRun, line: socket.socket) -> None:
         """Have a process forked for this run."""
@@ -173,6 +175,9 @@ class _Nursery:
             case ["ended", int(run_id), int(status)]:
                 if (run := self._runs.pop(run_id, None)) is not None:
                     run.process_ended(status)
+            case ["forked", int(run_id), int()]:
+                if (run := self._runs.get(run_id)) is not None:
+                    run.process_started()
             case ["unforked", int(run_id), str(why)]:
                 if (run := self._runs.pop(run_id, None)) is not None:
                     run.died(f"its process could not be started: {why}")
@@ -182,7 +187,7 @@ class _Nursery:
             case ["warn", str(text)]:
                 logger.warning("Isolated jobs: %s", text)
             case _:
-                return  # `ready`, `forked`: of interest to tests
+                return  # `ready`: of interest to tests
 
     def _hung_up(self, _garbled: Garbled | None) -> None:
         self._line.close()
@@ -201,13 +206,18 @@ def _preparation(*, with_main: bool) -> dict[str, object]:
     Its own `get_preparation_data` would settle the start method for the whole application. `with_main`: run
     this process's script there, as `__mp_main__`.
     """
-    here = str(Path.cwd())
+    try:
+        here = str(Path.cwd())
+    except OSError:  # a deployment has deleted it
+        here = ""
+    entries: list[object] = [*sys.path]
     prepared: dict[str, object] = {
-        "sys_path": [path or here for path in sys.path],
-        "sys_argv": sys.argv,
+        # Strings only: imports, too, ignore whatever else is there.
+        "sys_path": [path or here for path in entries if isinstance(path, str)],
+        "sys_argv": [str(argument) for argument in sys.argv],
         "orig_dir": multiprocessing.process.ORIGINAL_DIR,  # type: ignore[attr-defined]
-        "dir": here,
     }
+    # The directory itself is inherited.
     main = sys.modules["__main__"]
     if with_main and (name := getattr(main.__spec__, "name", None)) is not None:
         prepared["init_main_from_name"] = name

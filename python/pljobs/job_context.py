@@ -122,11 +122,20 @@ class JobContext:
         return reason
 
     def iter(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items; raise `JobAborted` in place of the next one once the task should stop."""
-        for number, item in enumerate(items):
+        """Yield the items; raise `JobAborted` in place of the next one once the task should stop.
+
+        It asks before it takes the next one: an item that was taken, from a queue for example, is not lost.
+        """
+        number, iterator = 0, iter(items)
+        while True:
             if self.should_abort():
                 raise JobAborted(f"stopped after {number} items")
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
             yield item
+            number += 1
 
     def progress(self, fraction: float | None, message: str | None = None) -> None:
         """Say how far the task is, for people: a number from 0 to 1 or None, and a line of text.

@@ -26,6 +26,7 @@ AsyncConn = psycopg.AsyncConnection[TupleRow]
 AnyConn = TypeVar("AnyConn", Conn, AsyncConn)
 
 LEAVE_TRIES = 10
+ENTERED = "entered"
 CANCELLED, NOT_ALLOWED = "57014", "42501"
 
 
@@ -35,89 +36,120 @@ class JobConnection:
     def __init__(self, context: JobContext, source: object) -> None:
         if context.job.run_id is None:
             raise InvalidArgument(f"{context.job.call_string} is not running: there is nothing to cancel")
-        self._context = context
-        self._run_id = context.job.run_id
-        self._source = source
+        self._bracket = _Bracket(context, context.job.run_id, source)
         self._sync: contextlib.AbstractContextManager[Conn] | None = None
         self._async: contextlib.AbstractAsyncContextManager[AsyncConn] | None = None
 
     def __enter__(self) -> Conn:
-        self._sync = self._bracket()
-        return self._sync.__enter__()
+        self._refuse_second()
+        self._sync = self._bracket.sync()
+        try:
+            return self._sync.__enter__()
+        except BaseException:
+            self._sync = None
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         if self._sync is None:
             raise RuntimeError("not entered")
-        return self._sync.__exit__(kind, error, trace)
+        entered, self._sync = self._sync, None
+        return entered.__exit__(kind, error, trace)
 
     async def __aenter__(self) -> AsyncConn:
-        self._async = self._bracket_async()
-        return await self._async.__aenter__()
+        self._refuse_second()
+        self._async = self._bracket.asynchronous()
+        try:
+            return await self._async.__aenter__()
+        except BaseException:
+            self._async = None
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         if self._async is None:
             raise RuntimeError("not entered")
-        return await self._async.__aexit__(kind, error, trace)
+        entered, self._async = self._async, None
+        return await entered.__aexit__(kind, error, trace)
+
+    def _refuse_second(self) -> None:
+        if self._sync is not None or self._async is not None:
+            raise RuntimeError("entered already: call context.connection() again for another connection")
+
+
+class _Bracket:
+    """Enter and leave; without a reference to the JobConnection, so that one dropped open ends in order."""
+
+    def __init__(self, context: JobContext, run_id: int, source: object) -> None:
+        self._context = context
+        self._run_id = run_id
+        self._source = source
 
     @contextlib.contextmanager
-    def _bracket(self) -> Iterator[Conn]:
+    def sync(self) -> Iterator[Conn]:
         with self._borrowed() as conn:
-            try:
-                way = db.run(conn, calls_sql.enter_sql(self._run_id, conn.info.backend_pid))
-            except PljobsException as error:
-                if _is_cancel(error):
-                    self._leave(conn, entered=True)
-                    raise
-                way = self._not_entered(error)
-            except BaseException:
-                conn.close()
-                raise
-            conn.rollback()  # the locks are the session's
-            if way != "entered":
-                self._context.sql_way.set(way)
+            way = self._enter(conn)
             try:
                 yield conn
-                conn.commit()
+                if not conn.closed:
+                    conn.commit()
             finally:
-                self._leave(conn, entered=way == "entered")
+                self._leave(conn, way)
 
     @contextlib.asynccontextmanager
-    async def _bracket_async(self) -> AsyncIterator[AsyncConn]:
+    async def asynchronous(self) -> AsyncIterator[AsyncConn]:
         async with self._borrowed_async() as conn:
-            try:
-                way = await db.run_async(conn, calls_sql.enter_sql(self._run_id, conn.info.backend_pid))
-            except PljobsException as error:
-                if _is_cancel(error):
-                    await self._leave_async(conn, entered=True)
-                    raise
-                way = self._not_entered(error)
-            except BaseException:
-                await conn.close()
-                raise
-            await conn.rollback()
-            if way != "entered":
-                self._context.sql_way.set(way)
+            way = await self._enter_async(conn)
             try:
                 yield conn
-                await conn.commit()
+                if not conn.closed:
+                    await conn.commit()
             finally:
-                await self._leave_async(conn, entered=way == "entered")
+                await self._leave_async(conn, way)
 
     # A cancel that belongs to this run may hit the entering and the leaving, too: then leave once more. A
     # connection that can't leave is closed, whatever the reason: its next user must not be cancelled for this
-    # run.
+    # run. For the task that is no error: what its block did, it did, and what it raised, comes out.
 
-    def _leave(self, conn: Conn, *, entered: bool) -> None:
+    def _enter(self, conn: Conn) -> str:
         try:
-            for _ in range(LEAVE_TRIES):
+            way = db.run(conn, calls_sql.enter_sql(self._run_id, conn.info.backend_pid))
+            conn.rollback()  # the locks are the session's
+        except PljobsException as error:
+            if _is_cancel(error):
+                self._leave(conn, ENTERED)
+                raise
+            way = self._not_entered(error)
+            conn.rollback()
+        except BaseException:
+            conn.close()
+            raise
+        return self._known(way)
+
+    async def _enter_async(self, conn: AsyncConn) -> str:
+        try:
+            way = await db.run_async(conn, calls_sql.enter_sql(self._run_id, conn.info.backend_pid))
+            await conn.rollback()
+        except PljobsException as error:
+            if _is_cancel(error):
+                await self._leave_async(conn, ENTERED)
+                raise
+            way = self._not_entered(error)
+            await conn.rollback()
+        except BaseException:
+            await conn.close()
+            raise
+        return self._known(way)
+
+    def _leave(self, conn: Conn, way: str) -> None:
+        try:
+            for _ in range(0 if conn.closed else LEAVE_TRIES):
                 try:
                     with db.translated():
                         conn.rollback()
-                    if entered:
+                    if way == ENTERED:
                         db.run(conn, calls_sql.leave_sql(self._run_id))
                         with db.translated():
                             conn.rollback()
@@ -127,17 +159,20 @@ class JobConnection:
                 else:
                     return
             conn.close()
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            conn.close()
+            self._closed(error)
         except BaseException:
             conn.close()
             raise
 
-    async def _leave_async(self, conn: AsyncConn, *, entered: bool) -> None:
+    async def _leave_async(self, conn: AsyncConn, way: str) -> None:
         try:
-            for _ in range(LEAVE_TRIES):
+            for _ in range(0 if conn.closed else LEAVE_TRIES):
                 try:
                     with db.translated():
                         await conn.rollback()
-                    if entered:
+                    if way == ENTERED:
                         await db.run_async(conn, calls_sql.leave_sql(self._run_id))
                         with db.translated():
                             await conn.rollback()
@@ -147,9 +182,24 @@ class JobConnection:
                 else:
                     return
             await conn.close()
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            await conn.close()
+            self._closed(error)
         except BaseException:
             await conn.close()
             raise
+
+    def _known(self, way: str) -> str:
+        if way != ENTERED:
+            self._context.sql_way.set(way)
+        return way
+
+    def _closed(self, error: Exception) -> None:
+        job = self._context.job
+        logger.warning(
+            "A connection of %s was closed, for it could not be given back: %s",
+            job.call_string, error, extra=job.log_context(),
+        )  # fmt: skip
 
     def _not_entered(self, error: PljobsException) -> str:
         job = self._context.job

@@ -182,16 +182,14 @@ class Nursery:
             return  # it has ended: the worker is about to hear it
         if number == signal.SIGTERM:
             self._leaders[pid].terminated[0] = 1
-        with contextlib.suppress(OSError):
-            os.killpg(pid, number)
+        _signal_group(pid, number)
 
     def _reap(self) -> None:
         """Reap what has ended, and kill what it leaves behind."""
         while (pid := _ended_child()) is not None:
             leader = self._leaders.pop(pid, None)
             if leader is not None:
-                with contextlib.suppress(OSError):
-                    os.killpg(pid, signal.SIGKILL)
+                _signal_group(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
             self._own_children.discard(pid)
             # A job's process adopts its own orphans while it lives: those that are here have outlived it.
@@ -205,8 +203,7 @@ class Nursery:
 
     def _kill_all(self) -> None:
         for pid in self._leaders:
-            with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGKILL)
+            _signal_group(pid, signal.SIGKILL)
         give_up_at = time.monotonic() + LAST_PATIENCE
         while self._leaders or _children() - self._own_children:
             self._reap()
@@ -234,6 +231,15 @@ def main(descriptor: int) -> None:
 
 def _wake(_number: int, _frame: types.FrameType | None) -> None:
     """Do nothing: the wake-up descriptor has done it."""
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    """Signal a job's process, which is not reaped yet, and its group."""
+    with contextlib.suppress(OSError):
+        os.killpg(pid, number)
+    with contextlib.suppress(OSError):
+        if os.getpgid(pid) != pid:  # it has left its group
+            os.kill(pid, number)
 
 
 def _ended_child() -> int | None:

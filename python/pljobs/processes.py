@@ -33,8 +33,8 @@ class Supervisor:
     """Run `processes` processes, each by the command that `command(number)` returns, numbers starting at 1.
 
     One that ends with 0 is done. One that ends otherwise is started again after a while, unless it ended with
-    2: a command line that is wrong stays wrong. SIGINT and SIGTERM are passed on, each time: the first lets
-    workers end their jobs, the second aborts these. A process whose lifeline ends
+    2: a command line that is wrong stays wrong. SIGINT and SIGTERM are passed on: the first lets workers
+    end their jobs, the second aborts these; a third kills the processes. A process whose lifeline ends
     (`follow_lifeline`) knows that its supervisor is gone, however that died.
     """
 
@@ -105,9 +105,12 @@ class Supervisor:
             del self._running[number]
 
     def _on_signal(self, number: signal.Signals) -> None:
-        logger.warning("Received %s: passing it on to %s worker processes", number.name, len(self._running))
         self._stopping.set()
         self._signals_seen += 1
+        if self._signals_seen > 2:
+            # Stuck in C code, a process runs no handler, and has not come to leave this to the system.
+            number = signal.SIGKILL
+        logger.warning("Sending %s to %s worker processes", number.name, len(self._running))
         for process in self._running.values():
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)

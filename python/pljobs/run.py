@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal
@@ -19,6 +18,9 @@ SQL, TERM, KILL = 2, 3, 4
 
 VOID_GRACE, SHUTDOWN_GRACE = 5.0, 10.0
 """Seconds for a run to stop by itself that is not its job's any more, or that a stopping worker waits for."""
+
+LAST_WORDS = 1.0
+"""Seconds at least from telling a task to giving it up: the levels of its abort may come all at once."""
 
 OnEnd = Callable[["Run", "Ended | RunEnd"], None]
 
@@ -42,11 +44,6 @@ class Run(ABC):
         # level of its abort.
         self.look_at: float | None = None
         self._on_end = on_end
-
-    @property
-    def body(self) -> asyncio.Task[Ended] | None:
-        """Return the task of an async body that runs in this event loop."""
-        return None
 
     @abstractmethod
     def start(self) -> None:
@@ -121,16 +118,18 @@ class Run(ABC):
     def _kill(self) -> None:
         """Stop the task by what it can't resist; where there is nothing of the kind, give it up."""
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """Give the task up: its code may run on, and whatever it does is not recorded."""
+        self.finish(self.abandoned())
+
+    def abandoned(self) -> RunEnd:
+        """Return the end of a run that is given up; for any thread."""
         if self.job.id is None or self.job.run_id is None:
             raise ValueError(f"{self.job.call_string} is not a run: it has no id")
-        self.finish(
-            RunEnd(
-                job_id=self.job.id,
-                run_id=self.job.run_id,
-                outcome="abandoned",
-                message="abandoned: it could not be stopped, and its code may still run",
-                progress=self.context.reported_progress.take(),
-            )
+        return RunEnd(
+            job_id=self.job.id,
+            run_id=self.job.run_id,
+            outcome="abandoned",
+            message="abandoned: it could not be stopped, and its code may still run",
+            progress=self.context.reported_progress.take(),
         )

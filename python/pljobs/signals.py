@@ -9,69 +9,95 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from pljobs.exceptions import JobAborted
+from pljobs.job_context import current
+
+if TYPE_CHECKING:
+    from pljobs.job_context import JobContext
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Listener = Callable[[signal.Signals], None]
 
 
-class _Handler:
-    """Pass signals on to `stop`, in the event loop, and to the handler of a worker that was there before.
+class _Shared:
+    """Be the one handler of some signals for all workers of the process, in whatever order they come and go.
 
     Not by `loop.add_signal_handler`: that has one place a signal, and an application's own would be lost.
+    What was there before is put back when the last has gone. `passing_on`: call it as well.
     """
 
-    def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
-        self._loop = asyncio.get_running_loop()
-        self._seen = 0
-        self._former = {number: signal.getsignal(number) for number in SIGNALS}
+    def __init__(self, *numbers: signal.Signals, passing_on: bool = False) -> None:
+        self._numbers = numbers
+        self._passing_on = passing_on
+        self._listeners: list[Listener] = []
+        self._former: dict[signal.Signals, Any] = {}
+        self._left_alone = False
 
-    def install(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self)
+    @contextlib.contextmanager
+    def heard_by(self, listener: Listener) -> Iterator[None]:
+        """Call this with each signal, in the main thread, which alone may enter here; it may raise."""
+        for number in () if self._left_alone else self._numbers:
+            present = signal.getsignal(number)
+            if present != self._on_signal:
+                self._former[number] = present
+                signal.signal(number, self._on_signal)
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+            if not self._listeners:
+                self._restore()
 
-    def restore(self) -> None:
+    def leave_alone(self) -> None:
+        """Leave the next signal to the system, which ends the process."""
+        self._left_alone = True
+        for number in self._numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+    def _restore(self) -> None:
+        left_alone, self._left_alone = self._left_alone, False
         for number, former in self._former.items():
-            if signal.getsignal(number) is self or self._seen > 1:
+            if left_alone or signal.getsignal(number) == self._on_signal:
                 # What was installed from C can't be put back: the system's own way is what is left.
                 signal.signal(number, signal.SIG_DFL if former is None else former)
+        self._former.clear()
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self._seen += 1
-        if self._seen > 1:
-            for each in SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
-        with contextlib.suppress(RuntimeError):  # the loop was closed: there is nothing left to stop
-            self._loop.call_soon_threadsafe(self._tell, signal.Signals(number).name)
-        former = self._former[signal.Signals(number)]
-        if isinstance(former, _Handler):
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        known = signal.Signals(number)
+        for listener in list(self._listeners):
+            listener(known)
+        former = self._former.get(known)
+        if self._passing_on and callable(former):
             former(number, frame)
 
-    def _tell(self, name: str) -> None:
-        logger.warning("Received %s", name)
-        self._stop()
+
+_stops = _Shared(signal.SIGINT, signal.SIGTERM)
+_interrupts = _Shared(signal.SIGURG, passing_on=True)
 
 
 class Interrupter:
-    """Interrupt an async task that blocks its event loop, by a signal: the loop itself can't be asked.
+    """Interrupt a job's async code that blocks its event loop, by a signal: the loop itself can't be asked.
 
     Only in the main thread, where Python runs signal handlers. The signal is SIGURG, which the system ignores
     where nobody handles it, so that one too many harms nobody.
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._target: asyncio.Task[object] | None = None
+        self._target: JobContext | None = None
         self._installed = False
 
-    def interrupt(self, task: asyncio.Task[object]) -> None:
-        """Raise `JobAborted` in this task if it is the one that holds the event loop; for any thread."""
+    def interrupt(self, context: JobContext) -> None:
+        """Raise `JobAborted` in this job's code, its body or a task of its own, if that holds the event loop.
+
+        For any thread.
+        """
         if self._installed:
-            self._target = task
+            self._target = context
             signal.pthread_kill(self._thread, signal.SIGURG)
 
     @contextlib.contextmanager
@@ -80,17 +106,17 @@ class Interrupter:
         if not install or threading.current_thread() is not threading.main_thread():
             yield
             return
-        former = signal.signal(signal.SIGURG, self._on_signal)
-        self._installed = True
-        try:
-            yield
-        finally:
-            self._installed = False
-            signal.signal(signal.SIGURG, signal.SIG_DFL if former is None else former)
+        with _interrupts.heard_by(self._on_signal):
+            self._installed = True
+            try:
+                yield
+            finally:
+                self._installed = False
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal module's
+    def _on_signal(self, _number: signal.Signals) -> None:
         target, self._target = self._target, None
-        if target is not None and asyncio.current_task(self._loop) is target:
+        # A handler runs in the context of the code that it interrupts.
+        if target is not None and current.get() is target:
             raise JobAborted("terminated: it blocked the event loop")
 
 
@@ -104,9 +130,20 @@ def stop_on_signals(stop: Callable[[], None], *, install: bool = True) -> Iterat
     if not install or threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = _Handler(stop)
-    handler.install()
-    try:
+    loop = asyncio.get_running_loop()
+    seen = 0
+
+    def heard(number: signal.Signals) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > 1:
+            _stops.leave_alone()
+        with contextlib.suppress(RuntimeError):  # the loop was closed: there is nothing left to stop
+            loop.call_soon_threadsafe(tell, number.name)
+
+    def tell(name: str) -> None:
+        logger.warning("Received %s", name)
+        stop()
+
+    with _stops.heard_by(heard):
         yield
-    finally:
-        handler.restore()

@@ -288,10 +288,10 @@ class Worker:
         end, error = self._starter.end_of(run, ended)
         self._finisher.report(end, partial(self._reported, run.job, end))
         self._look.set()
-        if end.outcome == "abandoned" and not self._given_up:
-            self.stop()
         if end.outcome == "abandoned":
             self._given_up.append(run.job.call_string)
+            if not self._stopping.is_set():  # a second stop would abort the others
+                self.stop()
         logs.ended(run.job, end, error, run.context.abort_reason())
 
     def _reported(self, job: Job, end: RunEnd, status: str | None) -> None:

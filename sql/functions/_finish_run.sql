@@ -33,8 +33,9 @@ BEGIN
             'stale');
     END IF;
 
+    -- Locked: whoever has just cancelled its statement may not have committed yet that it did.
     SELECT r.source, r.reason, r.sql_way INTO v_request
-      FROM pljobs.request AS r WHERE r.id = v_job.request_id;
+      FROM pljobs.request AS r WHERE r.id = v_job.request_id FOR NO KEY UPDATE;
     IF v_outcome = 'failed' AND _finish_run.sql_cancelled
        AND v_request.sql_way IN ('server', 'worker', 'asked') THEN
         v_outcome := 'aborted';

@@ -1,0 +1,255 @@
+"""The ladder where its steps come all at once, late, or while something else goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import signal
+import threading
+import time
+from typing import Any
+
+import psycopg
+import pytest
+
+from pljobs import App, JobAborted, JobContext
+from pljobs.exceptions import WorkerTainted
+from pljobs.worker import Worker
+from waiting import wait_until_async
+from workers import DEADLINE, NOTIFIED, job, request, running, until
+
+Conn = psycopg.AsyncConnection[Any]
+
+
+async def ask(conn: Conn, job_id: int, *, grace: str, term_grace: str) -> None:
+    await conn.execute(
+        "SELECT pljobs.cancel_job(%s, abort => true, grace => %s, term_grace => %s)",
+        [job_id, grace, term_grace],
+    )
+
+
+# All levels at once: both graces are 0, or the database was away for as long
+
+
+async def test_an_async_task_is_told_before_it_is_given_up(app: App, aconn: Conn) -> None:
+    @app.task
+    async def willing() -> None:
+        try:
+            await asyncio.sleep(DEADLINE)
+        finally:
+            await asyncio.sleep(0.01)
+
+    async with running(app, **NOTIFIED):
+        job_id = await willing.defer_async()
+        await until(aconn, job_id, "doing")
+        await ask(aconn, job_id, grace="0", term_grace="0")
+        await until(aconn, job_id)
+    assert (await request(aconn, job_id))["resolution"] == "aborted"
+
+
+async def test_an_async_task_that_swallowed_is_cancelled_again_before_it_is_given_up(
+    app: App, aconn: Conn
+) -> None:
+    @app.task
+    async def once() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(DEADLINE)
+        await asyncio.sleep(DEADLINE)
+
+    async with running(app, **NOTIFIED):
+        job_id = await once.defer_async()
+        await until(aconn, job_id, "doing")
+        await ask(aconn, job_id, grace="0", term_grace="0")
+        await until(aconn, job_id)
+    assert (await request(aconn, job_id))["resolution"] == "aborted"
+
+
+async def test_a_thread_that_looks_is_not_given_up(app: App, aconn: Conn) -> None:
+    @app.task(pass_context=True)
+    def willing(context: JobContext) -> None:
+        context.abort_flag.wait(DEADLINE)
+        raise JobAborted
+
+    async with running(app, **NOTIFIED):
+        job_id = await willing.defer_async()
+        await until(aconn, job_id, "doing")
+        await ask(aconn, job_id, grace="0", term_grace="0")
+        await until(aconn, job_id)
+    assert (await request(aconn, job_id))["resolution"] == "aborted"
+
+
+# Giving up while the worker stops
+
+
+async def test_giving_a_job_up_while_the_worker_drains_lets_the_others_end(app: App, aconn: Conn) -> None:
+    let_go = threading.Event()
+    go_on = asyncio.Event()
+
+    @app.task
+    def stuck() -> None:
+        let_go.wait(DEADLINE)
+
+    @app.task
+    async def other() -> str:
+        await go_on.wait()
+        return "done"
+
+    worker = Worker(app, install_signal_handlers=False, concurrency=2, **NOTIFIED)
+    ended = asyncio.create_task(worker.run())
+    try:
+        stuck_id, other_id = await stuck.defer_async(), await other.defer_async()
+        for each in (stuck_id, other_id):
+            await until(aconn, each, "doing")
+        worker.stop()
+        await ask(aconn, stuck_id, grace="0", term_grace="10 ms")
+        await until(aconn, stuck_id, "aborted")
+        go_on.set()
+        with pytest.raises(WorkerTainted):
+            await asyncio.wait_for(ended, DEADLINE)
+    finally:
+        let_go.set()
+    assert (await job(aconn, other_id))["status"] == "succeeded"
+
+
+# Async tasks that block the event loop
+
+
+def ask_when_started(db_url: str, started: threading.Event, ids: list[int]) -> None:
+    """Be a person who stops the job, while the event loop that runs it is blocked."""
+    started.wait(DEADLINE)
+    with psycopg.connect(db_url, autocommit=True) as conn:
+        conn.execute("SELECT pljobs.cancel_job(%s, abort => true, grace => '10 ms')", ids)
+
+
+def how_it_ended(db_url: str) -> tuple[object, ...] | None:
+    with psycopg.connect(db_url) as conn:
+        return conn.execute("SELECT status, message FROM pljobs.jobs").fetchone()
+
+
+INTERRUPTED = ("aborted", "terminated: it blocked the event loop")
+
+
+def test_a_task_of_a_job_that_blocks_the_loop_is_interrupted(db_url: str) -> None:
+    app = App(db_url)
+    started = threading.Event()
+
+    async def child() -> None:
+        started.set()
+        time.sleep(DEADLINE)  # noqa: ASYNC251
+
+    @app.task
+    async def parent() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(child())
+
+    with app.open():
+        ids = [parent.defer()]
+    person = threading.Thread(target=ask_when_started, args=[db_url, started, ids])
+    person.start()
+    app.run_worker(wait=False, fetch_job_polling_interval=0.1)
+    person.join()
+    assert how_it_ended(db_url) == INTERRUPTED
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_each_of_two_workers_of_a_loop_can_interrupt(db_url: str, place: int) -> None:
+    app = App(db_url)
+    started = threading.Event()
+    ids: list[int] = []
+
+    @app.task
+    async def blocking() -> None:
+        started.set()
+        time.sleep(DEADLINE)  # noqa: ASYNC251
+
+    async def main() -> None:
+        async with app.open_async():
+            workers = [Worker(app, queues=[str(number)]) for number in (0, 1)]
+            runs = []
+            for worker in workers:
+                runs.append(asyncio.create_task(worker.run()))
+                await wait_until_async(functools.partial(has_started, worker))
+            ids.append(await blocking.configure(queue=str(place)).defer_async())
+            await wait_until_async(lambda: _ended(app, ids[0]), DEADLINE)
+            for worker in workers:
+                worker.stop()
+            await asyncio.gather(*runs)
+
+    person = threading.Thread(target=ask_when_started, args=[db_url, started, ids])
+    person.start()
+    asyncio.run(main())
+    person.join()
+    assert how_it_ended(db_url) == INTERRUPTED
+
+
+def has_started(worker: Worker) -> bool:
+    return worker.worker_id is not None
+
+
+async def _ended(app: App, job_id: int) -> bool:
+    return await app.job_manager.get_job_status_async(job_id) not in {"todo", "doing"}
+
+
+@pytest.mark.parametrize("first_ends_first", [True, False])
+def test_when_two_workers_have_ended_the_applications_signal_handlers_are_there_again(
+    db_url: str, first_ends_first: bool
+) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGURG)
+
+    def own(_number: int, _frame: object) -> None: ...
+
+    async def both() -> None:
+        app = App(db_url)
+        async with app.open_async():
+            workers = [Worker(app), Worker(app)]
+            runs = []
+            for worker in workers:
+                runs.append(asyncio.create_task(worker.run()))
+                await wait_until_async(functools.partial(has_started, worker))
+            for place in (0, 1) if first_ends_first else (1, 0):
+                workers[place].stop()
+                await runs[place]
+
+    former = {number: signal.signal(number, own) for number in numbers}
+    try:
+        asyncio.run(both())
+        assert [signal.getsignal(number) for number in numbers] == [own, own, own]
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+async def test_a_task_that_blocks_a_loop_which_cant_be_interrupted_is_given_up(
+    app: App, aconn: Conn, db_url: str
+) -> None:
+    """Not in the main thread: no signal gets there."""
+    let_go = threading.Event()
+    started = threading.Event()
+    other_app = App(db_url)
+
+    @other_app.task
+    async def blocking() -> None:
+        started.set()
+        let_go.wait(DEADLINE)
+
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            asyncio.run(other_app.run_worker_async(fetch_job_polling_interval=0.1))
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        job_id = await app.configure_task(blocking.name).defer_async()
+        await wait_until_async(started.is_set, DEADLINE)
+        await ask(aconn, job_id, grace="0", term_grace="10 ms")
+        await until(aconn, job_id, "aborted", deadline=DEADLINE / 2)
+    finally:
+        let_go.set()
+    await asyncio.to_thread(thread.join, DEADLINE)
+    assert (await request(aconn, job_id))["resolution"] == "abandoned"
+    assert isinstance(raised[0], WorkerTainted)
