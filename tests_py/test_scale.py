@@ -55,7 +55,5 @@ def test_a_fetch_cancels_any_number_of_late_children(conn: psycopg.Connection, d
         defer(late, 3 * MANY, '{"task": "child", "parent_id": 1}')
         conn.execute("SELECT pljobs.cancel_tree(1)")
     defer(conn, 1, '{"task": "another"}')
-    for _ in range(3):
-        if row := conn.execute("SELECT f.task FROM pljobs.fetch_jobs_v1(1) AS f").fetchone():
-            break
-    assert row == ("another",)
+    found = [conn.execute("SELECT f.task FROM pljobs.fetch_jobs_v1(1) AS f").fetchone() for _ in range(3)]
+    assert next(filter(None, found)) == ("another",)

@@ -8,10 +8,10 @@ CREATE OR REPLACE FUNCTION pljobs._tree_key(job_id bigint) RETURNS bigint
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- The advisory lock of the children of a job: one of 4,096, so that a tree of any size leaves room in the
+-- The advisory lock of the children of a job: one of 1,024, so that a tree of any size leaves room in the
 -- server's table of locks. Trees that share a key only wait for each other.
 BEGIN
-    RETURN 7205759010000 + (_tree_key.job_id & 4095);
+    RETURN 7205759010000 + (_tree_key.job_id & 1023);
 END
 $$;
 COMMENT ON FUNCTION pljobs._tree_key(bigint) IS 'The advisory lock key of a job''s children.';
@@ -172,7 +172,7 @@ AS $$
 -- dry_run: changes and locks nothing, answers as cancel_jobs_v1 does. Raises PJ004 as cancel_job_v1 does, and
 -- in a transaction that is not READ COMMITTED: it could not see a child that has come since its snapshot.
 -- Locks the tree's keys, in order, then its jobs by ascending id, waiting for each: until the transaction
--- ends, no child of these jobs starts, nor of others that share a key (there are 4,096: a tree of thousands
+-- ends, no child of these jobs starts, nor of others that share a key (there are 1,024: a tree of thousands
 -- holds all of them); commit soon. Notifies each worker concerned once.
 DECLARE
     v_abort boolean := coalesce(cancel_tree_v1.abort, false) OR coalesce(cancel_tree_v1.force, false);

@@ -76,8 +76,8 @@ BEGIN
     SELECT coalesce(h.run_id, j.run_id), j.id,
            CASE WHEN j.id IS NULL THEN 'lost' WHEN r.level = 4 THEN 'kill' WHEN r.id IS NOT NULL THEN 'abort'
                 ELSE 'ok' END,
-           coalesce(r.level, 0::smallint), CASE WHEN num_nonnulls(j.timeout_at, r.look_at) > 0
-                THEN greatest(least(j.timeout_at, r.look_at) - v_now, interval '0') END,
+           coalesce(r.level, 0::smallint),
+           CASE WHEN l.look_at IS NOT NULL THEN greatest(l.look_at - v_now, interval '0') END,
            r.sql_way, r.id, r.source, r.requested_by, r.actor, r.reason, r.requested_at, r.term_at
       FROM unnest(heartbeat_v1.run_ids) AS h(run_id)
       FULL JOIN (SELECT d.id, d.run_id, d.request_id, d.timeout_at FROM pljobs.job AS d
@@ -95,6 +95,10 @@ BEGIN
                                                 (v_now - o.escalated_at) / 10))) END AS look_at
              FROM pljobs.request AS o
             WHERE o.id = j.request_id AND o.delivered_at IS NOT NULL OFFSET 0) AS r ON true
+     CROSS JOIN LATERAL (
+           -- A request that is not told now is asked for a second later: who lets go of it may not notify.
+           SELECT least(j.timeout_at, r.look_at, CASE WHEN j.request_id IS NOT NULL AND r.id IS NULL
+                                                      THEN v_now + interval '1 s' END) AS look_at) AS l
      WHERE h.run_id IS NOT NULL OR r.id IS NOT NULL;
 
     PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
