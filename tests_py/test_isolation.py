@@ -409,6 +409,16 @@ async def test_a_nursery_starts_where_the_directory_is_gone_and_sys_path_odd(
         assert (await made.end(made.start(tasks.noop))).outcome == "succeeded"
 
 
+async def test_a_nursery_imports_nothing_that_only_lies_in_its_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "queue.py").write_text("raise ImportError('not the one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path or str(HERE) for path in sys.path])
+    async with runs() as made:
+        assert (await made.end(made.start(tasks.noop))).outcome == "succeeded"
+
+
 async def test_an_application_that_the_nursery_cant_import_is_said(
     alone: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

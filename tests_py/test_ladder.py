@@ -248,6 +248,7 @@ async def test_a_person_holding_the_jobs_row_delays_the_ladder_and_nothing_else(
         job_id = await stubborn.defer_async()
         await until(aconn, job_id, "doing")
         await ask(aconn, job_id, grace="20 ms", term_grace="1 h")
+        await is_at(aconn, job_id, 1)
         await person.execute("SELECT FROM pljobs.request WHERE job_id = %s FOR UPDATE", [job_id])
         next_id = await other.defer_async()
         await until(aconn, next_id, "succeeded")

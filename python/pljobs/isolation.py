@@ -130,7 +130,8 @@ class _Nursery:
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
         try:
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, *flags, "-c", code],
+                # -P: what lies in the current directory must not be taken for a module that the worker has.
+                [sys.executable, *flags, "-P", "-c", code],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
