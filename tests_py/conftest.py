@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -28,13 +31,27 @@ def pytest_report_header() -> str:
     return f"PostgreSQL: {os.environ.get('PLJOBS_TEST_PG', '18')} (PLJOBS_TEST_PG=18|15|/folder/of/binaries)"
 
 
+@contextlib.contextmanager
+def in_memory() -> Iterator[None]:
+    """Make temporary folders in memory, where that can be: each test makes a database of some 300 files."""
+    memory, former = Path("/dev/shm"), tempfile.tempdir
+    if "TMPDIR" not in os.environ and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31:
+        tempfile.tempdir = str(memory)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = former
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The server of this run: 18 from the wheel, unless PLJOBS_TEST_PG says otherwise."""
     wanted = os.environ.get("PLJOBS_TEST_PG", "18")
     folder = Path(wanted if "/" in wanted else f"/usr/lib/postgresql/{wanted}/bin")
     bin_dir = None if wanted == "18" else folder
-    with Server.start(bin_dir, settings={**THROW_AWAY, "max_connections": "300"}) as started:
+    with in_memory():
+        started = Server.start(bin_dir, settings={**THROW_AWAY, "max_connections": "300"})
+    with started:
         yield started
 
 

@@ -286,8 +286,8 @@ async def test_the_poll_for_requests_respects_its_interval(
     async with running(app, **POLLING | intervals):
         await body.until_started()
         await counted.until_more("heartbeat", 5)
-    # The first one is the worker's own beginning; the last one may be its end. They are counted a moment after
-    # the thread looked at its clock.
+    # The first one is the worker's own beginning; the last one may be its end. They are counted a moment
+    # after the thread looked at its clock.
     polls = counted.times["heartbeat"][1:]
     assert all(later - earlier >= 0.05 for earlier, later in itertools.pairwise(polls))
 
