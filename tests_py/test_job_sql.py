@@ -122,6 +122,32 @@ async def test_a_job_in_no_statement_gets_the_cancel_when_it_next_runs_one(app: 
     assert (await request(aconn, job_id))["sql_way"] == "server"
 
 
+async def test_once_a_statement_was_cancelled_the_database_is_left_alone(app: App, aconn: Conn) -> None:
+    enter, go_on = threading.Event(), threading.Event()
+
+    @app.task(pass_context=True)
+    def task(context: JobContext) -> None:
+        enter.wait(DEADLINE)
+        with pytest.raises(psycopg.errors.QueryCanceled), context.connection() as conn:
+            conn.execute(SLEEP.encode())
+        go_on.wait(DEADLINE)
+
+    async with running(app, **NOTIFIED) as worker:
+        job_id = await task.defer_async()
+        await until(aconn, job_id, "doing")
+        await cancel(aconn, job_id)
+        enter.set()
+        await wait_until_async(
+            lambda: all(
+                run is not None and run.level == 2 and run.look_at is None for run in worker._runs.values()
+            ),
+            DEADLINE,
+            "the worker has heard of level 2, and asks no more",
+        )
+        go_on.set()
+        await until(aconn, job_id, "succeeded")
+
+
 async def test_nobody_asked_and_a_cancelled_statement_is_a_failure(app: App, aconn: Conn) -> None:
     stuck = sync_task(app)
     async with running(app, **NOTIFIED):

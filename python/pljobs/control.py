@@ -283,7 +283,7 @@ class Control:
             # Not at once, again and again, while somebody holds the job's row.
             pause = max(verdict.look_in.total_seconds(), SHORTEST_PAUSE)
             run.look_at = time.monotonic() + pause
-        elif verdict.verdict == "ok":
+        else:
             run.look_at = None
         if verdict.verdict == "ok":
             return
