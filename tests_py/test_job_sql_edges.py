@@ -241,7 +241,11 @@ async def test_a_statement_that_is_cancelled_in_a_task_group_is_an_abort(app: Ap
         await until(aconn, job_id, "doing")
 
         async def in_sql() -> bool:
-            return await keys(aconn) == 1
+            cursor = await aconn.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND state = 'active'"
+                " AND pid <> pg_backend_pid() AND datname = current_database()"
+            )
+            return await cursor.fetchone() == (1,)
 
         await wait_until_async(in_sql, DEADLINE)
         await aconn.execute(

@@ -16,7 +16,7 @@ import pytest
 from pljobs import App, JobAborted, JobContext
 from pljobs.exceptions import WorkerTainted
 from pljobs.worker import Worker
-from waiting import wait_until, wait_until_async
+from waiting import wait_until_async
 from workers import DEADLINE, NOTIFIED, job, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
@@ -115,11 +115,14 @@ async def test_giving_a_job_up_while_the_worker_drains_lets_the_others_end(app: 
 # Async tasks that block the event loop
 
 
-def ask_when_started(db_url: str, started: threading.Event, ids: list[int]) -> None:
-    """Be a person who stops the job, while the event loop that runs it is blocked."""
-    wait_until(lambda: started.is_set() and ids, DEADLINE)
+def ask_when_started(db_url: str, started: threading.Event) -> None:
+    """Be a person who stops the job, while the event loop that runs it, and deferred it, is blocked."""
+    started.wait(DEADLINE)
     with psycopg.connect(db_url, autocommit=True) as conn:
-        conn.execute("SELECT pljobs.cancel_job(%s, abort => true, grace => '10 ms')", ids)
+        conn.execute(
+            "SELECT pljobs.cancel_job(id, abort => true, grace => '10 ms')"
+            " FROM pljobs.jobs WHERE status = 'doing'"
+        )
 
 
 def how_it_ended(db_url: str) -> tuple[object, ...] | None:
@@ -150,8 +153,8 @@ def test_a_task_of_a_job_that_blocks_the_loop_is_interrupted(db_url: str) -> Non
             group.create_task(child())
 
     with app.open():
-        ids = [parent.defer()]
-    person = threading.Thread(target=ask_when_started, args=[db_url, started, ids])
+        parent.defer()
+    person = threading.Thread(target=ask_when_started, args=[db_url, started])
     person.start()
     app.run_worker(wait=False, fetch_job_polling_interval=0.1)
     person.join()
@@ -185,7 +188,7 @@ def test_each_of_two_workers_of_a_loop_can_interrupt(db_url: str, place: int) ->
                 worker.stop()
             await asyncio.gather(*runs)
 
-    person = threading.Thread(target=ask_when_started, args=[db_url, started, ids])
+    person = threading.Thread(target=ask_when_started, args=[db_url, started])
     person.start()
     asyncio.run(main())
     person.join()
