@@ -12,9 +12,8 @@ AS $$
 -- queue's workers if the job can run at once. `charged` false takes the attempt back. A queueing lock that
 -- another waiting job holds meanwhile is given up: else a bulk rescue could never succeed. So is one that a
 -- transaction has been inserting for longer than the lock_timeout above: no person's open transaction may
--- stop a worker's heartbeat. Its start_by has been kept, or is no longer asked for; only a job that no worker
--- received keeps it. Who requeues many does so in order of queueing_lock. The caller holds the job's
--- row locked, and wakes the lane that it was in.
+-- stop a worker's heartbeat. Only a job that no worker received keeps its start_by. Who requeues many does so
+-- in order of queueing_lock. The caller holds the job's row locked, and wakes the lane that it was in.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_waiting_for text;
