@@ -28,7 +28,7 @@ test-python: .venv/.dev bootstrap ## Run pytest on PostgreSQL 18 and on 15 (ARGS
 test-pythons: ## Run the driver's cancel tests on each newer Python that this machine has
 	tools/newer_pythons
 
-check: .venv/.dev .venv-pgspot/.done bootstrap ## Run ruff, mypy, plpgsql_check, pgspot; see that sql/schema.sql is current
+check: .venv/.dev .venv-pgspot/.done bootstrap ## Run ruff, mypy, plpgsql_check, pgspot; see that what is generated is current
 	@failed=0; run() { echo "$$@"; "$$@" || failed=1; }; \
 	run $(BIN)/ruff check --quiet .; \
 	run $(BIN)/ruff format --check --quiet .; \
@@ -37,7 +37,7 @@ check: .venv/.dev .venv-pgspot/.done bootstrap ## Run ruff, mypy, plpgsql_check,
 	run $(BIN)/python tools/snapshot.py --check; \
 	exit $$failed
 
-snapshot: .venv/.dev bootstrap ## Write sql/schema.sql: the tables as the migrations leave them
+snapshot: .venv/.dev bootstrap ## Write what is generated: sql/schema.sql, sql/manifest.sql
 	$(BIN)/python tools/snapshot.py
 
 bench: .venv/.dev ## Measure throughput and the time from cancel_job to CancelledError

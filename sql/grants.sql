@@ -1,13 +1,61 @@
--- Who may do what. Nobody is granted anything on a table; PUBLIC is granted nothing at all. The roles below
--- are groups that roles.sql makes; where one doesn't exist, its grants are left out. Whoever installs owns
--- everything, and may do everything.
---
---   pljobs_reader     views, without arguments, results and errors; wait for a job
---   pljobs_producer   defer, and see, cancel, delete and retry jobs
---   pljobs_worker     run jobs: register, fetch, finish, heartbeat, rescue
---   pljobs_canceller  cancel and abort any job; see ids, states, requests (and, cancelling by filter, find
---                     out which jobs have arguments that it names)
---   pljobs_operator   all of it
+-- Who may do what. Nobody is granted anything on a table; PUBLIC is granted nothing at all. The groups are
+-- those that roles.sql makes; where one doesn't exist, its grants are left out, and a later install adds
+-- them. They are siblings: none is a member of another. The owner of the schema may do everything.
+CREATE OR REPLACE FUNCTION pljobs._privileges() RETURNS TABLE (kind text, name text, grantees text[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- The functions and views that are for others than the owner, and the groups that each is granted to.
+DECLARE
+    c_all CONSTANT text[] := '{pljobs_reader,pljobs_producer,pljobs_worker,pljobs_canceller,pljobs_operator}';
+    c_defer CONSTANT text[] := '{pljobs_producer,pljobs_operator}';
+    c_cancel CONSTANT text[] := '{pljobs_producer,pljobs_canceller,pljobs_operator}';
+    c_read CONSTANT text[] := '{pljobs_reader,pljobs_producer,pljobs_canceller,pljobs_operator}';
+    c_work CONSTANT text[] := '{pljobs_worker,pljobs_operator}';
+    c_look CONSTANT text[] := '{pljobs_reader,pljobs_worker,pljobs_canceller,pljobs_operator}';
+    c_operate CONSTANT text[] := '{pljobs_operator}';
+BEGIN
+    RETURN QUERY VALUES
+        ('schema', 'pljobs', c_all),
+        ('function', 'get_contract_v1', c_all),
+        -- Defer, and put back: a producer its own jobs.
+        ('function', 'defer_job', c_defer), ('function', 'defer_jobs_v1', c_defer),
+        ('function', 'delete_job', c_defer), ('function', 'delete_job_v1', c_defer),
+        ('function', 'retry_job', c_defer), ('function', 'retry_job_v1', c_defer),
+        ('function', 'retry_jobs', c_defer), ('function', 'retry_jobs_v1', c_defer),
+        -- Cancel: a producer its own jobs.
+        ('function', 'cancel_job', c_cancel), ('function', 'cancel_job_v1', c_cancel),
+        ('function', 'cancel_jobs', c_cancel), ('function', 'cancel_jobs_v1', c_cancel),
+        ('function', 'cancel_jobs_in_batches', c_cancel),
+        ('function', 'cancel_tree', c_cancel), ('function', 'cancel_tree_v1', c_cancel),
+        ('function', 'rescind_request', c_cancel), ('function', 'rescind_request_v1', c_cancel),
+        -- What became of a job: a producer of its own.
+        ('function', 'get_job_statuses_v1', c_read), ('function', 'get_resolutions_v1', c_read),
+        ('function', 'wait_for_job', c_read),
+        -- Run jobs, and keep house.
+        ('function', 'register_worker_v1', c_work), ('function', 'register_worker_v2', c_work),
+        ('function', 'unregister_worker_v1', c_work), ('function', 'fetch_jobs_v1', c_work),
+        ('function', 'finish_jobs_v1', c_work), ('function', 'heartbeat_v1', c_work),
+        ('function', 'enter_sql_v1', c_work), ('function', 'leave_sql_v1', c_work),
+        ('function', 'cancel_sql_v1', c_work), ('function', 'defer_periodic_job_v1', c_work),
+        ('function', 'rescue_jobs', c_work), ('function', 'rescue_jobs_v1', c_work),
+        ('function', 'enforce_limits', c_work), ('function', 'enforce_limits_v1', c_work),
+        ('function', 'wake_lanes_v1', c_work), ('function', 'prune_jobs', c_work),
+        ('function', 'prune_jobs_v1', c_work), ('function', 'prune_history_v1', c_work),
+        -- Operate.
+        ('function', 'pause_queue', c_operate), ('function', 'pause_queue_v1', c_operate),
+        ('function', 'resume_queue', c_operate), ('function', 'resume_queue_v1', c_operate),
+        ('function', 'limit_queues', c_operate),
+        ('function', 'check_install', '{pljobs_reader,pljobs_operator}'),
+        -- Look. Which rows, and how much of them, is decided in views.sql.
+        ('view', 'jobs', c_read), ('view', 'history', c_read), ('view', 'requests', c_read),
+        ('view', 'stuck_aborts', c_read), ('view', 'stalled_jobs', c_read),
+        ('view', 'queues', c_all), ('view', 'workers', c_look),
+        ('view', 'queue_limits', c_operate);
+END
+$$;
+COMMENT ON FUNCTION pljobs._privileges() IS 'Who is granted what.';
+
 REVOKE ALL ON SCHEMA pljobs FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA pljobs FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA pljobs FROM PUBLIC;
@@ -15,58 +63,32 @@ REVOKE ALL ON ALL ROUTINES IN SCHEMA pljobs FROM PUBLIC;
 
 DO $$
 DECLARE
-    v_reader text[] := '{get_job_statuses_v1,get_resolutions_v1,wait_for_job}';
-    v_canceller text[] := v_reader || '{cancel_job,cancel_job_v1,cancel_jobs,cancel_jobs_v1,
-                                        cancel_jobs_in_batches,cancel_tree,cancel_tree_v1,
-                                        rescind_request,rescind_request_v1}'::text[];
-    v_producer text[] := v_canceller || '{defer_job,defer_jobs_v1,delete_job,delete_job_v1,
-                                          retry_job,retry_job_v1,retry_jobs,retry_jobs_v1}'::text[];
-    v_worker text[] := '{register_worker_v1,unregister_worker_v1,fetch_jobs_v1,finish_jobs_v1,heartbeat_v1,
-                         rescue_jobs,rescue_jobs_v1,enforce_limits,enforce_limits_v1,wake_lanes_v1,
-                         enter_sql_v1,leave_sql_v1,cancel_sql_v1,defer_periodic_job_v1,
-                         prune_jobs,prune_jobs_v1,prune_history_v1}';
-    v_operator text[] := v_producer || v_worker
-                         || '{pause_queue,pause_queue_v1,resume_queue,resume_queue_v1}'::text[];
-    -- Without arguments, results and errors, locks and who deferred it.
-    v_jobs text := 'SELECT (id, status, waiting_for, queue, task, priority, attempts, crashes, created_at, '
-                   'scheduled_at, started_at, finished_at, worker_id, run_id, abort_requested, '
-                   'abort_requested_at, parent_id, start_by, timeout, timeout_at, progress, progress_at) '
-                   'ON pljobs.jobs';
     v_grant record;
 BEGIN
+    -- What an earlier release, or somebody by hand, has granted to the groups beyond the list.
     FOR v_grant IN
-        SELECT g.role, p.oid::regprocedure AS routine
-          FROM (VALUES ('pljobs_reader', v_reader), ('pljobs_producer', v_producer),
-                       ('pljobs_worker', v_worker), ('pljobs_canceller', v_canceller),
-                       ('pljobs_operator', v_operator))
-               AS g(role, functions)
-          JOIN pg_catalog.pg_roles AS r ON r.rolname = g.role
-          JOIN pg_catalog.pg_proc AS p ON p.proname = ANY (g.functions)
-         WHERE p.pronamespace = 'pljobs'::regnamespace
+        SELECT r.rolname FROM pg_catalog.pg_roles AS r
+         WHERE r.rolname IN ('pljobs_reader', 'pljobs_producer', 'pljobs_worker', 'pljobs_canceller',
+                             'pljobs_operator')
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON ALL ROUTINES IN SCHEMA pljobs FROM %I', v_grant.rolname);
+        EXECUTE pg_catalog.format('REVOKE ALL ON ALL TABLES IN SCHEMA pljobs FROM %I', v_grant.rolname);
+        EXECUTE pg_catalog.format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA pljobs FROM %I', v_grant.rolname);
+        EXECUTE pg_catalog.format('REVOKE ALL ON SCHEMA pljobs FROM %I', v_grant.rolname);
+    END LOOP;
+    FOR v_grant IN
+        SELECT CASE g.kind WHEN 'schema' THEN 'USAGE ON SCHEMA pljobs'
+                           WHEN 'view' THEN pg_catalog.format('SELECT ON pljobs.%I', g.name)
+                           ELSE pg_catalog.format('EXECUTE ON ROUTINE %s', p.oid::regprocedure) END AS what,
+               r.rolname AS grantee
+          FROM pljobs._privileges() AS g
+         CROSS JOIN LATERAL pg_catalog.unnest(g.grantees) AS t(grantee)
+          JOIN pg_catalog.pg_roles AS r ON r.rolname = t.grantee
+          LEFT JOIN pg_catalog.pg_proc AS p
+            ON g.kind = 'function' AND p.proname = g.name AND p.pronamespace = 'pljobs'::regnamespace
          ORDER BY 1, 2
     LOOP
-        EXECUTE pg_catalog.format('GRANT EXECUTE ON ROUTINE %s TO %I', v_grant.routine, v_grant.role);
-    END LOOP;
-
-    FOR v_grant IN
-        SELECT g.role, g.what
-          FROM (VALUES
-                ('pljobs_reader', 'USAGE ON SCHEMA pljobs'), ('pljobs_producer', 'USAGE ON SCHEMA pljobs'),
-                ('pljobs_worker', 'USAGE ON SCHEMA pljobs'), ('pljobs_canceller', 'USAGE ON SCHEMA pljobs'),
-                ('pljobs_operator', 'USAGE ON SCHEMA pljobs'),
-                ('pljobs_producer', 'SELECT ON pljobs.jobs, pljobs.queues, pljobs.history'),
-                ('pljobs_operator', 'SELECT ON pljobs.jobs, pljobs.workers, pljobs.queues, pljobs.requests, '
-                                    'pljobs.stalled_jobs, pljobs.stuck_aborts, pljobs.history'),
-                ('pljobs_worker', 'SELECT ON pljobs.workers, pljobs.queues'),
-                ('pljobs_reader', 'SELECT ON pljobs.workers, pljobs.queues, pljobs.requests, '
-                                  'pljobs.stuck_aborts'),
-                ('pljobs_reader', v_jobs),
-                ('pljobs_canceller', 'SELECT ON pljobs.requests, pljobs.stuck_aborts'),
-                ('pljobs_canceller', v_jobs))
-               AS g(role, what)
-          JOIN pg_catalog.pg_roles AS r ON r.rolname = g.role
-    LOOP
-        EXECUTE pg_catalog.format('GRANT %s TO %I', v_grant.what, v_grant.role);
+        EXECUTE pg_catalog.format('GRANT %s TO %I', v_grant.what, v_grant.grantee);
     END LOOP;
 END
 $$;

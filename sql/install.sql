@@ -4,16 +4,21 @@
 --     psql -1 -v ON_ERROR_STOP=1 -f sql/install.sql
 --
 -- This file is the table of contents and holds nothing but comments and \ir lines: `pljobs migrate` reads the
--- same list. Every file named here is plain SQL.
+-- same list. Every file named here is plain SQL. Functions come before tables, for creating them keeps nobody
+-- waiting: so an upgrade holds the tables that workers use for as short as can be.
 
--- The schema, its ledger of migrations, and the function that runs each migration once.
+-- The transaction, the lock against other installers, what must not be so.
+\ir begin.sql
+
+-- The group roles, as far as they may be made.
+\ir roles.sql
+
+-- The schema, its ledger of migrations, and the functions that migrations use.
 \ir ledger.sql
-
--- Tables, sequences, indexes. Released migrations are frozen.
-\ir migrations/0001_expand_core.sql
 
 -- Helpers: granted to nobody.
 \ir functions/_caller.sql
+\ir functions/_roles.sql
 \ir functions/_notify.sql
 \ir functions/_lanes.sql
 \ir functions/_requeue_job.sql
@@ -38,6 +43,7 @@
 \ir functions/defer_periodic_job.sql
 
 -- A worker's calls.
+\ir functions/get_contract.sql
 \ir functions/register_worker.sql
 \ir functions/unregister_worker.sql
 \ir functions/fetch_jobs.sql
@@ -56,6 +62,7 @@
 \ir functions/wait_for_job.sql
 \ir functions/pause_queue.sql
 \ir functions/resume_queue.sql
+\ir functions/limit_queues.sql
 
 -- Housekeeping, run by any worker, by `pljobs manager`, or by pg_cron.
 \ir functions/rescue_jobs.sql
@@ -63,6 +70,14 @@
 \ir functions/wake_lanes.sql
 \ir functions/prune_jobs.sql
 \ir functions/prune_history.sql
+
+-- What all of this release comes to, to compare a database with.
+\ir manifest.sql
+\ir functions/check_install.sql
+
+-- Tables, sequences, indexes. Released migrations are frozen.
+\ir migrations/0001_expand_core.sql
+\ir migrations/0002_expand_roles.sql
 
 -- What people read, and who may do what.
 \ir views.sql

@@ -1,43 +1,36 @@
--- Nothing below may be found in a schema that somebody else can create in.
-SET LOCAL search_path = pg_catalog, pg_temp;
-
--- One installer at a time: the others wait here, then find everything done.
-SET LOCAL lock_timeout = '60s';
-SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pljobs.install', 0));
-
--- From here on, a table that somebody holds is waited for briefly: a migration must not queue up in front of
--- the workers.
-SET LOCAL lock_timeout = '5s';
-
+-- The schema belongs to pljobs_owner where this role may be taken, so that its functions run with nothing but
+-- its rights; else to whoever installs.
 DO $$
+DECLARE
+    v_may_become text := CASE WHEN pg_catalog.current_setting('server_version_num')::integer >= 160000
+                              THEN 'SET' ELSE 'MEMBER' END;
 BEGIN
-    -- Functions here run with their owner's rights.
-    IF EXISTS (
-        SELECT FROM pg_catalog.pg_namespace AS n
-         WHERE n.nspname = 'pljobs' AND NOT pg_catalog.pg_has_role(n.nspowner, 'USAGE')
-    ) THEN
-        RAISE EXCEPTION 'schema pljobs belongs to another role'
-            USING ERRCODE = 'PJ005',
-                  HINT = 'Install as the owner of the schema, or drop the schema if it is not pljobs''s.';
+    IF pg_catalog.to_regnamespace('pljobs') IS NOT NULL THEN
+        RETURN;
     END IF;
-    IF EXISTS (
-        SELECT FROM pg_catalog.pg_namespace AS n, LATERAL pg_catalog.aclexplode(n.nspacl) AS a
-         WHERE n.nspname = 'pljobs' AND a.grantee = 0 AND a.privilege_type = 'CREATE'
-    ) THEN
-        RAISE EXCEPTION 'anybody may create objects in schema pljobs'
-            USING ERRCODE = 'PJ005',
-                  HINT = 'REVOKE CREATE ON SCHEMA pljobs FROM PUBLIC, look at what is in it, then install.';
+    IF pg_catalog.pg_has_role(pg_catalog.to_regrole('pljobs_owner'), v_may_become) THEN
+        CREATE SCHEMA pljobs AUTHORIZATION pljobs_owner;
+    ELSE
+        CREATE SCHEMA pljobs;
     END IF;
 END
 $$;
-
-CREATE SCHEMA IF NOT EXISTS pljobs;
 
 -- Whoever runs an upgrade, all of the schema stays one role's: what a superuser creates here would be hers,
 -- and its functions would run with her rights.
 SELECT pg_catalog.set_config('role', r.rolname, true)
   FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
  WHERE n.nspname = 'pljobs' AND r.rolname <> current_user;
+
+DO $$
+BEGIN
+    -- What this role makes is nobody else's to call, not even between two statements. (Of a role that owns
+    -- other things too, this is not ours to change.)
+    IF current_user = 'pljobs_owner' THEN
+        ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+    END IF;
+END
+$$;
 
 CREATE TABLE IF NOT EXISTS pljobs.migration (
     name       text        NOT NULL,
@@ -91,3 +84,103 @@ END
 $$;
 COMMENT ON FUNCTION pljobs._refuse_newer(text)
     IS 'Raises PJ006 if a newer release of pljobs has migrated this database.';
+
+CREATE OR REPLACE FUNCTION pljobs._lock_relations(names text[] DEFAULT '{}') RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Takes, exclusively, the tables of pljobs that are named and all its views, all at once or none. Whoever
+-- waits for such a lock keeps all that come later waiting too: so each try waits for 100 ms at most, then
+-- lets the workers pass. Gives up when lock_timeout (0: never) is over: 55P03, naming who is in the way.
+DECLARE
+    v_limit interval := current_setting('lock_timeout')::interval;
+    v_until timestamptz := clock_timestamp() + v_limit;
+    v_relations regclass[];
+    v_relation regclass;
+    v_holders text;
+BEGIN
+    v_relations := ARRAY(
+        SELECT c.oid FROM pg_class AS c
+         WHERE c.relnamespace = 'pljobs'::regnamespace
+           AND (c.relkind = 'v' OR c.relkind = 'r' AND c.relname = ANY (_lock_relations.names))
+         ORDER BY c.relkind DESC, c.relname);
+    LOOP
+        BEGIN
+            PERFORM set_config('lock_timeout', '100', true);
+            FOREACH v_relation IN ARRAY v_relations LOOP
+                IF EXISTS (SELECT FROM pg_class AS c WHERE c.oid = v_relation AND c.relkind = 'v') THEN
+                    -- LOCK TABLE would lock all that the view reads; this locks it alone, and changes
+                    -- nothing.
+                    EXECUTE format('ALTER VIEW %s SET (security_barrier)', v_relation);
+                ELSE
+                    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', v_relation);
+                END IF;
+            END LOOP;
+            PERFORM set_config('lock_timeout', extract(epoch FROM v_limit) || 's', true);
+            RETURN;
+        EXCEPTION WHEN lock_not_available THEN
+            IF v_limit > '0' AND clock_timestamp() > v_until THEN
+                SELECT string_agg(DISTINCT format('pid %s (%s, %s)', l.pid, a.usename,
+                                  coalesce(nullif(a.application_name, ''), a.backend_type)), ', ')
+                  INTO v_holders
+                  FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+                 WHERE l.relation = v_relation AND l.granted AND l.pid <> pg_backend_pid()
+                   AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database());
+                RAISE EXCEPTION '% was held by others for %', v_relation, v_limit
+                    USING ERRCODE = '55P03',
+                          DETAIL = 'Last by ' || coalesce(v_holders, 'nobody that can be named') || '.',
+                          HINT = 'Nothing was changed. Run it again when that transaction has ended, or wait '
+                                 'longer: pljobs migrate --lock-timeout 1m.';
+            END IF;
+        END;
+        PERFORM pg_sleep(0.1 + 0.2 * random());
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION pljobs._lock_relations(text[])
+    IS 'Locks tables, and all views, without keeping workers waiting for long.';
+
+CREATE OR REPLACE FUNCTION pljobs._create_index(table_name text, statement text) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Runs a CREATE INDEX on a table of less than 16 MiB, 'created'. On a larger one it would keep everybody from
+-- writing for too long: left to sql/indexes.sql, with a NOTICE, 'later'.
+BEGIN
+    IF pg_relation_size(format('pljobs.%I', _create_index.table_name)::regclass) < 16 * 1024 * 1024 THEN
+        EXECUTE _create_index.statement;
+        RETURN 'created';
+    END IF;
+    RAISE NOTICE 'pljobs.% is large: its new index is not made in this transaction', _create_index.table_name
+        USING HINT = 'Next, outside of a transaction: psql -f sql/indexes.sql (pljobs migrate does so).';
+    RETURN 'later';
+END
+$$;
+COMMENT ON FUNCTION pljobs._create_index(text, text)
+    IS 'Makes an index now if its table is small.';
+
+CREATE OR REPLACE FUNCTION pljobs._refuse_old_workers(contract integer) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- For a migration that takes away what workers of an older contract call. Raises PJ009 if one of them is
+-- alive, naming it. Locks the table of workers: none registers until the migration is committed.
+DECLARE
+    v_workers text;
+BEGIN
+    PERFORM pljobs._lock_relations('{worker}');
+    SELECT string_agg(format('%s (%s@%s:%s, contract %s)', w.id, w.name, w.host, w.pid, w.contract), ', '
+                      ORDER BY w.id)
+      INTO v_workers
+      FROM pljobs.worker AS w
+     WHERE w.stopped_at IS NULL AND w.expires_at > clock_timestamp()
+       AND w.contract < _refuse_old_workers.contract;
+    IF v_workers IS NOT NULL THEN
+        RAISE EXCEPTION 'workers that need what this migration takes away are alive: %', v_workers
+            USING ERRCODE = 'PJ009',
+                  HINT = 'Upgrade and restart them, then migrate again. Nothing was changed.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION pljobs._refuse_old_workers(integer)
+    IS 'Raises PJ009 while workers of an older contract are alive.';

@@ -3,13 +3,15 @@
 CREATE TABLE pljobs.closed_tree (
     job_id bigint NOT NULL,
     closed_at timestamp with time zone NOT NULL
-);
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', vacuum_truncate='false');
 
 CREATE TABLE pljobs.deleted_parent (
     job_id bigint NOT NULL,
     parent_id bigint NOT NULL,
     deleted_at timestamp with time zone NOT NULL
-);
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', vacuum_truncate='false');
 
 CREATE TABLE pljobs.job (
     id bigint NOT NULL,
@@ -51,7 +53,7 @@ CREATE TABLE pljobs.job (
     CONSTRAINT job_waits_only_while_todo CHECK (((waiting_for IS NULL) OR (status = 'todo'::text))),
     CONSTRAINT job_worker_while_doing CHECK (((worker_id IS NOT NULL) OR (status <> 'doing'::text)))
 )
-WITH (fillfactor='90', autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='10000', autovacuum_vacuum_cost_delay='0', autovacuum_analyze_scale_factor='0.02', autovacuum_analyze_threshold='10000');
+WITH (fillfactor='90', autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='10000', autovacuum_vacuum_cost_delay='0', autovacuum_analyze_scale_factor='0.02', autovacuum_analyze_threshold='10000', vacuum_truncate='false', toast.autovacuum_vacuum_scale_factor='0.01', toast.autovacuum_vacuum_threshold='10000', toast.autovacuum_vacuum_cost_delay='0', toast.vacuum_truncate='false');
 
 CREATE TABLE pljobs.job_event (
     job_id bigint NOT NULL,
@@ -64,7 +66,10 @@ CREATE TABLE pljobs.job_event (
     message text,
     error text,
     CONSTRAINT job_event_kind_known CHECK ((kind = ANY (ARRAY['retried'::text, 'interrupted'::text, 'given_back'::text, 'rescued'::text, 'failed'::text, 'cancelled'::text, 'aborted'::text])))
-);
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='10000', vacuum_truncate='false');
+
+ALTER TABLE ONLY pljobs.job_event REPLICA IDENTITY FULL;
 
 CREATE TABLE pljobs.request (
     id bigint NOT NULL,
@@ -101,7 +106,8 @@ CREATE TABLE pljobs.request (
     CONSTRAINT request_resolved_with_resolution CHECK (((resolved_at IS NULL) = (resolution IS NULL))),
     CONSTRAINT request_source_known CHECK ((source = ANY (ARRAY['user'::text, 'tree'::text, 'deadline'::text]))),
     CONSTRAINT request_sql_way_known CHECK ((sql_way = ANY (ARRAY['server'::text, 'asked'::text, 'worker'::text, 'none'::text, 'pooled'::text, 'denied'::text, 'busy'::text])))
-);
+)
+WITH (fillfactor='85', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', vacuum_truncate='false');
 
 CREATE TABLE pljobs.worker (
     id bigint NOT NULL,
@@ -116,9 +122,12 @@ CREATE TABLE pljobs.worker (
     concurrency integer NOT NULL,
     name text NOT NULL,
     host text NOT NULL,
-    queues text[]
+    queues text[],
+    contract integer DEFAULT 1 NOT NULL,
+    driver text,
+    registered_by text
 )
-WITH (fillfactor='50');
+WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='500', autovacuum_vacuum_cost_delay='0', vacuum_truncate='false');
 
 ALTER TABLE pljobs.job ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME pljobs.job_id_seq
@@ -137,7 +146,7 @@ CREATE TABLE pljobs.progress (
     message text,
     CONSTRAINT progress_fraction_of_one CHECK (((fraction >= (0)::double precision) AND (fraction <= (1)::double precision)))
 )
-WITH (fillfactor='70');
+WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0', vacuum_truncate='false');
 
 CREATE TABLE pljobs.migration (
     name text NOT NULL,
@@ -151,13 +160,23 @@ CREATE TABLE pljobs.periodic (
     periodic_id text NOT NULL,
     last_tick timestamp with time zone NOT NULL,
     job_id bigint
-);
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='100', fillfactor='50');
 
 CREATE TABLE pljobs.queue (
     name text NOT NULL,
     paused_at timestamp with time zone,
     paused_by text,
     pause_reason text
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='100', fillfactor='50');
+
+CREATE TABLE pljobs.queue_limit (
+    role text NOT NULL,
+    verb text NOT NULL,
+    queues text[] NOT NULL,
+    CONSTRAINT queue_limit_of_some_queues CHECK ((cardinality(queues) > 0)),
+    CONSTRAINT queue_limit_verb_known CHECK ((verb = ANY (ARRAY['defer'::text, 'fetch'::text])))
 );
 
 ALTER TABLE pljobs.request ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
@@ -203,6 +222,9 @@ ALTER TABLE ONLY pljobs.periodic
 ALTER TABLE ONLY pljobs.progress
     ADD CONSTRAINT progress_pkey PRIMARY KEY (job_id);
 
+ALTER TABLE ONLY pljobs.queue_limit
+    ADD CONSTRAINT queue_limit_pkey PRIMARY KEY (role, verb);
+
 ALTER TABLE ONLY pljobs.queue
     ADD CONSTRAINT queue_pkey PRIMARY KEY (name);
 
@@ -221,6 +243,8 @@ CREATE INDEX deleted_parent_parent ON pljobs.deleted_parent USING btree (parent_
 CREATE INDEX job_doing ON pljobs.job USING btree (worker_id) WHERE (status = 'doing'::text);
 
 CREATE INDEX job_event_job ON pljobs.job_event USING btree (job_id);
+
+CREATE INDEX job_event_rescued ON pljobs.job_event USING btree (at) WHERE (kind = 'rescued'::text);
 
 CREATE INDEX job_finished ON pljobs.job USING btree (finished_at) WHERE (finished_at IS NOT NULL);
 

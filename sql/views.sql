@@ -1,18 +1,48 @@
 -- What people read. Columns are only ever added at the end.
+SELECT pljobs._lock_relations();
+
+-- Of which jobs the reader of a view sees the rows, and of which all that is in them. In a view current_user
+-- is the role that reads.
+CREATE OR REPLACE VIEW pljobs._scope WITH (security_barrier) AS
+WITH role AS (
+    SELECT coalesce(pg_has_role(current_user, n.nspowner, 'MEMBER')
+                    OR pg_has_role(current_user, to_regrole('pljobs_operator'), 'USAGE'), false)
+           AS is_operator,
+           coalesce(pg_has_role(current_user, to_regrole('pljobs_reader'), 'USAGE'), false)
+           OR coalesce(pg_has_role(current_user, to_regrole('pljobs_canceller'), 'USAGE'), false) AS is_reader
+      FROM pg_namespace AS n WHERE n.nspname = 'pljobs'
+)
+SELECT (SELECT role.is_operator OR role.is_reader FROM role) AS every_job,
+       (SELECT role.is_operator FROM role) AS everything,
+       ARRAY(SELECT r.rolname::text FROM pg_roles AS r
+              WHERE pg_has_role(current_user, r.oid, 'MEMBER')) AS own_roles;
+COMMENT ON VIEW pljobs._scope IS
+    'What the reader of the other views sees: of every job a row, and everything in it, or of its own.';
 
 CREATE OR REPLACE VIEW pljobs.jobs WITH (security_barrier) AS
-SELECT j.id, j.status, j.waiting_for, j.queue, j.task, j.args, j.priority, j.lock, j.queueing_lock,
+SELECT j.id, j.status, j.waiting_for, j.queue, j.task,
+       CASE WHEN s.everything OR j.deferred_by = ANY (s.own_roles) THEN j.args END AS args,
+       j.priority, j.lock, j.queueing_lock,
        j.attempts, j.crashes, j.created_at, j.scheduled_at, j.started_at, j.finished_at,
        j.worker_id, j.run_id,
        j.request_id IS NOT NULL AS abort_requested, r.requested_at AS abort_requested_at,
-       j.message, j.error, j.result, j.deferred_by,
+       CASE WHEN s.everything OR j.deferred_by = ANY (s.own_roles) THEN j.message END AS message,
+       CASE WHEN s.everything OR j.deferred_by = ANY (s.own_roles) THEN j.error END AS error,
+       CASE WHEN s.everything OR j.deferred_by = ANY (s.own_roles) THEN j.result END AS result,
+       j.deferred_by,
        j.parent_id, j.start_by, j.timeout, j.timeout_at, j.grace, j.on_cancelled,
-       p.fraction AS progress, p.message AS progress_message, p.at AS progress_at
-  FROM pljobs.job AS j
+       p.fraction AS progress,
+       CASE WHEN s.everything OR j.deferred_by = ANY (s.own_roles) THEN p.message END AS progress_message,
+       p.at AS progress_at
+  FROM pljobs._scope AS s
+ CROSS JOIN pljobs.job AS j
   LEFT JOIN pljobs.request AS r ON r.id = j.request_id
-  LEFT JOIN pljobs.progress AS p ON p.job_id = j.id;
+  LEFT JOIN pljobs.progress AS p ON p.job_id = j.id
+ WHERE s.every_job OR j.deferred_by = ANY (s.own_roles);
 COMMENT ON VIEW pljobs.jobs IS
-    'Every job. todo with waiting_for empty runs next, by priority (higher first), then id; '
+    'Jobs: to readers, cancellers and operators every one, to others those that a role of theirs has '
+    'deferred. args, result, error, message and progress_message are null where the job is not the reader''s '
+    'own, but for operators. todo with waiting_for empty runs next, by priority (higher first), then id; '
     'else it says what the job waits for. progress: what its last run said of how far it was, from 0 to 1.';
 
 CREATE OR REPLACE VIEW pljobs.workers WITH (security_barrier) AS
@@ -22,12 +52,12 @@ SELECT w.id, w.name, w.host, w.pid,
             ELSE 'alive' END AS state,
        (SELECT count(*) FROM pljobs.job AS j WHERE j.worker_id = w.id AND j.status = 'doing') AS running,
        w.queues, w.concurrency, w.started_at, w.heartbeat_at, w.expires_at, w.stopped_at, w.loop_lag,
-       w.tainted_at
+       w.tainted_at, w.contract, w.driver, w.registered_by
   FROM pljobs.worker AS w;
 COMMENT ON VIEW pljobs.workers IS
     'Every worker: alive; stalled (its lease ran out, its jobs are about to be rescued); stopped. '
     'loop_lag: how late its event loop runs. tainted_at: since when it gets no more jobs, for it gave one up '
-    'whose code may still run.';
+    'whose code may still run. contract, driver, registered_by: what it speaks, what it is, which role it is.';
 
 CREATE OR REPLACE VIEW pljobs.queues WITH (security_barrier) AS
 SELECT coalesce(c.queue, q.name) AS queue,
@@ -52,11 +82,14 @@ SELECT r.id, r.job_id, r.run_id, r.worker_id, r.task, r.queue, r.kind, r.force, 
        r.requested_by, r.actor, r.reason, r.requested_at, r.delivered_at, r.handling,
        r.resolved_at, r.resolution, r.source, r.level, r.escalated_at, r.sql_at, r.term_at, r.kill_at,
        r.sql_way
-  FROM pljobs.request AS r;
+  FROM pljobs._scope AS s
+ CROSS JOIN pljobs.request AS r
+ WHERE s.every_job OR r.requested_by = ANY (s.own_roles)
+    OR EXISTS (SELECT FROM pljobs.job AS j WHERE j.id = r.job_id AND j.deferred_by = ANY (s.own_roles));
 COMMENT ON VIEW pljobs.requests IS
     'Who asked for what, why, when; when the worker heard of it, what the task does with it, how far it was '
     'taken (level 1: told, 2: its SQL cancelled, 3: terminated, 4: killed), and what became of it. Outlives '
-    'the job.';
+    'the job. To who sees not every job: the requests about its own, and those that it made.';
 
 CREATE OR REPLACE VIEW pljobs.stalled_jobs WITH (security_barrier) AS
 SELECT j.id, j.status, j.waiting_for, j.queue, j.task, j.args, j.priority, j.lock, j.queueing_lock,
@@ -74,48 +107,54 @@ COMMENT ON VIEW pljobs.stalled_jobs
 CREATE OR REPLACE VIEW pljobs.history WITH (security_barrier) AS
 WITH entry AS (
     SELECT j.id AS job_id, j.created_at AS at, 0 AS place, 'deferred' AS event, NULL::integer AS attempt,
-           NULL::bigint AS worker_id, j.deferred_by AS who, NULL::text AS detail
+           NULL::bigint AS worker_id, j.deferred_by AS who, NULL::text AS detail, false AS is_secret
       FROM pljobs.job AS j
     UNION ALL
-    SELECT e.job_id, e.started_at, 1, 'started', e.attempt, e.worker_id, NULL, NULL
+    SELECT e.job_id, e.started_at, 1, 'started', e.attempt, e.worker_id, NULL, NULL, false
       FROM pljobs.job_event AS e WHERE e.started_at IS NOT NULL
     UNION ALL
-    SELECT e.job_id, e.at, 3, e.kind, e.attempt, e.worker_id, NULL, concat_ws(E'\n', e.message, e.error)
+    SELECT e.job_id, e.at, 3, e.kind, e.attempt, e.worker_id, NULL, concat_ws(E'\n', e.message, e.error),
+           true
       FROM pljobs.job_event AS e WHERE e.kind <> 'cancelled'
     UNION ALL
-    SELECT j.id, j.started_at, 1, 'started', j.attempts, j.worker_id, NULL, NULL
+    SELECT j.id, j.started_at, 1, 'started', j.attempts, j.worker_id, NULL, NULL, false
       FROM pljobs.job AS j WHERE j.started_at IS NOT NULL
     UNION ALL
     SELECT j.id, j.finished_at, 3, j.status, j.attempts, j.worker_id, NULL,
-           concat_ws(E'\n', j.message, j.error)
+           concat_ws(E'\n', j.message, j.error), true
       FROM pljobs.job AS j WHERE j.finished_at IS NOT NULL AND j.status <> 'cancelled'
     UNION ALL
     SELECT r.job_id, r.requested_at, 2,
            CASE r.kind WHEN 'abort' THEN 'abort requested' ELSE r.resolution END, NULL, r.worker_id,
-           concat_ws(' for ', r.requested_by, r.actor), r.reason
+           concat_ws(' for ', r.requested_by, r.actor), r.reason, false
       FROM pljobs.request AS r WHERE r.job_id IS NOT NULL
     UNION ALL
-    SELECT r.job_id, r.delivered_at, 2, 'abort delivered', NULL, r.worker_id, NULL, r.handling
+    SELECT r.job_id, r.delivered_at, 2, 'abort delivered', NULL, r.worker_id, NULL, r.handling, false
       FROM pljobs.request AS r WHERE r.delivered_at IS NOT NULL
     UNION ALL
     SELECT r.job_id, r.escalated_at, 2, 'abort escalated', NULL, r.worker_id, NULL,
            concat_ws(', ', CASE r.level WHEN 2 THEN 'its SQL' WHEN 3 THEN 'terminate' ELSE 'kill' END,
-                     'SQL: ' || r.sql_way)
+                     'SQL: ' || r.sql_way), false
       FROM pljobs.request AS r WHERE r.level >= 2
     UNION ALL
-    SELECT r.job_id, r.resolved_at, 2, 'abort resolved', NULL, r.worker_id, NULL, r.resolution
+    SELECT r.job_id, r.resolved_at, 2, 'abort resolved', NULL, r.worker_id, NULL, r.resolution, false
       FROM pljobs.request AS r
      WHERE r.kind = 'abort' AND r.resolved_at IS NOT NULL AND r.resolution <> 'joined'
 )
 SELECT e.job_id, e.at, e.event, e.attempt, e.worker_id,
        CASE WHEN w.id IS NOT NULL THEN format('%s@%s:%s', w.name, w.host, w.pid) END AS worker,
-       e.who, nullif(e.detail, '') AS detail
-  FROM entry AS e
+       e.who,
+       CASE WHEN NOT e.is_secret OR s.everything OR o.is_own THEN nullif(e.detail, '') END AS detail
+  FROM pljobs._scope AS s
+ CROSS JOIN entry AS e
   LEFT JOIN pljobs.worker AS w ON w.id = e.worker_id
+  LEFT JOIN LATERAL (SELECT j.deferred_by = ANY (s.own_roles) AS is_own
+                       FROM pljobs.job AS j WHERE j.id = e.job_id) AS o ON true
+ WHERE s.every_job OR o.is_own
  ORDER BY e.job_id, e.at, e.place;
 COMMENT ON VIEW pljobs.history IS
     'One job''s life, in order: who deferred, cancelled, retried it, when and why; each attempt''s start, '
-    'end, worker and error. Ask with WHERE job_id = 33.';
+    'end, worker and error (not of others'' jobs, but for operators). Ask with WHERE job_id = 33.';
 
 CREATE OR REPLACE VIEW pljobs.stuck_aborts WITH (security_barrier) AS
 SELECT r.job_id, clock_timestamp() - r.requested_at AS asked_ago, r.task, r.queue, r.requested_by, r.actor,
@@ -136,9 +175,18 @@ SELECT r.job_id, clock_timestamp() - r.requested_at AS asked_ago, r.task, r.queu
                  'grace => ''10 s'''
        END AS next,
        r.source, r.level, r.escalated_at, r.sql_way
-  FROM pljobs.request AS r
+  FROM pljobs._scope AS s
+ CROSS JOIN pljobs.request AS r
   LEFT JOIN pljobs.worker AS w ON w.id = r.worker_id
- WHERE r.resolved_at IS NULL;
+ WHERE r.resolved_at IS NULL
+   AND (s.every_job OR r.requested_by = ANY (s.own_roles)
+        OR EXISTS (SELECT FROM pljobs.job AS j WHERE j.id = r.job_id AND j.deferred_by = ANY (s.own_roles)));
 COMMENT ON VIEW pljobs.stuck_aborts IS
     'Jobs that were asked to abort and still run: since when, where, at which level, what the task does '
     'about it, and what would be next.';
+
+CREATE OR REPLACE VIEW pljobs.queue_limits WITH (security_barrier) AS
+SELECT l.role, l.verb, l.queues, to_regrole(quote_ident(l.role)) IS NOT NULL AS role_exists
+  FROM pljobs.queue_limit AS l;
+COMMENT ON VIEW pljobs.queue_limits
+    IS 'Roles that may defer to, or fetch from, some queues only: see limit_queues().';

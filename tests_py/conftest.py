@@ -61,6 +61,8 @@ def template(server: Server) -> str:
     server.create_database("pljobs_template")
     # Through psql's own \ir: the way that needs no Python.
     server.run_sql(f"BEGIN;\n\\i '{INSTALL}'\nCOMMIT;", "pljobs_template")
+    # As a DBA does, so that cancel_job(sql => true) reaches the statement at once.
+    server.run_sql("GRANT pg_signal_backend TO pljobs_owner", "pljobs_template")
     return "pljobs_template"
 
 

@@ -1,6 +1,6 @@
 CREATE OR REPLACE FUNCTION pljobs._matching_jobs(
     job_ids bigint[], queue text, task text, statuses text[], lock text, args jsonb, older_than interval,
-    parent_id bigint, after_id bigint, max_jobs integer
+    parent_id bigint, after_id bigint, max_jobs integer, own_roles text[]
 ) RETURNS bigint[]
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -11,7 +11,8 @@ SET enable_seqscan = off
 SET jit = off
 AS $$
 -- Returns the ids of the jobs that match all filters that are given, ascending, at most max_jobs, from
--- behind after_id. args: contained in the job's (@>). older_than: deferred longer ago. Raises PJ004 if no
+-- behind after_id. args: contained in the job's (@>). older_than: deferred longer ago. own_roles: deferred by
+-- one of these (null: by anybody). Raises PJ004 if no
 -- filter is given. `statuses` alone is none, nor are args => '{}' and older_than => '0', which every job
 -- matches: a slip would mean everything.
 DECLARE
@@ -36,16 +37,17 @@ BEGIN
            AND (v_before IS NULL OR j.created_at < v_before)
            AND (_matching_jobs.parent_id IS NULL OR j.parent_id = _matching_jobs.parent_id)
            AND (_matching_jobs.after_id IS NULL OR j.id > _matching_jobs.after_id)
+           AND (_matching_jobs.own_roles IS NULL OR j.deferred_by = ANY (_matching_jobs.own_roles))
          ORDER BY j.id LIMIT _matching_jobs.max_jobs);
 END
 $$;
 COMMENT ON FUNCTION pljobs._matching_jobs(
-    bigint[], text, text, text[], text, jsonb, interval, bigint, bigint, integer
+    bigint[], text, text, text[], text, jsonb, interval, bigint, bigint, integer, text[]
 ) IS 'The ids of the jobs that match the filters.';
 
 CREATE OR REPLACE FUNCTION pljobs._lock_matching_jobs(
     job_ids bigint[], queue text, task text, statuses text[], lock text, args jsonb, older_than interval,
-    parent_id bigint, OUT matching bigint[], OUT others bigint[]
+    parent_id bigint, own_roles text[], OUT matching bigint[], OUT others bigint[]
 )
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -61,13 +63,15 @@ BEGIN
     matching := pljobs._matching_jobs(
         _lock_matching_jobs.job_ids, _lock_matching_jobs.queue, _lock_matching_jobs.task,
         _lock_matching_jobs.statuses, _lock_matching_jobs.lock, _lock_matching_jobs.args,
-        _lock_matching_jobs.older_than, _lock_matching_jobs.parent_id, NULL, 2147483647);
+        _lock_matching_jobs.older_than, _lock_matching_jobs.parent_id, NULL, 2147483647,
+        _lock_matching_jobs.own_roles);
     others := ARRAY(SELECT i.id FROM unnest(_lock_matching_jobs.job_ids) AS i(id)
                     EXCEPT SELECT m.id FROM unnest(matching) AS m(id) ORDER BY 1);
 END
 $$;
-COMMENT ON FUNCTION pljobs._lock_matching_jobs(bigint[], text, text, text[], text, jsonb, interval, bigint)
-    IS 'Locks jobs, and tells which of them still match the filters.';
+COMMENT ON FUNCTION pljobs._lock_matching_jobs(
+    bigint[], text, text, text[], text, jsonb, interval, bigint, text[]
+) IS 'Locks jobs, and tells which of them still match the filters.';
 
 CREATE OR REPLACE FUNCTION pljobs._changed_jobs(job_ids bigint[])
 RETURNS TABLE (job_id bigint, queue_name text, task_name text, status_before text, outcome text)

@@ -20,7 +20,8 @@ AS $$
 --     run is void and its worker is told to stop it; until it has, its code may still run.
 -- cancelled, aborted, delete_job -> gone, 'deleted'.
 -- cancelled, aborted -> unchanged, 'already_cancelled'.  succeeded, failed -> unchanged, 'already_finished'.
--- unknown id -> 'not_found'.
+-- unknown id -> 'not_found', as is a job of others for a caller that has neither pljobs_canceller nor
+--     pljobs_operator: its own are those that a role which it is a member of has deferred.
 -- grace gives the abort a deadline: after half of it the job's own SQL is cancelled, after it the task is
 -- terminated, after term_grace more (null: 5 s) killed. 0: at once; null: never. sql: cancels the job's SQL
 -- now, before this transaction commits, and whether or not it does; sql_way says how that went (see
@@ -34,10 +35,12 @@ DECLARE
     v_delete boolean := coalesce(cancel_job_v1.delete_job, false);
     v_force boolean := coalesce(cancel_job_v1.force, false);
     v_ladder record := pljobs._ladder(cancel_job_v1.grace, cancel_job_v1.term_grace, cancel_job_v1.sql);
+    v_own text[] := pljobs._own_roles('pljobs_canceller', 'pljobs_operator');
     v_job record;
 BEGIN
     SELECT j.status, j.queue, j.task, j.lock, j.run_id, j.worker_id, j.request_id INTO v_job
-      FROM pljobs.job AS j WHERE j.id = cancel_job_v1.job_id FOR UPDATE;
+      FROM pljobs.job AS j
+     WHERE j.id = cancel_job_v1.job_id AND (v_own IS NULL OR j.deferred_by = ANY (v_own)) FOR UPDATE;
     IF NOT FOUND THEN
         outcome := 'not_found';
         RETURN;

@@ -14,10 +14,11 @@ SET jit = off
 AS $$
 -- What cancel_job_v1 does, for each job that is waiting or running (status: only these) and matches all the
 -- filters that are given: ids, queue, task, lock, args (contained in the job's), older_than (deferred longer
--- ago), parent_id (deferred by that job itself; its whole tree: cancel_tree_v1). At most max_jobs, those of
--- the lowest ids; the next call goes on behind after_id, the highest id answered. Returns a row for each of
--- them, in no order, with cancel_job's words; or 'changed', 'not_found' for one that matched until it was
--- locked, and was left alone. dry_run, the default: changes and locks nothing, and answers would_cancel,
+-- ago), parent_id (deferred by that job itself; its whole tree: cancel_tree_v1); and is the caller's own, for
+-- who has neither pljobs_canceller nor, which it takes for others' args, pljobs_operator. At most max_jobs,
+-- those of the lowest ids; the next call goes on behind after_id, the highest id answered. Returns a row for
+-- each of them, in no order, with cancel_job's words; or 'changed', 'not_found' for one that matched until it
+-- was locked, and was left alone. dry_run, the default: changes and locks nothing, and answers would_cancel,
 -- would_delete, would_abort, would_force, or running (left alone: abort is not asked for). Raises PJ004
 -- without a filter, for a status that is not todo or doing, a max_jobs below 1, a negative older_than, and as
 -- cancel_job_v1 does. Locks the jobs by ascending id, waiting for each. Notifies each worker concerned once.
@@ -26,6 +27,10 @@ DECLARE
     v_delete boolean := coalesce(cancel_jobs_v1.delete_job, false);
     v_statuses text[] := CASE WHEN cancel_jobs_v1.status IS NULL THEN '{todo,doing}'::text[]
                               ELSE ARRAY[cancel_jobs_v1.status] END;
+    -- Who may cancel any job but not see its arguments does not find them out by a filter, either.
+    v_own text[] := CASE WHEN cancel_jobs_v1.args IS NULL
+                         THEN pljobs._own_roles('pljobs_canceller', 'pljobs_operator')
+                         ELSE pljobs._own_roles('pljobs_operator') END;
     v_ids bigint[];
     v_changed bigint[];
     v_todo bigint[];
@@ -40,7 +45,7 @@ BEGIN
     v_ids := pljobs._matching_jobs(
         cancel_jobs_v1.job_ids, cancel_jobs_v1.queue, cancel_jobs_v1.task, v_statuses, cancel_jobs_v1.lock,
         cancel_jobs_v1.args, cancel_jobs_v1.older_than, cancel_jobs_v1.parent_id, cancel_jobs_v1.after_id,
-        cancel_jobs_v1.max_jobs);
+        cancel_jobs_v1.max_jobs, v_own);
     PERFORM pljobs._ladder(cancel_jobs_v1.grace, cancel_jobs_v1.term_grace, cancel_jobs_v1.sql);
 
     IF cancel_jobs_v1.dry_run IS NOT FALSE THEN
@@ -58,7 +63,7 @@ BEGIN
     SELECT l.matching, l.others INTO v_ids, v_changed
       FROM pljobs._lock_matching_jobs(
            v_ids, cancel_jobs_v1.queue, cancel_jobs_v1.task, v_statuses, cancel_jobs_v1.lock,
-           cancel_jobs_v1.args, cancel_jobs_v1.older_than, cancel_jobs_v1.parent_id) AS l;
+           cancel_jobs_v1.args, cancel_jobs_v1.older_than, cancel_jobs_v1.parent_id, v_own) AS l;
     SELECT array_agg(j.id) FILTER (WHERE j.status = 'todo'),
            array_agg(j.id) FILTER (WHERE j.status = 'doing'),
            array_agg(DISTINCT j.lock) FILTER (WHERE j.status = 'todo' AND j.lock IS NOT NULL)

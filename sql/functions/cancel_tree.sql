@@ -166,25 +166,32 @@ SET jit = off
 AS $$
 -- What cancel_job_v1 does, for a job and all that was deferred inside of it, and inside of those. Returns a
 -- row for the root and for each that was todo or doing, in no order, with cancel_job's words; nothing for an
--- unknown id without children. The tree is closed: of the jobs in it, none but those left alone ('running':
--- abort is not asked for) can defer another (PJ007), and a child that is being deferred at this moment is
--- cancelled where it would start. A person may put single ones back (retry_job): they run, and may defer.
--- dry_run: changes and locks nothing, answers as cancel_jobs_v1 does. Raises PJ004 as cancel_job_v1 does, and
--- in a transaction that is not READ COMMITTED: it could not see a child that has come since its snapshot.
--- Locks the tree's keys, in order, then its jobs by ascending id, waiting for each: until the transaction
--- ends, no child of these jobs starts, nor of others that share a key (there are 1,024: a tree of thousands
--- holds all of them); commit soon. Notifies each worker concerned once.
+-- unknown id without children, and for another's job or one that is gone, if the caller has neither
+-- pljobs_canceller nor pljobs_operator; whose the others of the tree are does not matter. The tree is closed:
+-- of the jobs in it, none but those left alone ('running': abort is not asked for) can defer another (PJ007),
+-- and a child that is being deferred at this moment is cancelled where it would start. A person may put
+-- single ones back (retry_job): they run, and may defer. dry_run: changes and locks nothing, answers as
+-- cancel_jobs_v1 does. Raises PJ004 as cancel_job_v1 does, and in a transaction that is not READ COMMITTED:
+-- it could not see a child that has come since its snapshot. Locks the tree's keys, in order, then its jobs
+-- by ascending id, waiting for each: until the transaction ends, no child of these jobs starts, nor of others
+-- that share a key (there are 1,024: a tree of thousands holds all of them); commit soon. Notifies each
+-- worker concerned once.
 DECLARE
     v_abort boolean := coalesce(cancel_tree_v1.abort, false) OR coalesce(cancel_tree_v1.force, false);
     v_resolution text := CASE WHEN cancel_tree_v1.delete_job THEN 'deleted' ELSE 'cancelled' END;
     v_ladder record := pljobs._ladder(cancel_tree_v1.grace, cancel_tree_v1.term_grace, cancel_tree_v1.sql);
+    v_own text[] := pljobs._own_roles('pljobs_canceller', 'pljobs_operator');
     v_ids bigint[];
     v_todo bigint[];
     v_doing bigint[];
     v_locks text[];
     v_job record;
 BEGIN
-    IF cancel_tree_v1.dry_run THEN
+    IF NOT EXISTS (
+        SELECT FROM pljobs.job AS j WHERE j.id = cancel_tree_v1.root AND j.deferred_by = ANY (v_own)
+    ) AND v_own IS NOT NULL THEN
+        RETURN;
+    ELSIF cancel_tree_v1.dry_run THEN
         v_ids := pljobs._tree_of(cancel_tree_v1.root);
         RETURN QUERY
         SELECT j.id, j.parent_id, j.queue, j.task, j.status,

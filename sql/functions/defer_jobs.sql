@@ -13,8 +13,8 @@ AS $$
 -- and from when the job is due, by the database's clock, and not negative.
 -- Returns the ids in the order given. All or none: raises PJ002 for a job that can't be deferred, naming its
 -- place and what is wrong with it; PJ001 if a waiting job holds the queueing lock, or two of the call ask for
--- one; PJ007 if the tree of a parent was cancelled.
--- Locks nothing; waits only for a transaction that is inserting the same queueing lock.
+-- one; PJ007 if the tree of a parent was cancelled; PJ010 for a queue that the caller's role may not defer
+-- to. Locks nothing; waits only for a transaction that is inserting the same queueing lock.
 -- Notifies pljobs_todo, one message a queue, unless notify is false or the jobs can't run yet.
 DECLARE
     -- What every client can read.
@@ -91,6 +91,11 @@ BEGIN
         RAISE EXCEPTION 'job % of the call (task %) can''t be deferred: %',
             v_bad.ord, quote_nullable(left(v_bad.task, 255)), v_bad.what
             USING ERRCODE = 'PJ002', HINT = 'Nothing was deferred.';
+    END IF;
+    IF EXISTS (SELECT FROM pljobs.queue_limit AS l WHERE l.verb = 'defer') THEN
+        PERFORM pljobs._refuse_queues('defer', ARRAY(
+            SELECT coalesce(g.queue, 'default') FROM jsonb_to_recordset(defer_jobs_v1.jobs) AS g(queue text)),
+            'nothing was deferred');
     END IF;
 
     WITH added AS (

@@ -5,13 +5,16 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- succeeded, failed, cancelled, aborted -> gone, 'deleted'; the requests about it stay.  todo -> unchanged,
--- 'todo' (cancel it: cancel_job with delete_job).  doing -> unchanged, 'running'.  Unknown id -> 'not_found'.
--- `status` is the one before, null for an unknown id. Locks the job. Notifies nobody.
+-- 'todo' (cancel it: cancel_job with delete_job).  doing -> unchanged, 'running'.  Unknown id, or another's
+-- job for who is no operator -> 'not_found'. `status` is the one before, null for an unknown id. Locks the
+-- job. Notifies nobody.
 DECLARE
+    v_own text[] := pljobs._own_roles('pljobs_operator');
     v_job record;
 BEGIN
     SELECT j.status, j.queue, j.task INTO v_job
-      FROM pljobs.job AS j WHERE j.id = delete_job_v1.job_id FOR UPDATE;
+      FROM pljobs.job AS j
+     WHERE j.id = delete_job_v1.job_id AND (v_own IS NULL OR j.deferred_by = ANY (v_own)) FOR UPDATE;
     status := v_job.status;
     IF status IS NULL THEN
         outcome := 'not_found';

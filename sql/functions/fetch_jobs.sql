@@ -46,19 +46,21 @@ SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$
 -- todo -> doing, for up to max_jobs jobs that can run now: due, not paused, first of their lane if they have
--- a lock, in `queues` and among `tasks` (null: all). Higher priority first, then lower id. Draws a run_id,
--- counts the attempt, and returns what the worker needs, in that order. The worker must list each run in its
--- heartbeats until its finish, and call the first of them within `timeout`, if it has one. Cancels what has
--- not started by its start_by ('expired'), and jobs whose parent's tree was cancelled. A tainted worker gets
--- nothing.
+-- a lock, in `queues` and among `tasks` (null: all), and in queues that the caller's role is not kept from.
+-- Higher priority first, then lower id. Draws a run_id, counts the attempt, and returns what the worker
+-- needs, in that order. The worker must list each run in its heartbeats until its finish, and call the first
+-- of them within `timeout`, if it has one. Cancels what has not started by its start_by ('expired'), and jobs
+-- whose parent's tree was cancelled. A tainted worker gets nothing.
 -- Skips rows that somebody holds; never waits for a row. Locks the lanes and trees it meets, without waiting.
--- Raises PJ003 if the worker is not registered or its lease ran out, PJ004 for max_jobs below 1.
+-- Raises PJ003 if the worker is not registered, its lease ran out, or it is another's and the caller's role
+-- limited to queues; PJ004 for max_jobs below 1.
 -- Notifies workers of a lane's head that nobody else would look for. Call it in a short READ COMMITTED
 -- transaction of its own.
 DECLARE
     v_queues text[] := fetch_jobs_v1.queues;
     -- A variable: an index can't be searched for a volatile value.
     v_now timestamptz := clock_timestamp();
+    v_allowed text[] := pljobs._allowed_queues('fetch');
     v_paused text[];
     v_key text;                                   -- which walk a hint is about
     v_hint text[];
@@ -79,7 +81,8 @@ BEGIN
         RAISE EXCEPTION 'max_jobs must be at least 1' USING ERRCODE = 'PJ004';
     END IF;
     SELECT w.tainted_at INTO v_tainted_at FROM pljobs.worker AS w
-     WHERE w.id = fetch_jobs_v1.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp();
+     WHERE w.id = fetch_jobs_v1.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp()
+       AND (v_allowed IS NULL OR w.id = ANY (pljobs._own_workers()));
     IF NOT FOUND THEN
         RAISE EXCEPTION 'worker % is not registered', fetch_jobs_v1.worker_id USING ERRCODE = 'PJ003',
             HINT = 'Its lease ran out, or it was unregistered. '
@@ -97,11 +100,16 @@ BEGIN
         PERFORM pljobs._expire_jobs(1000);
     END IF;
 
+    IF v_allowed IS NOT NULL THEN
+        v_queues := ARRAY(SELECT a.name FROM unnest(v_allowed) AS a(name)
+                           WHERE v_queues IS NULL OR a.name = ANY (v_queues));
+    END IF;
     SELECT array_agg(q.name) INTO v_paused FROM pljobs.queue AS q WHERE q.paused_at IS NOT NULL;
     IF v_paused IS NOT NULL THEN
         v_queues := pljobs._may_fetch_from(v_queues, v_paused);
     END IF;
-    v_key := md5(concat_ws('|', coalesce(v_queues::text, '*'), coalesce(fetch_jobs_v1.tasks::text, '*')));
+    v_key := hashtextextended(
+        concat_ws('|', coalesce(v_queues::text, '*'), coalesce(fetch_jobs_v1.tasks::text, '*')), 0)::text;
 
     -- Up to 20 rounds: one that finds nothing but jobs of busy lanes parks them, and looks further.
     FOR v_round IN 1..20 LOOP

@@ -24,7 +24,8 @@ AS $$
 -- what is no interval, means at once: it never keeps the call from ending its runs. delete_job: gone, where
 -- it would have ended. Returns the status written, or 'deleted', for each run. A run that isn't this job's
 -- changes nothing: it is answered the status then written if that run itself ended the job (so a lost reply
--- can be replayed), else 'stale'; 'not_found' if the job is gone. With wait => false a job that somebody else
+-- can be replayed), else 'stale'; 'not_found' if the job is gone, or its worker another's and the caller's
+-- role limited to queues. With wait => false a job that somebody else
 -- holds locked (a person's open transaction) is left as it is, and answered 'locked': report it again a
 -- little later. Message and error are cut at 1,000 and 16,384 characters, a result of more than 1 MiB is left
 -- out: what a task produced never keeps it from ending. Raises PJ004 for an unknown outcome or a retry's
@@ -33,6 +34,7 @@ AS $$
 DECLARE
     c_longest CONSTANT interval := interval '10 years';
     v_now timestamptz := clock_timestamp();
+    v_own bigint[] := pljobs._own_workers();
     v_ids bigint[];
     v_held bigint[];
     v_done_jobs bigint[];
@@ -42,6 +44,17 @@ DECLARE
     v_retry_at timestamptz;
     v_retry_in interval;
 BEGIN
+    IF v_own IS NOT NULL THEN
+        RETURN QUERY
+        SELECT x.job_id, x.run_id, 'not_found'
+          FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(job_id bigint, run_id bigint)
+         WHERE NOT EXISTS (SELECT FROM pljobs.job AS j WHERE j.id = x.job_id AND j.worker_id = ANY (v_own));
+        runs := coalesce((
+            SELECT jsonb_agg(e.run)
+              FROM jsonb_array_elements(finish_jobs_v1.runs) AS e(run)
+              JOIN pljobs.job AS j ON j.id = (e.run ->> 'job_id')::bigint
+             WHERE j.worker_id = ANY (v_own)), '[]');
+    END IF;
     -- A bulk UPDATE locks in the order of its plan, and two of them deadlock: lock first, in order.
     v_ids := ARRAY(SELECT x.job_id FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(job_id bigint));
     IF finish_jobs_v1.wait IS NOT FALSE THEN

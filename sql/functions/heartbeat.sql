@@ -27,11 +27,12 @@ AS $$
 -- worker cancelled its SQL, or why it could not ('worker', 'none', 'busy', 'denied'; 'pooled': it is in SQL
 -- behind a pooler); how far it says that it is. What in it makes no sense is ignored. loop_lag: how late the
 -- worker's event loop runs, for people to see. Raises PJ003 if the worker is not registered: register again
--- under the same id, then call again. Locks the worker; jobs and requests only where nobody else holds them.
--- Notifies workers of what it gives back.
+-- under the same id, then call again; or if it is another's, and the caller's role limited to queues. Locks
+-- the worker; jobs and requests only where nobody else holds them. Notifies workers of what it gives back.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_started_before timestamptz;
+    v_own bigint[] := pljobs._own_workers();
     v_job_ids bigint[];
     v_request_ids bigint[];
     v_locks text[];
@@ -39,7 +40,7 @@ DECLARE
 BEGIN
     UPDATE pljobs.worker AS w
        SET heartbeat_at = v_now, expires_at = v_now + w.lease, loop_lag = heartbeat_v1.loop_lag
-     WHERE w.id = heartbeat_v1.worker_id AND w.stopped_at IS NULL
+     WHERE w.id = heartbeat_v1.worker_id AND w.stopped_at IS NULL AND (v_own IS NULL OR w.id = ANY (v_own))
     RETURNING v_now - w.lease INTO v_started_before;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'worker % is not registered', heartbeat_v1.worker_id USING ERRCODE = 'PJ003',

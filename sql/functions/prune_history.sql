@@ -7,7 +7,8 @@ AS $$
 -- ties jobs to their trees whose parents were deleted, longer than older_than ago; at most max_rows of each.
 -- What keeps a child from starting that still waits (it may be scheduled, or its queue paused) stays, and
 -- what ties jobs together that are still there. Returns how many in all: call again until it returns 0.
--- Raises PJ004 for a null or negative older_than. Skips rows that somebody holds. Notifies nobody.
+-- Raises PJ004 for a null or negative older_than, PJ010 for a role limited to queues: the history is of all.
+-- Skips rows that somebody holds. Notifies nobody.
 DECLARE
     v_before timestamptz := clock_timestamp() - prune_history_v1.older_than;
     v_requests bigint;
@@ -17,6 +18,9 @@ DECLARE
 BEGIN
     IF prune_history_v1.older_than IS NULL OR prune_history_v1.older_than < interval '0' THEN
         RAISE EXCEPTION 'prune needs older_than, not negative' USING ERRCODE = 'PJ004';
+    ELSIF pljobs._allowed_queues('fetch') IS NOT NULL THEN
+        RAISE EXCEPTION '% is limited to queues, and may not prune the history of all', pljobs._caller()
+            USING ERRCODE = 'PJ010', HINT = 'Let an unlimited worker, pljobs manager or an operator do it.';
     END IF;
     DELETE FROM pljobs.request AS r WHERE r.id = ANY (ARRAY(
         SELECT o.id FROM pljobs.request AS o

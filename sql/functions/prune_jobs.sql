@@ -8,12 +8,14 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 -- succeeded, failed, cancelled, aborted -> gone, for jobs that finished longer than older_than ago, with one
 -- of `statuses`, in `queue` (null: all), oldest first.  Returns how many, at most max_jobs: call again until
--- it returns 0, each call in a transaction of its own. The requests stay (prune_history_v1). Raises PJ004 for
+-- it returns 0, each call in a transaction of its own. A role limited to fetching from some queues prunes in
+-- these. The requests stay (prune_history_v1). Raises PJ004 for
 -- a null or negative older_than, or a status that is not final. Locks those jobs, skipping those that
 -- somebody holds. Notifies nobody.
 DECLARE
     -- A variable: an index can't be searched for a volatile value.
     v_before timestamptz := clock_timestamp() - prune_jobs_v1.older_than;
+    v_allowed text[] := pljobs._allowed_queues('fetch');
     v_ids bigint[];
 BEGIN
     IF prune_jobs_v1.older_than IS NULL OR prune_jobs_v1.older_than < interval '0'
@@ -27,6 +29,7 @@ BEGIN
              WHERE j.finished_at < v_before
                AND j.status = ANY (prune_jobs_v1.statuses)
                AND (prune_jobs_v1.queue IS NULL OR j.queue = prune_jobs_v1.queue)
+               AND (v_allowed IS NULL OR j.queue = ANY (v_allowed))
              ORDER BY j.finished_at LIMIT prune_jobs_v1.max_jobs FOR UPDATE SKIP LOCKED) AS h;
     PERFORM pljobs._delete_jobs(v_ids);
     RETURN coalesce(cardinality(v_ids), 0)::bigint;

@@ -6,17 +6,20 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- doing with an open request that its worker has not heard of -> doing without, 'rescinded': the request is
 -- resolved so, with who took it back and why in a request of its own.  Delivered already -> unchanged,
--- 'already_delivered' (the task may be stopping).  Nothing open -> unchanged, 'no_request'.  Unknown id ->
--- 'not_found'. A run whose timeout had joined a person's request is asked anew, for its timeout; where only
--- its timeout asked, it has all the time it wants. request_id is the request that is, or was, open. Locks the
--- job, then its request, waiting for a heartbeat that is delivering it: heartbeat_v1 answers no request that
--- it could not record as delivered. Notifies nobody.
+-- 'already_delivered' (the task may be stopping).  Nothing open -> unchanged, 'no_request'.  Unknown id,
+-- or another's job for who is neither canceller nor operator -> 'not_found'. A run whose timeout had joined a
+-- person's request is asked anew, for its timeout; where only its timeout asked, it has all the time it
+-- wants. request_id is the request that is, or was, open. Locks the job, then its request, waiting for a
+-- heartbeat that is delivering it: heartbeat_v1 answers no request that it could not record as delivered.
+-- Notifies nobody.
 DECLARE
+    v_own text[] := pljobs._own_roles('pljobs_canceller', 'pljobs_operator');
     v_job record;
     v_source text;
 BEGIN
     SELECT j.request_id, j.run_id, j.worker_id, j.queue, j.task INTO v_job
-      FROM pljobs.job AS j WHERE j.id = rescind_request_v1.job_id FOR UPDATE;
+      FROM pljobs.job AS j
+     WHERE j.id = rescind_request_v1.job_id AND (v_own IS NULL OR j.deferred_by = ANY (v_own)) FOR UPDATE;
     IF NOT FOUND THEN
         outcome := 'not_found';
         RETURN;

@@ -9,10 +9,12 @@ AS $$
 -- failed, cancelled, aborted -> todo, 'requeued', clean of its former request, its crashes and its start_by
 -- forgotten, its attempts counted on, even if the tree that it belongs to was cancelled; to run at once or at
 -- scheduled_at, in another queue, priority or lock if given. todo -> unchanged, 'todo'.  doing -> unchanged,
--- 'running'.  succeeded -> unchanged, 'succeeded'. Unknown id -> 'not_found'.  `status` is the one before.
--- Raises PJ004 for a name that is not of 1 to 255 characters, or a time outside of the years 1 to 9999. Locks
--- the job. Notifies the queue's workers.
+-- 'running'.  succeeded -> unchanged, 'succeeded'. Unknown id, or another's job for who is no operator ->
+-- 'not_found'.  `status` is the one before. Raises PJ004 for a name that is not of 1 to 255 characters, or a
+-- time outside of the years 1 to 9999; PJ010 for a queue that the caller may not defer to. Locks the job.
+-- Notifies the queue's workers.
 DECLARE
+    v_own text[] := pljobs._own_roles('pljobs_operator');
     v_job record;
 BEGIN
     IF NOT char_length(retry_job_v1.queue) BETWEEN 1 AND 255
@@ -23,8 +25,10 @@ BEGIN
                         'scheduled_at is in the years 1 to 9999, priority is above -2147483648',
             retry_job_v1.job_id USING ERRCODE = 'PJ004';
     END IF;
+    PERFORM pljobs._refuse_queues('defer', ARRAY[retry_job_v1.queue], 'nothing was put back');
     SELECT j.status, j.queue, j.task, j.message, j.error INTO v_job
-      FROM pljobs.job AS j WHERE j.id = retry_job_v1.job_id FOR UPDATE;
+      FROM pljobs.job AS j
+     WHERE j.id = retry_job_v1.job_id AND (v_own IS NULL OR j.deferred_by = ANY (v_own)) FOR UPDATE;
     status := v_job.status;
     IF status IS NULL THEN
         outcome := 'not_found';

@@ -12,13 +12,14 @@ SET jit = off
 AS $$
 -- What retry_job_v1 does, for each job that is failed, cancelled or aborted (status: only these) and
 -- matches all the filters that are given; see cancel_jobs_v1, whose filters, dry_run, max_jobs and after_id
--- these are. Returns a row for each of them, in no order: requeued, or with dry_run, the default,
--- would_requeue; or 'changed', 'not_found' for one that matched until it was locked, and was left alone.
--- Raises PJ004 without a filter, for another status, a max_jobs below 1, a negative older_than. Locks the
--- jobs by ascending id, waiting for each. Notifies the queues' workers.
+-- these are (its own, for who is no operator). Returns a row for each of them, in no order: requeued, or with
+-- dry_run, the default, would_requeue; or 'changed', 'not_found' for one that matched until it was locked,
+-- and was left alone. Raises PJ004 without a filter, for another status, a max_jobs below 1, a negative
+-- older_than. Locks the jobs by ascending id, waiting for each. Notifies the queues' workers.
 DECLARE
     v_statuses text[] := CASE WHEN retry_jobs_v1.status IS NULL THEN '{failed,cancelled,aborted}'::text[]
                               ELSE ARRAY[retry_jobs_v1.status] END;
+    v_own text[] := pljobs._own_roles('pljobs_operator');
     v_ids bigint[];
     v_changed bigint[];
 BEGIN
@@ -29,7 +30,7 @@ BEGIN
     v_ids := pljobs._matching_jobs(
         retry_jobs_v1.job_ids, retry_jobs_v1.queue, retry_jobs_v1.task, v_statuses, retry_jobs_v1.lock,
         retry_jobs_v1.args, retry_jobs_v1.older_than, retry_jobs_v1.parent_id, retry_jobs_v1.after_id,
-        retry_jobs_v1.max_jobs);
+        retry_jobs_v1.max_jobs, v_own);
     IF retry_jobs_v1.dry_run IS NOT FALSE THEN
         RETURN QUERY
         SELECT j.id, j.queue, j.task, j.status, 'would_requeue' FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
@@ -39,7 +40,7 @@ BEGIN
     SELECT l.matching, l.others INTO v_ids, v_changed
       FROM pljobs._lock_matching_jobs(
            v_ids, retry_jobs_v1.queue, retry_jobs_v1.task, v_statuses, retry_jobs_v1.lock, retry_jobs_v1.args,
-           retry_jobs_v1.older_than, retry_jobs_v1.parent_id) AS l;
+           retry_jobs_v1.older_than, retry_jobs_v1.parent_id, v_own) AS l;
     RETURN QUERY
     -- In order of queueing_lock, as _requeue_job asks.
     SELECT j.id, j.queue, j.task, r.status, r.outcome

@@ -7,16 +7,19 @@ SET enable_seqscan = off
 SET jit = off
 AS $$
 -- Returns each job's status, in one call for any number that somebody waits for: as in pljobs.jobs, or
--- 'deleted' if a request says so, or 'not_found' (unknown, pruned, or deleted by its worker at its end).
--- Locks nothing.
+-- 'deleted' if a request says so, or 'not_found' (unknown, pruned, or deleted by its worker at its end; or
+-- another's, for who has none of pljobs_reader, pljobs_canceller, pljobs_operator). Locks nothing.
+DECLARE
+    v_own text[] := pljobs._own_roles('pljobs_reader', 'pljobs_canceller', 'pljobs_operator');
 BEGIN
     RETURN QUERY
     SELECT w.id, coalesce(j.status, CASE WHEN EXISTS (
                SELECT FROM pljobs.request AS r
                 WHERE r.job_id = w.id AND (r.resolution = 'deleted' OR r.delete_job)
+                  AND (v_own IS NULL OR r.requested_by = ANY (v_own))
            ) THEN 'deleted' ELSE 'not_found' END)
       FROM (SELECT DISTINCT u.id FROM unnest(get_job_statuses_v1.job_ids) AS u(id)) AS w
-      LEFT JOIN pljobs.job AS j ON j.id = w.id;
+      LEFT JOIN pljobs.job AS j ON j.id = w.id AND (v_own IS NULL OR j.deferred_by = ANY (v_own));
 END
 $$;
 COMMENT ON FUNCTION pljobs.get_job_statuses_v1(bigint[])
@@ -32,12 +35,19 @@ SET jit = off
 AS $$
 -- Returns what became of each request (as in pljobs.requests), 'open', or 'not_found', in one call for any
 -- number that somebody waits for. Who asked one run to stop waits for this, not for the job's status: when
--- that run has ended, a person may have put the job back, and another run may have begun. Locks nothing.
+-- that run has ended, a person may have put the job back, and another run may have begun. A request that is
+-- neither the caller's own nor about a job of its own is 'not_found', as for get_job_statuses_v1. Locks
+-- nothing.
+DECLARE
+    v_own text[] := pljobs._own_roles('pljobs_reader', 'pljobs_canceller', 'pljobs_operator');
 BEGIN
     RETURN QUERY
     SELECT w.id, CASE WHEN r.id IS NULL THEN 'not_found' ELSE coalesce(r.resolution, 'open') END
       FROM (SELECT DISTINCT u.id FROM unnest(get_resolutions_v1.request_ids) AS u(id)) AS w
-      LEFT JOIN pljobs.request AS r ON r.id = w.id;
+      LEFT JOIN pljobs.request AS r
+             ON r.id = w.id
+            AND (v_own IS NULL OR r.requested_by = ANY (v_own) OR EXISTS (
+                 SELECT FROM pljobs.job AS j WHERE j.id = r.job_id AND j.deferred_by = ANY (v_own)));
 END
 $$;
 COMMENT ON FUNCTION pljobs.get_resolutions_v1(bigint[])

@@ -13,10 +13,11 @@ UPDATE pljobs.job SET lock = :'l' WHERE id = :four;
 
 CREATE FUNCTION matching(
     job_ids bigint[] DEFAULT NULL, queue text DEFAULT NULL, task text DEFAULT NULL, statuses text[] DEFAULT '{todo,doing}', lock text DEFAULT NULL,
-    args jsonb DEFAULT NULL, older_than interval DEFAULT NULL, parent_id bigint DEFAULT NULL, after_id bigint DEFAULT NULL, max_jobs integer DEFAULT 100
+    args jsonb DEFAULT NULL, older_than interval DEFAULT NULL, parent_id bigint DEFAULT NULL, after_id bigint DEFAULT NULL, max_jobs integer DEFAULT 100,
+    own_roles text[] DEFAULT NULL
 ) RETURNS bigint[]
 LANGUAGE sql
-RETURN pljobs._matching_jobs(job_ids, queue, task, statuses, lock, args, older_than, parent_id, after_id, max_jobs);
+RETURN pljobs._matching_jobs(job_ids, queue, task, statuses, lock, args, older_than, parent_id, after_id, max_jobs, own_roles);
 
 SELECT is(matching(queue => :'q'), ARRAY[:one, :two, :three]::bigint[], 'all of a queue, whatever they wait for, by ascending id');
 SELECT is(matching(task => :'t'), ARRAY[:one, :two, :three]::bigint[], 'all of a task');
@@ -40,15 +41,18 @@ SELECT is(matching(parent_id => :one, queue => :'q'), ARRAY[:child]::bigint[], '
 SELECT is(matching(parent_id => p), '{}'::bigint[], 'no children of ' || p) FROM unnest('{-1,0,9223372036854775807}'::bigint[]) AS p;
 SELECT is(matching(queue => 'no such queue; -- ' || chr(8238)), '{}'::bigint[], 'names are only text');
 
+SELECT is(matching(queue => :'q', own_roles => ARRAY[r]), CASE WHEN r = session_user THEN ARRAY[:one, :two, :three, :child]::bigint[] ELSE '{}' END, 'deferred by one of these: ' || r)
+  FROM unnest(ARRAY[session_user::text, 'somebody else', '']) AS r;
+SELECT is(matching(queue => :'q', own_roles => '{}'), '{}'::bigint[], 'by nobody');
 SELECT throws_ok('SELECT matching(' || a || ')', 'PJ004', NULL, 'no filter: ' || a)
   FROM unnest('{"","args => ''{}''","older_than => ''0''","args => ''{}'', older_than => ''0 days''","statuses => ''{todo}''","after_id => 1"}'::text[]) AS a;
 SELECT throws_ok('SELECT matching(queue => ''q'', ' || a || ')', 'PJ004', NULL, 'refused: ' || a)
   FROM unnest('{"max_jobs => 0","max_jobs => -1","max_jobs => NULL","older_than => ''-1 s''"}'::text[]) AS a;
 SELECT throws_ok('SELECT matching(older_than => ''100000000 years'')', '22008', NULL, 'a time before all time');
 
-SELECT results_eq(format('SELECT matching, others FROM pljobs._lock_matching_jobs(ARRAY[%s, -1, %s, %s]::bigint[], NULL, NULL, ''{todo}'', %L, NULL, NULL, NULL)', :three, :two, :four, :'l'),
+SELECT results_eq(format('SELECT matching, others FROM pljobs._lock_matching_jobs(ARRAY[%s, -1, %s, %s]::bigint[], NULL, NULL, ''{todo}'', %L, NULL, NULL, NULL, NULL)', :three, :two, :four, :'l'),
                   format('SELECT ARRAY[%s]::bigint[], ARRAY[-1, %s, %s]::bigint[]', :two, :three, :four), 'what was locked and matches, and the others');
-SELECT results_eq('SELECT matching, others FROM pljobs._lock_matching_jobs(''{}'', NULL, NULL, ''{todo}'', NULL, NULL, NULL, NULL)', 'SELECT ''{}''::bigint[], ''{}''::bigint[]', 'nothing to lock');
+SELECT results_eq('SELECT matching, others FROM pljobs._lock_matching_jobs(''{}'', NULL, NULL, ''{todo}'', NULL, NULL, NULL, NULL, NULL)', 'SELECT ''{}''::bigint[], ''{}''::bigint[]', 'nothing to lock');
 SELECT set_eq(format('SELECT job_id, status_before, outcome FROM pljobs._changed_jobs(ARRAY[-1, %s]::bigint[])', :four), format($$VALUES (-1::bigint, NULL::text, 'not_found'), (%s, 'failed', 'changed')$$, :four), 'what is told of them');
 
 SELECT * FROM finish();

@@ -96,7 +96,7 @@ SELECT is(fetch_ids(:'queue'), ARRAY[:last]::bigint[], 'then the next');
 -- The hint: a slow walk is remembered for a while.
 SELECT a_name('queue') AS q \gset
 SELECT a_todo_job(queue => :'q', priority => 9) AS before, a_todo_job(queue => :'q') AS here, a_todo_job(queue => :'q') AS after, a_worker() AS w \gset
-SELECT md5(concat_ws('|', ARRAY[:'q']::text, '*')) AS key \gset
+SELECT hashtextextended(concat_ws('|', ARRAY[:'q']::text, '*'), 0)::text AS key \gset
 CREATE FUNCTION hint(key text, job_id bigint, seconds double precision) RETURNS text
 LANGUAGE sql VOLATILE
 RETURN (SELECT set_config('pljobs.fetch_hint', concat_ws('|', hint.key, -j.priority, j.id, extract(epoch FROM clock_timestamp()) + hint.seconds), true)

@@ -1,0 +1,43 @@
+-- Nothing below may be found in a schema that somebody else can create in.
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+-- All or nothing: outside of a transaction, this setting is gone with its statement.
+SELECT pg_catalog.set_config('pljobs.installing', 'yes', true);
+DO $$
+BEGIN
+    IF pg_catalog.current_setting('pljobs.installing', true) IS DISTINCT FROM 'yes' THEN
+        RAISE EXCEPTION 'this has to run in one transaction'
+            USING ERRCODE = 'PJ004',
+                  HINT = 'psql -1 -v ON_ERROR_STOP=1 -f ..., or between BEGIN and COMMIT. Nothing changed.';
+    END IF;
+END
+$$;
+
+-- One installer at a time: the others wait here, then find everything done.
+SET LOCAL lock_timeout = '60s';
+SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pljobs.install', 0));
+
+-- From here on, what somebody holds is waited for briefly: see _lock_relations.
+SET LOCAL lock_timeout = '5s';
+
+DO $$
+BEGIN
+    -- Functions here run with their owner's rights.
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_namespace AS n
+         WHERE n.nspname = 'pljobs' AND NOT pg_catalog.pg_has_role(n.nspowner, 'USAGE')
+    ) THEN
+        RAISE EXCEPTION 'schema pljobs belongs to another role'
+            USING ERRCODE = 'PJ005',
+                  HINT = 'Install as the owner of the schema, or drop the schema if it is not pljobs''s.';
+    END IF;
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_namespace AS n, LATERAL pg_catalog.aclexplode(n.nspacl) AS a
+         WHERE n.nspname = 'pljobs' AND a.grantee = 0 AND a.privilege_type = 'CREATE'
+    ) THEN
+        RAISE EXCEPTION 'anybody may create objects in schema pljobs'
+            USING ERRCODE = 'PJ005',
+                  HINT = 'REVOKE CREATE ON SCHEMA pljobs FROM PUBLIC, look at what is in it, then install.';
+    END IF;
+END
+$$;

@@ -1,0 +1,22 @@
+-- Makes the indexes that are missing or invalid, one after the other, while everybody goes on working. After an
+-- install that has left one for later, or when check_install() names one. Can be interrupted, and run again: it
+-- goes on where it was.
+--
+--     psql -v ON_ERROR_STOP=1 -f sql/indexes.sql
+--
+-- Without -1: an index is made CONCURRENTLY outside of a transaction alone. As the owner of the schema.
+SET search_path = pg_catalog, pg_temp;
+SET statement_timeout = 0;
+-- Each waits for the transactions that were open when it began; others don't wait for it.
+SET lock_timeout = 0;
+SELECT pg_catalog.set_config('role', n.nspowner::regrole::text, false) AS role
+  FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pljobs' \gset
+-- Not by waiting: who waits here would hold a snapshot, which the other's build would wait for.
+SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pljobs.indexes', 0)) AS alone \gset
+\if :alone
+SELECT pg_catalog.regexp_split_to_table(c.fix, '(?<=;) ') FROM pljobs.check_install() AS c
+ WHERE c.kind = 'index' AND c.problem <> 'unknown' \gexec
+\else
+\warn 'Another session is making indexes. Run this again when it is done.'
+\quit
+\endif
