@@ -126,9 +126,9 @@ BEGIN
                   FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
                  WHERE l.relation = v_relation AND l.granted AND l.pid <> pg_backend_pid()
                    AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database());
-                RAISE EXCEPTION '% was held by others for %', v_relation, v_limit
+                RAISE EXCEPTION '% was held by others for %, at last by %', v_relation, v_limit,
+                    coalesce(v_holders, 'nobody that can be named')
                     USING ERRCODE = '55P03',
-                          DETAIL = 'Last by ' || coalesce(v_holders, 'nobody that can be named') || '.',
                           HINT = 'Nothing was changed. Run it again when that transaction has ended, or wait '
                                  'longer: pljobs migrate --lock-timeout 1m.';
             END IF;

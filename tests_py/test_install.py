@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,11 +16,12 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from pljobs import exceptions, install
+from pljobs import exceptions, install, install_check, install_files, release
 from pljobs.embedded import Server, environment
 from waiting import wait_until
 
 REPO = Path(__file__).parent.parent
+MISSING = "schema pljobs: missing; run `pljobs migrate`"
 
 
 @pytest.fixture
@@ -34,14 +36,15 @@ def migrated(empty_db_url: str) -> Iterator[psycopg.Connection]:
 def edited(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Lets a test change the packaged files."""
     yield monkeypatch
-    install._packaged_functions.cache_clear()
+    install_check._packaged.cache_clear()
 
 
 def with_text(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
-    files = tuple((name, text.replace(old, new)) for name, text in install.install_files())
-    assert files != install.install_files()
-    monkeypatch.setattr(install, "install_files", lambda: files)
-    install._packaged_functions.cache_clear()
+    files = tuple((name, text.replace(old, new)) for name, text in install_files.install_files())
+    assert files != install_files.install_files()
+    for module in (install, install_check, install_files):
+        monkeypatch.setattr(module, "install_files", lambda: files)
+    install_check._packaged.cache_clear()
 
 
 def catalogue(server: Server, url: str) -> str:
@@ -54,7 +57,7 @@ def catalogue(server: Server, url: str) -> str:
 def test_migrate_and_psql_make_the_same_database(server: Server, db_url: str, empty_db_url: str) -> None:
     applied = install.migrate(empty_db_url)
 
-    assert applied == tuple(migration.name for migration in install.migrations())
+    assert applied == tuple(migration.name for migration in install_files.migrations())
     made = catalogue(server, empty_db_url)
     assert "CREATE TABLE pljobs.job " in made
     assert made == catalogue(server, db_url)
@@ -66,7 +69,7 @@ def test_migrate_and_psql_make_the_same_database(server: Server, db_url: str, em
 def test_the_checksum_is_the_servers_own(migrated: psycopg.Connection) -> None:
     ledger = migrated.execute("SELECT name, checksum FROM pljobs.migration ORDER BY name").fetchall()
 
-    assert ledger == [(migration.name, migration.checksum) for migration in install.migrations()]
+    assert ledger == [(migration.name, migration.checksum) for migration in install_files.migrations()]
 
 
 def test_migrating_again_changes_nothing(
@@ -94,7 +97,7 @@ def test_migrate_joins_the_callers_transaction(empty_db_url: str) -> None:
         assert conn.execute("SHOW lock_timeout").fetchone() == {"lock_timeout": "7s"}
         assert install.check(conn) == []
         conn.rollback()
-        assert install.check(conn) == ["schema pljobs is not in this database: run `pljobs migrate`"]
+        assert [str(difference) for difference in install.check(conn)] == [MISSING]
 
 
 def test_an_edited_migration_is_refused(migrated: psycopg.Connection, edited: pytest.MonkeyPatch) -> None:
@@ -102,7 +105,7 @@ def test_an_edited_migration_is_refused(migrated: psycopg.Connection, edited: py
 
     with pytest.raises(exceptions.MigrationEdited, match="was edited after this database ran it"):
         install.migrate(migrated)
-    assert "reinstall the pljobs package" in " ".join(install.check(migrated))
+    assert "migration 0001_expand_core: differs" in " ".join(map(str, install.check(migrated)))
 
 
 def test_a_newer_database_is_refused(migrated: psycopg.Connection) -> None:
@@ -110,8 +113,8 @@ def test_a_newer_database_is_refused(migrated: psycopg.Connection) -> None:
 
     with pytest.raises(exceptions.SchemaTooNew, match="9999_expand_later"):
         install.migrate(migrated)
-    assert install.check(migrated) == [
-        "migration 9999_expand_later is unknown to this release: a newer pljobs was here, install that one"
+    assert [str(difference) for difference in install.check(migrated)] == [
+        "migration 9999_expand_later: unknown; a newer release was here: install that one"
     ]
 
 
@@ -130,7 +133,7 @@ def test_many_migrate_at_once(empty_db_url: str) -> None:
     for thread in threads:
         thread.join()
 
-    everything = tuple(migration.name for migration in install.migrations())
+    everything = tuple(migration.name for migration in install_files.migrations())
     assert sorted(outcomes, key=repr) == sorted([everything] + [()] * 5, key=repr)
     assert install.check(empty_db_url) == []
 
@@ -161,7 +164,7 @@ install.install_files = lambda: files[:at] + held + files[at:]
         )
         wait_until(lambda: not conn.execute(backends).fetchall(), what="its backend to end")
 
-        assert install.check(conn) == ["schema pljobs is not in this database: run `pljobs migrate`"]
+        assert [str(difference) for difference in install.check(conn)] == [MISSING]
         install.migrate(conn)
         assert install.check(conn) == []
 
@@ -169,10 +172,21 @@ install.install_files = lambda: files[:at] + held + files[at:]
 def test_a_held_table_is_waited_for_briefly(migrated: psycopg.Connection, empty_db_url: str) -> None:
     with psycopg.connect(empty_db_url) as holder:
         # A view is replaced under an exclusive lock.
-        holder.execute("LOCK TABLE pljobs.jobs IN ACCESS SHARE MODE")
-        with pytest.raises(exceptions.ConnectorException, match="lock timeout"):
+        holder.execute("SELECT FROM pljobs.jobs")
+        migrated.execute("DROP FUNCTION pljobs.rescue_jobs()")
+        with pytest.raises(exceptions.ConnectorException, match=rf"held.* pid {holder.info.backend_pid} "):
             install.migrate(migrated, lock_timeout=timedelta(milliseconds=100))
+    assert len(install.check(migrated)) == 1
+    install.migrate(migrated)
     assert install.check(migrated) == []
+
+
+def test_where_nothing_is_to_do_nothing_is_waited_for(
+    migrated: psycopg.Connection, empty_db_url: str
+) -> None:
+    with psycopg.connect(empty_db_url) as holder:
+        holder.execute("SELECT FROM pljobs.jobs")
+        assert install.migrate(migrated, lock_timeout=timedelta(milliseconds=1)) == ()
 
 
 def test_install_sql_holds_nothing_but_comments_and_includes(
@@ -180,51 +194,33 @@ def test_install_sql_holds_nothing_but_comments_and_includes(
 ) -> None:
     (tmp_path / "install.sql").write_text("-- fine\n\n\\ir ledger.sql\n\\set x 1\n")
     (tmp_path / "ledger.sql").write_text("SELECT 1;")
-    monkeypatch.setattr(install, "sql_folder", lambda: tmp_path)
+    monkeypatch.setattr(install_files, "sql_folder", lambda: tmp_path)
 
     with pytest.raises(ValueError, match="line 4"):
-        install.install_files.__wrapped__()
+        install_files.install_files.__wrapped__()
 
 
+# What check_install() says is tests_sql/functions/check_install.sql's; here is what reaches Python.
 DRIFTS = {
     "CREATE OR REPLACE FUNCTION pljobs.rescue_jobs() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER"
     " SET search_path = pg_catalog, pg_temp AS 'BEGIN RETURN 0; END'":
-        "function pljobs.rescue_jobs differs from this release's: run `pljobs migrate`",
-    "ALTER FUNCTION pljobs.wake_lanes_v1() SECURITY INVOKER":
-        "function pljobs.wake_lanes_v1 differs from this release's: run `pljobs migrate`",
-    "ALTER FUNCTION pljobs.wake_lanes_v1() RESET search_path":
-        "function pljobs.wake_lanes_v1 differs from this release's: run `pljobs migrate`",
-    "DROP FUNCTION pljobs.rescue_jobs()":
-        "function pljobs.rescue_jobs is missing: run `pljobs migrate`",
-    "CREATE FUNCTION pljobs.defer_job(integer) RETURNS integer LANGUAGE sql RETURN 1;"
-    "REVOKE ALL ON FUNCTION pljobs.defer_job(integer) FROM PUBLIC":
-        "function pljobs.defer_job has an overload that is not of this release: drop it if it is yours",
-    "CREATE FUNCTION pljobs.mine() RETURNS integer LANGUAGE sql RETURN 1;"
-    "REVOKE ALL ON FUNCTION pljobs.mine() FROM PUBLIC":
-        "function pljobs.mine is not of this release: drop it if it is yours",
-    "DROP VIEW pljobs.stalled_jobs":
-        "view pljobs.stalled_jobs is missing: run `pljobs migrate`",
+        "function rescue_jobs(): differs; install again",
     "DROP INDEX pljobs.job_finished":
-        "index pljobs.job_finished is missing: CREATE INDEX job_finished ON pljobs.job USING btree"
+        "index job_finished: missing; CREATE INDEX CONCURRENTLY job_finished ON pljobs.job USING btree"
         " (finished_at) WHERE (finished_at IS NOT NULL);",
-    "DROP INDEX pljobs.job_finished; CREATE INDEX job_finished ON pljobs.job (finished_at)":
-        "index pljobs.job_finished differs: drop it, then CREATE INDEX job_finished ON pljobs.job USING btree"
-        " (finished_at) WHERE (finished_at IS NOT NULL);",
-    "UPDATE pg_catalog.pg_index SET indisvalid = false WHERE indexrelid = 'pljobs.job_finished'::regclass":
-        "index pljobs.job_finished is invalid: REINDEX INDEX CONCURRENTLY pljobs.job_finished;",
     "GRANT EXECUTE ON FUNCTION pljobs.rescue_jobs() TO PUBLIC":
-        "everybody may call pljobs.rescue_jobs(): REVOKE ALL ON ROUTINE pljobs.rescue_jobs() FROM PUBLIC;",
-    "GRANT SELECT ON pljobs.job TO pg_monitor":
-        "pg_monitor has rights on pljobs.job, past all functions: REVOKE ALL ON pljobs.job FROM pg_monitor;",
-    "ALTER FUNCTION pljobs.rescue_jobs() OWNER TO pg_monitor":
-        "pljobs.rescue_jobs() doesn't belong to the schema's owner:"
-        " ALTER ROUTINE pljobs.rescue_jobs() OWNER TO postgres;",
-    "DELETE FROM pljobs.migration":
-        "migration 0001_expand_core has not been applied: run `pljobs migrate`",
-    "UPDATE pljobs.migration SET checksum = 'x'":
-        "migration 0001_expand_core is not the one that this database ran: reinstall the pljobs package",
-    "DROP SCHEMA pljobs CASCADE":
-        "schema pljobs is not in this database: run `pljobs migrate`",
+        "function rescue_jobs: EXECUTE is granted to PUBLIC;"
+        " REVOKE ALL ON ROUTINE pljobs.rescue_jobs() FROM PUBLIC;",
+    "UPDATE pljobs.migration SET checksum = 'x' WHERE name = '0001_expand_core'":
+        "migration 0001_expand_core: differs; the database ran another text: reinstall the pljobs package",
+    "DROP SCHEMA pljobs CASCADE": MISSING,
+    # The database's own word is asked only where what says it is this release's.
+    "CREATE OR REPLACE FUNCTION pljobs.check_install() RETURNS TABLE (kind text, name text, problem text,"
+    " fix text) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'BEGIN END'":
+        "function check_install(): differs; run `pljobs migrate`",
+    "CREATE OR REPLACE FUNCTION pljobs._manifest() RETURNS TABLE (kind text, name text, definition text)"
+    " LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS 'BEGIN END'":
+        "function _manifest(): differs; run `pljobs migrate`",
 }  # fmt: skip
 
 
@@ -233,7 +229,7 @@ def test_check_says_what_differs(conn: psycopg.Connection, drift: str) -> None:
     assert install.check(conn) == []
     conn.execute(drift.encode())
 
-    assert install.check(conn) == [DRIFTS[drift]]
+    assert [str(difference) for difference in install.check(conn)] == [DRIFTS[drift]]
 
 
 def test_migrate_puts_functions_views_and_rights_back(conn: psycopg.Connection) -> None:
@@ -242,7 +238,7 @@ def test_migrate_puts_functions_views_and_rights_back(conn: psycopg.Connection) 
         "ALTER FUNCTION pljobs.wake_lanes_v1() RESET ALL;"
         "GRANT EXECUTE ON FUNCTION pljobs.wake_lanes_v1() TO PUBLIC; GRANT SELECT ON pljobs.job TO PUBLIC"
     )
-    assert len(install.check(conn)) == 5
+    assert {difference.kind for difference in install.check(conn)} == {"view", "function", "table"}
     install.migrate(conn)
 
     assert install.check(conn) == []
@@ -286,3 +282,81 @@ def test_an_upgrade_by_a_superuser_leaves_everything_with_its_owner(
             assert conn.execute("SELECT current_user = session_user").fetchone() == (True,)
         finally:
             conn.execute("DROP SCHEMA IF EXISTS pljobs CASCADE; DROP OWNED BY app_owner; DROP ROLE app_owner")
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(empty_db_url: str) -> None:
+    with psycopg.connect(empty_db_url, autocommit=True) as conn:
+        fresh = install_check.plan(conn)
+        assert [migration.name for migration in fresh.migrations] == [
+            m.name for m in install_files.migrations()
+        ]
+        assert fresh.migrations[1].locks == ("worker", "job_event")
+        assert "view jobs" in fresh.added
+        assert conn.execute("SELECT to_regnamespace('pljobs')").fetchone() == (None,)
+
+        install.migrate(conn)
+        assert install_check.plan(conn) == install_check.Plan()
+
+        conn.execute(
+            "DROP FUNCTION pljobs.rescue_jobs(); ALTER FUNCTION pljobs.wake_lanes_v1() RESET ALL;"
+            "DROP INDEX pljobs.job_finished"
+        )
+        changed = install_check.plan(conn)
+        assert changed.added == ("function rescue_jobs()",)
+        assert changed.replaced == ("function wake_lanes_v1()",)
+        assert changed.others[0].startswith("index job_finished: missing; CREATE INDEX CONCURRENTLY")
+        assert len(install.check(conn)) == 3
+
+
+def test_one_file_installs_the_same(server: Server, db_url: str, empty_db_url: str) -> None:
+    with psycopg.connect(empty_db_url, autocommit=True) as conn:
+        # Sent as one string it is one transaction.
+        conn.execute(install_files.one_file().encode())
+        assert install.check(conn) == []
+
+    assert catalogue(server, empty_db_url) == catalogue(server, db_url)
+
+
+def test_statement_by_statement_nothing_is_installed(
+    server: Server, empty_db_url: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "pljobs.sql"
+    script.write_text(install_files.one_file())
+    psql = [str(server.bin_dir / "psql"), "-X", "-v", "ON_ERROR_STOP=1", "-f", str(script), empty_db_url]
+    done = subprocess.run(psql, capture_output=True, text=True, check=False, env=environment())
+
+    assert done.returncode == 3
+    assert "this has to run in one transaction" in done.stderr
+    with psycopg.connect(empty_db_url) as conn:
+        assert conn.execute("SELECT to_regnamespace('pljobs')").fetchone() == (None,)
+
+
+def test_missing_and_invalid_indexes_are_made_afterwards(migrated: psycopg.Connection) -> None:
+    migrated.execute(
+        "DROP INDEX pljobs.job_finished;"
+        "UPDATE pg_catalog.pg_index SET indisvalid = false WHERE indexrelid = 'pljobs.job_timeout'::regclass"
+    )
+    assert {difference.problem for difference in install.check(migrated)} == {"missing", "invalid"}
+
+    assert install.migrate(migrated) == ()
+    assert install.check(migrated) == []
+
+
+def test_inside_a_transaction_they_are_left_and_named(
+    migrated: psycopg.Connection, empty_db_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    migrated.execute("DROP INDEX pljobs.job_finished")
+    with psycopg.connect(empty_db_url) as joined:
+        install.migrate(joined)
+
+    assert "CREATE INDEX CONCURRENTLY job_finished" in caplog.text
+    assert [difference.name for difference in install.check(migrated)] == ["job_finished"]
+
+
+def test_the_schema_says_which_release_it_is(migrated: psycopg.Connection) -> None:
+    row = migrated.execute("SELECT release, newest FROM pljobs.get_contract_v1()").fetchone()
+
+    assert row == (
+        tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"],
+        release.CONTRACT,
+    )

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pljobs.install import install_files
+from pljobs.install_files import install_files
 from servers import REPO, SQL, TEMPLATE, debian_version, throw_away
 
 # PS010 wants CREATE SCHEMA to fail where the schema exists; ledger.sql looks at whose it is first.

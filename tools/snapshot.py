@@ -35,9 +35,7 @@ _NOISE = ("--", "SET ", "SELECT pg_catalog.set_config", "\\restrict", "\\unrestr
 def main() -> int:
     """Write both files, or with --check compare them; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="fail if one is not what it should be"
-    )
+    parser.add_argument("--check", action="store_true", help="fail if one is not what it should be")
     options = parser.parse_args()
     with throw_away(WHEEL) as server:
         now = {SNAPSHOT: snapshot(server), MANIFEST: manifest(server)}
@@ -58,7 +56,7 @@ def manifest(server: Server) -> str:
         "SELECT format('    (%L, %L, %L)', r.kind, r.name, r.definition) FROM ("
         " SELECT i.kind, i.name, i.definition FROM pljobs._inventory() AS i"
         " UNION ALL SELECT 'migration', m.name, m.checksum FROM pljobs.migration AS m) AS r"
-        " ORDER BY r.kind COLLATE \"C\", r.name COLLATE \"C\"",
+        ' ORDER BY r.kind COLLATE "C", r.name COLLATE "C"',
         TEMPLATE,
     ).split("\n")
     return _MANIFEST.format(rows=",\n".join(rows))

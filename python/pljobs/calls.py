@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from pljobs import arguments, checks
+from pljobs import arguments, checks, release
 from pljobs.answers import Call as Call  # noqa: PLC0414 - part of what this module says
 from pljobs.answers import (
     FinishAnswer,
@@ -104,13 +104,16 @@ def register_worker(
 ) -> Call[int]:
     """Register a worker, again under its id where one is given; answers the id."""
     return Call(
-        "SELECT pljobs.register_worker_v1(name => %(name)s::text, host => %(host)s::text,"
-        " pid => %(pid)s::integer, queues => %(queues)s::text[], concurrency => %(concurrency)s::integer,"
+        "SELECT pljobs.register_worker_v2(name => %(name)s::text, host => %(host)s::text,"
+        " pid => %(pid)s::integer, contract => %(contract)s::integer, driver => %(driver)s::text,"
+        " queues => %(queues)s::text[], concurrency => %(concurrency)s::integer,"
         " lease => %(lease)s::interval, worker_id => %(worker_id)s::bigint) AS worker_id",
         {
             "name": name,
             "host": host,
             "pid": pid,
+            "contract": release.CONTRACT,
+            "driver": release.driver(),
             "queues": None if queues is None else list(queues),
             "concurrency": concurrency,
             "lease": lease,

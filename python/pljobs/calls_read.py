@@ -255,3 +255,10 @@ def _found(rows: list[Row], job_id: int) -> Row:
     if not rows:
         raise JobNotFound(f"no job has the id {job_id}: it never existed, or was deleted")
     return rows[0]
+
+
+def get_contract() -> Call[dict[str, object]]:
+    """Answer the schema's `release`, and the `oldest` and `newest` contract that it serves."""
+    return Call(
+        "SELECT release, oldest, newest FROM pljobs.get_contract_v1()", {}, lambda rows: dict(rows[0])
+    )

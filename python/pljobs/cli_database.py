@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 
 import click
 
-from pljobs import calls, calls_cli, calls_read, db, install
-from pljobs.cli_base import Connection, Exit, Failure, duration, json_option, with_database
+from pljobs import calls, calls_cli, calls_read, db, install, install_check, install_files
+from pljobs.cli_base import (
+    Connection,
+    Exit,
+    Failure,
+    connected,
+    connector,
+    duration,
+    json_option,
+    url_option,
+    with_database,
+)
 from pljobs.cli_output import print_json, print_table, say, to_json
 from pljobs.exceptions import SchemaMissing
 from pljobs.jobs import Status
@@ -19,15 +31,19 @@ FINAL = [str(status) for status in calls.FINAL]
 
 @click.command()
 @click.option(
-    "--lock-timeout", type=duration, help="How long to wait for a table that somebody holds. Default: 5s."
+    "--lock-timeout", type=duration, help="How long to try for tables that somebody holds. Default: 5s."
 )
+@click.option("--dry-run", is_flag=True, help="Print what it would do, and do nothing.")
 @json_option
 @with_database
-def migrate(conn: Connection, *, lock_timeout: timedelta | None, as_json: bool) -> None:
+def migrate(conn: Connection, *, lock_timeout: timedelta | None, dry_run: bool, as_json: bool) -> None:
     """Install or upgrade the schema pljobs.
 
-    In one transaction; safe to run again.
+    In one transaction; safe to run again; then makes the indexes that large tables have to wait for.
     """
+    if dry_run:
+        _print_plan(install_check.plan(conn), as_json=as_json)
+        return
     applied = install.migrate(conn, lock_timeout=lock_timeout)
     if as_json:
         click.echo(to_json({"applied": applied}))
@@ -37,34 +53,70 @@ def migrate(conn: Connection, *, lock_timeout: timedelta | None, as_json: bool) 
     click.echo("the schema pljobs is up to date")
 
 
+def _print_plan(plan: install_check.Plan, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(to_json(dataclasses.asdict(plan)))
+        return
+    lines = [
+        *(f"create the role {role}" for role in plan.roles),
+        *(f"add the {name}" for name in plan.added),
+        *(f"replace the {name}" for name in plan.replaced),
+        *(f"apply {migration.name}{_locking(migration.locks)}" for migration in plan.migrations),
+        *(f"mend: {other}" for other in plan.others),
+    ]
+    for line in lines or ["do nothing: the schema pljobs is up to date"]:
+        click.echo(f"would {line}")
+
+
+def _locking(tables: Sequence[str]) -> str:
+    return f", which locks {', '.join(tables)} and the views until it is done" if tables else ""
+
+
 @click.command()
 @click.option(
     "--check", is_flag=True, help="Say where this database differs from this release; exit code 1 if it does."
 )
+@click.option(
+    "--sql", "as_sql", is_flag=True, help="Print the whole schema as one file of SQL; needs no database."
+)
 @json_option
-@with_database
-def schema(conn: Connection, *, check: bool, as_json: bool) -> None:
-    """List migrations, or --check the schema against this release."""
-    if check:
-        differences = install.check(conn)
-        if as_json:
-            click.echo(to_json({"ok": not differences, "differences": differences}))
-        else:
-            for difference in differences:
-                click.echo(difference)
-            if not differences:
-                click.echo("the schema pljobs is this release's")
-        if differences:
-            raise click.exceptions.Exit(Exit.ERROR)
+@url_option
+def schema(*, url: str | None, check: bool, as_sql: bool, as_json: bool) -> None:
+    """List migrations, --check the schema against this release, or print it as --sql."""
+    if as_sql:
+        click.echo(install_files.one_file(), nl=False)
         return
+    with connected(connector(url)) as conn:
+        if check:
+            _check(conn, as_json=as_json)
+        else:
+            _list_migrations(conn, as_json=as_json)
+
+
+def _check(conn: Connection, *, as_json: bool) -> None:
+    differences = install_check.check(conn)
+    if as_json:
+        click.echo(
+            to_json({"ok": not differences, "differences": list(map(dataclasses.asdict, differences))})
+        )
+    else:
+        for difference in differences:
+            click.echo(str(difference))
+        if not differences:
+            click.echo("the schema pljobs is this release's")
+    if differences:
+        raise click.exceptions.Exit(Exit.ERROR)
+
+
+def _list_migrations(conn: Connection, *, as_json: bool) -> None:
     applied = db.run(conn, calls_cli.list_migrations()) if db.run(conn, calls_read.has_schema()) else {}
-    names = [migration.name for migration in install.migrations()]
+    names = [migration.name for migration in install_files.migrations()]
     rows = [[name, applied.get(name, "not applied")] for name in [*names, *sorted(set(applied) - set(names))]]
     if as_json:
         print_json([to_json({"migration": name, "applied_at": applied.get(name)}) for name, _ in rows])
         return
     print_table(["migration", "applied"], rows)
-    say(f"by hand: psql -1 -v ON_ERROR_STOP=1 -f {install.sql_folder() / 'install.sql'}")
+    say(f"by hand: psql -1 -v ON_ERROR_STOP=1 -f {install_files.sql_folder() / 'install.sql'}")
 
 
 @click.command()

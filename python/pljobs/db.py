@@ -10,7 +10,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
-from pljobs import calls_read, exceptions
+from pljobs import calls_read, exceptions, release
 from pljobs.answers import Call
 
 T = TypeVar("T")
@@ -21,6 +21,10 @@ UNAVAILABLE = (
     "57P",  # shut down, crashed, starting up, dropped, idle too long
     "53300",  # too many connections
     "25006",  # read-only: a standby, after a failover
+)
+_NOT_PERMITTED = (
+    "Rights come from the groups pljobs_reader, pljobs_producer, pljobs_worker, pljobs_canceller and "
+    "pljobs_operator: GRANT the one that has this right to the login (docs/security.md lists them)."
 )
 MISSING = {"3F000", "42883", "42P01", "42703"}  # schema, function, relation, column
 
@@ -91,9 +95,12 @@ def translate(error: psycopg.Error) -> exceptions.PljobsException:
         return known(message)
     if code in MISSING:
         return exceptions.SchemaMissing(
-            f"{message}\nThe schema pljobs is not (or not wholly) in this database: run `pljobs migrate`.",
+            f"{message}\nThe schema pljobs is not in this database, or is of a release older than this one, "
+            f"{release.version()}: run `pljobs migrate`.",
             sqlstate=code,
         )
+    if code == "42501":
+        return exceptions.NotPermitted(f"{message}\n{_NOT_PERMITTED}", sqlstate=code)
     if (code or "").startswith("22") or isinstance(error, psycopg.DataError):
         return exceptions.InvalidArgument(message)
     if (code is None and isinstance(error, psycopg.OperationalError)) or (code or "").startswith(UNAVAILABLE):

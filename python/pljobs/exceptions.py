@@ -31,6 +31,9 @@ class PljobsException(Exception):  # noqa: N818 - procrastinate's naming
             MigrationEdited     PJ005   the database ran another text of a migration
             SchemaTooNew        PJ006   the database was migrated by a newer pljobs
             WorkerNotRegistered PJ003   this worker has to register again
+            VersionMismatch     PJ008   this worker and this schema are too far apart: upgrade one of them
+            OldWorkersAlive     PJ009   a migration takes away what live workers call: upgrade these first
+            NotPermitted        PJ010   the role in force may not do this (also PostgreSQL's 42501)
           WorkerTainted                 this worker gave up a job whose code may still run: end the process
         JobAborted                      raised by a task to end as aborted (a BaseException)
 
@@ -141,6 +144,24 @@ class WorkerNotRegistered(ConnectorException):
     code = "PJ003"
 
 
+class VersionMismatch(ConnectorException):
+    """Say that the schema does not serve the contract of this worker, and which of the two is too old."""
+
+    code = "PJ008"
+
+
+class OldWorkersAlive(ConnectorException):
+    """Say which live workers need what a migration takes away; nothing was changed."""
+
+    code = "PJ009"
+
+
+class NotPermitted(ConnectorException):
+    """Say what the role in force may not do: no group grants it, or it is limited to other queues."""
+
+    code = "PJ010"
+
+
 class WorkerTainted(PljobsException):
     """Say that a worker has stopped because it gave up a job that could not be stopped.
 
@@ -167,5 +188,8 @@ BY_CODE: dict[str | None, type[PljobsException]] = {
         MigrationEdited,
         SchemaTooNew,
         TreeCancelled,
+        VersionMismatch,
+        OldWorkersAlive,
+        NotPermitted,
     )
 }

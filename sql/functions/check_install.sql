@@ -153,6 +153,10 @@ BEGIN
                AS privilege_type
           FROM pljobs._privileges() AS p CROSS JOIN LATERAL unnest(p.grantees) AS g(name)
           JOIN pg_roles AS r ON r.rolname = g.name
+         -- What is missing is said above, once.
+         WHERE EXISTS (SELECT FROM pg_proc AS f WHERE f.pronamespace = v_schema AND f.proname = p.name)
+            OR EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = v_schema AND c.relname = p.name)
+            OR p.kind = 'schema'
     )
     SELECT coalesce(l.kind, g.kind), coalesce(l.name, g.name),
            CASE WHEN g.oid IS NULL
