@@ -5,7 +5,7 @@
 #
 # A task is an executable in FOLDER. It gets the arguments as JSON on stdin; what it prints is the result. When the job
 # should stop it gets SIGTERM; dying of it means aborted. When its grace is over it is killed. libpq's variables name
-# the database. Contract: docs/sql.md.
+# the database. Contract: docs/sql-contract.md.
 set -u
 folder=$1 queues=${2-} lease=${LEASE:-30} every=${POLL:-1} stopping=''
 tmp=$(mktemp -d)
