@@ -322,10 +322,10 @@ def test_cut_connections_are_made_anew_and_no_job_suffers(server: Server, conn: 
     running = defer(conn, "until_told")
     with node(server, conn, tmp_path, {"LEASE": 20, "POLL": 600}) as worker:
         until_started(conn, running)
-        its = " FROM pg_stat_activity WHERE application_name LIKE 'pljobs node %' AND datname = current_database()"
-        both = f"SELECT pid{its}".encode()
+        its = "datname = current_database() AND application_name LIKE 'pljobs node %'"
+        both = f"SELECT FROM pg_stat_activity WHERE {its}".encode()
         wait_until(lambda: conn.execute(both).rowcount == 2, DEADLINE, "it has both connections")
-        conn.execute(f"SELECT pg_terminate_backend(pid){its}".encode())
+        conn.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {its}".encode())
         worker.until_said("control: connected again")
         # Heard of by a notification, on the new connection.
         until_status(conn, defer(conn, "quick"), "succeeded")
