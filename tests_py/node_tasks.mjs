@@ -20,6 +20,14 @@ async function told({ signal }, what) {
     }
 }
 
+async function fails() {
+    throw new Error('as told');
+}
+fails.retryIn = (attempts) => {
+    if (attempts > 1) throw new Error('no way to retry');
+    return 0;
+};
+
 export default {
     async quick(args, context) {
         await note(context, 'start');
@@ -54,7 +62,5 @@ export default {
     async returns_nul() {
         return 'a\0b';
     },
-    async fails() {
-        throw new Error('as told');
-    },
+    fails,
 };

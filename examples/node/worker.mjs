@@ -73,7 +73,8 @@ class Run { // one run of one job
             this.seen = { ...this.seen, progress: fraction, progress_message: message };
         };
         const body = async () => tasks[task](args, { job: this.job, signal: this.controller.signal, progress });
-        body().then((result) => this.end({ outcome: 'succeeded', result }), (error) => this.end(this.ending(error)));
+        body().then((result) => this.end({ outcome: 'succeeded', result }), (error) => this.end(this.ending(error)))
+            .catch((error) => this.end({ outcome: 'failed', error: error.stack })); // retryIn's own
     }
 
     ending(error) { // by facts: was it told to stop, and is that what came up?
@@ -113,7 +114,7 @@ class Run { // one run of one job
         sendAlarm.ring();
         if (end.outcome === 'abandoned') {
             tainted = true; // this worker gets no more jobs: it ends once the others have
-            stop();
+            drain();
         }
     }
 }
@@ -164,7 +165,7 @@ async function beat() {
     return true;
 }
 
-async function fetch() {
+async function fetchJobs() {
     if (stopping) return false;
     const free = concurrency - held.size;
     const sentAt = now();
@@ -181,7 +182,7 @@ async function fetch() {
     return true;
 }
 
-async function send() {
+async function sendEnds() {
     if (outbox.size > 0) await report([...outbox.values()].slice(0, 100));
     else if (fetched && held.size === 0) return false;
     else await sendAlarm.sleep(Infinity);
@@ -217,12 +218,16 @@ async function keepHouse() {
     for (const statement of HOUSEKEEPING) await work.call(statement);
 }
 
-let signals = 0;
-function stop() { // the first time: let the jobs end; the second: ask them to stop, they will run again; then go
-    signals += 1;
+function drain() {
     stopping = true;
     say(`stops, with ${held.size} jobs`);
     for (const alarm of [fetchAlarm, sendAlarm]) alarm.ring();
+}
+
+let signals = 0;
+function stop() { // the first time: let the jobs end; the second: ask them to stop, they will run again; then go
+    signals += 1;
+    drain();
     const ask = () => [...held.values()].forEach((run) => run.stop('shutdown', 'the worker shuts down'));
     if (signals === 1) setTimeout(ask, grace);
     else if (signals === 2) ask();
@@ -245,8 +250,8 @@ await repeat('start', async () => {
 say(`worker ${worker} started`);
 process.on('SIGTERM', stop).on('SIGINT', stop);
 const beating = repeat('heartbeat', beat);
-const fetching = repeat('fetch', fetch, (error) => { if (error.code === 'PJ003') look(); });
-const sending = repeat('report', send);
+const fetching = repeat('fetch', fetchJobs, (error) => { if (error.code === 'PJ003') look(); });
+const sending = repeat('report', sendEnds);
 repeat('housekeeping', keepHouse);
 await fetching; // until it is told to stop; all else goes on until the last end is answered
 fetched = true;
