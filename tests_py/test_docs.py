@@ -26,10 +26,11 @@ PAGES = sorted(
     [
         *(REPO / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")),
         REPO / "sql" / "README.md",
+        REPO / "examples" / "README.md",
         *(REPO / "docs").rglob("*.md"),
     ]
 )
-WORKER = REPO / "docs" / "examples" / "worker.sh"
+WORKER = REPO / "examples" / "bash" / "worker.sh"
 
 # What a page's SQL finds: a worker (1) that runs job 33, and jobs in every other state.
 SCENE = """
@@ -186,7 +187,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 def test_the_sql_page_states_every_versioned_function(conn: psycopg.Connection) -> None:
-    text = (REPO / "docs" / "sql.md").read_text()
+    text = (REPO / "docs" / "sql-contract.md").read_text()
     functions = conn.execute(
         "SELECT p.proname, coalesce(p.proargnames[1:p.pronargs], '{}') FROM pg_proc AS p"
         " WHERE p.pronamespace = 'pljobs'::regnamespace AND p.proname ~ '_v[0-9]+$'"
@@ -194,13 +195,13 @@ def test_the_sql_page_states_every_versioned_function(conn: psycopg.Connection) 
     assert len(functions) >= 14
     for name, arguments in functions:
         heading = re.search(rf"^{name}\((.*?)\)", text, re.MULTILINE | re.DOTALL)
-        assert heading, f"docs/sql.md does not state {name}"
+        assert heading, f"the contract does not state {name}"
         for argument in arguments:
-            assert re.search(rf"\b{argument}\b", heading[1]), f"docs/sql.md: {name} without {argument}"
+            assert re.search(rf"\b{argument}\b", heading[1]), f"the contract: {name} without {argument}"
 
 
 def test_the_sql_page_states_every_error_code() -> None:
-    text = (REPO / "docs" / "sql.md").read_text()
+    text = (REPO / "docs" / "sql-contract.md").read_text()
     raised = {
         code for path in (REPO / "sql").rglob("*.sql") for code in re.findall(r"'(PJ\d+)'", path.read_text())
     } - {"PJ000"}  # caught where it is raised
@@ -358,7 +359,7 @@ def test_the_bash_worker_registers_again(
 
 
 def test_the_calls_of_the_driver_are_those_of_the_sql_page() -> None:
-    text = (REPO / "docs" / "sql.md").read_text()
+    text = (REPO / "docs" / "sql-contract.md").read_text()
     for call in (calls.heartbeat(1), calls.fetch_jobs(1), calls.wake_lanes()):
         function = re.search(r"pljobs\.(\w+_v\d+)\(", call.statement)
         assert function is not None
