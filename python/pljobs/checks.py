@@ -169,4 +169,8 @@ def positive_interval(
 
 def as_interval(length: timedelta) -> str:
     """Return a length of time as PostgreSQL reads an interval, to the microsecond."""
-    return f"{length // timedelta(microseconds=1)} microseconds"
+    # Each number within 32 bits, or 14 refuses it; each with its sign, which sql_standard would hand to the
+    # next; no days, which may have 23 hours.
+    sign = "-" if length < timedelta(0) else ""
+    hours, rest = divmod(abs(length), timedelta(hours=1))
+    return f"{sign}{hours} hours {sign}{rest.seconds}.{rest.microseconds:06d} seconds"
