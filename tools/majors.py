@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import functools
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -33,7 +36,18 @@ def unpacked(version: str) -> Path:
     folder = MAJORS / version
     if not (folder / _STAMP).exists():
         _fetch(version, folder)
+    if os.geteuid() == 0 and not all(parent.stat().st_mode & stat.S_IXOTH for parent in folder.parents):
+        return _opened(folder)
     return folder
+
+
+@functools.cache
+def _opened(folder: Path) -> Path:
+    """Copy it to where the account that the server runs as, instead of root, can get at it."""
+    copies = Path(tempfile.mkdtemp(prefix="pljobs-majors-"))
+    atexit.register(shutil.rmtree, copies, ignore_errors=True)
+    copies.chmod(0o755)
+    return shutil.copytree(folder, copies / folder.name, symlinks=True)
 
 
 def _fetch(version: str, folder: Path) -> None:
