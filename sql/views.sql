@@ -105,39 +105,42 @@ COMMENT ON VIEW pljobs.stalled_jobs
     IS 'Running jobs whose worker''s lease ran out: rescue_jobs() takes them.';
 
 CREATE OR REPLACE VIEW pljobs.history WITH (security_barrier) AS
+-- Each branch names is_secret: 14 would name it bool, and be shown another view than 15.
 WITH entry AS (
     SELECT j.id AS job_id, j.created_at AS at, 0 AS place, 'deferred' AS event, NULL::integer AS attempt,
            NULL::bigint AS worker_id, j.deferred_by AS who, NULL::text AS detail, false AS is_secret
       FROM pljobs.job AS j
     UNION ALL
-    SELECT e.job_id, e.started_at, 1, 'started', e.attempt, e.worker_id, NULL, NULL, false
+    SELECT e.job_id, e.started_at, 1, 'started', e.attempt, e.worker_id, NULL, NULL, false AS is_secret
       FROM pljobs.job_event AS e WHERE e.started_at IS NOT NULL
     UNION ALL
     SELECT e.job_id, e.at, 3, e.kind, e.attempt, e.worker_id, NULL, concat_ws(E'\n', e.message, e.error),
-           true
+           true AS is_secret
       FROM pljobs.job_event AS e WHERE e.kind <> 'cancelled'
     UNION ALL
-    SELECT j.id, j.started_at, 1, 'started', j.attempts, j.worker_id, NULL, NULL, false
+    SELECT j.id, j.started_at, 1, 'started', j.attempts, j.worker_id, NULL, NULL, false AS is_secret
       FROM pljobs.job AS j WHERE j.started_at IS NOT NULL
     UNION ALL
     SELECT j.id, j.finished_at, 3, j.status, j.attempts, j.worker_id, NULL,
-           concat_ws(E'\n', j.message, j.error), true
+           concat_ws(E'\n', j.message, j.error), true AS is_secret
       FROM pljobs.job AS j WHERE j.finished_at IS NOT NULL AND j.status <> 'cancelled'
     UNION ALL
     SELECT r.job_id, r.requested_at, 2,
            CASE r.kind WHEN 'abort' THEN 'abort requested' ELSE r.resolution END, NULL, r.worker_id,
-           concat_ws(' for ', r.requested_by, r.actor), r.reason, false
+           concat_ws(' for ', r.requested_by, r.actor), r.reason, false AS is_secret
       FROM pljobs.request AS r WHERE r.job_id IS NOT NULL
     UNION ALL
-    SELECT r.job_id, r.delivered_at, 2, 'abort delivered', NULL, r.worker_id, NULL, r.handling, false
+    SELECT r.job_id, r.delivered_at, 2, 'abort delivered', NULL, r.worker_id, NULL, r.handling,
+           false AS is_secret
       FROM pljobs.request AS r WHERE r.delivered_at IS NOT NULL
     UNION ALL
     SELECT r.job_id, r.escalated_at, 2, 'abort escalated', NULL, r.worker_id, NULL,
            concat_ws(', ', CASE r.level WHEN 2 THEN 'its SQL' WHEN 3 THEN 'terminate' ELSE 'kill' END,
-                     'SQL: ' || r.sql_way), false
+                     'SQL: ' || r.sql_way), false AS is_secret
       FROM pljobs.request AS r WHERE r.level >= 2
     UNION ALL
-    SELECT r.job_id, r.resolved_at, 2, 'abort resolved', NULL, r.worker_id, NULL, r.resolution, false
+    SELECT r.job_id, r.resolved_at, 2, 'abort resolved', NULL, r.worker_id, NULL, r.resolution,
+           false AS is_secret
       FROM pljobs.request AS r
      WHERE r.kind = 'abort' AND r.resolved_at IS NOT NULL AND r.resolution <> 'joined'
 )
