@@ -1,0 +1,294 @@
+"""A standby answers what people read; what would write says why not, and a worker waits until it may."""
+
+# ruff: noqa: F401, F811 - fixtures are imported, and are parameters of the same names
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import signal
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+from psycopg.rows import dict_row
+
+from cli_fixtures import bare_environment
+from clusters import INSTALL, Filled, another_server, contents, standby_of, statuses
+from pljobs import App, exceptions
+from pljobs.cli_commands import cli
+from pljobs.embedded import Server
+from pljobs.maintenance import Manager
+from waiting import wait_until, wait_until_async
+from workers import DEADLINE, HASTY, SIDE_TABLE, Process, running, until
+
+DB = "app"
+SAID_ONCE = "the database is read-only"
+SAID_AFTER = "the database takes writes"
+# It is for the server to say how many there were.
+LOGGED = {"log_connections": "on", "log_error_verbosity": "terse", "log_statement_stats": "off"}
+# Looks often, and keeps its jobs whatever happens.
+PATIENT: dict[str, Any] = HASTY | {"stalled_worker_timeout": 600.0}
+
+
+@pytest.fixture(scope="module")
+def primary(server: Server) -> Iterator[Server]:
+    """A server with a database that holds some of everything."""
+    with another_server(server) as started:
+        fill(started)
+        yield started
+
+
+@pytest.fixture(scope="module")
+def standby(primary: Server) -> Iterator[Server]:
+    """Its standby, which has all that it has."""
+    with standby_of(primary) as started:
+        until_replayed(primary, started)
+        yield started
+
+
+@pytest.fixture
+def pair(server: Server) -> Iterator[tuple[Server, Server]]:
+    """A primary, and a standby that a test may promote."""
+    with another_server(server) as first:
+        fill(first)
+        with standby_of(first, **LOGGED) as second:
+            until_replayed(first, second)
+            yield first, second
+
+
+@pytest.fixture
+def pljobs(standby: Server, bare_environment: None) -> Callable[..., Result]:
+    """The command line, with the standby as its database."""
+
+    def run(*arguments: str) -> Result:
+        result = CliRunner().invoke(cli, arguments, env={"PLJOBS_URL": standby.url(DB)})
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return run
+
+
+def fill(server: Server) -> None:
+    server.create_database(DB)
+    server.run_sql(f"BEGIN;\n\\i '{INSTALL}'\nCOMMIT;", DB)
+    with psycopg.connect(server.url(DB), autocommit=True) as conn:
+        conn.execute(SIDE_TABLE.encode())
+        Filled(conn)
+
+
+def until_replayed(primary: Server, standby: Server) -> None:
+    with (
+        psycopg.connect(primary.url(DB), autocommit=True) as sent,
+        psycopg.connect(standby.url(DB), autocommit=True) as seen,
+    ):
+        wait_until(lambda: contents(seen) == contents(sent), DEADLINE)
+
+
+def promote(server: Server) -> None:
+    server.run_sql("SELECT pg_promote(wait => true)")
+
+
+def demote(server: Server) -> None:
+    """Make it a standby, as a failover's tool does with the former primary."""
+    (server.data / "standby.signal").touch()
+    server.restart()
+
+
+# Reading
+
+
+def test_every_view_answers(primary: Server, standby: Server) -> None:
+    ours = ["jobs", "workers", "queues", "requests", "stalled_jobs", "history"]
+    with (
+        psycopg.connect(primary.url(DB), row_factory=dict_row) as sent,
+        psycopg.connect(standby.url(DB), row_factory=dict_row) as seen,
+    ):
+        views = seen.execute(
+            "SELECT c.relname AS name FROM pg_class AS c"
+            " WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind = 'v'"
+        ).fetchall()
+        found = {
+            view["name"]: seen.execute(f"SELECT * FROM pljobs.{view['name']}".encode()).fetchall()
+            for view in views
+        }
+        assert found.keys() >= {*ours, "stuck_aborts"}
+        for name in ours:
+            assert found[name]
+            assert found[name] == sent.execute(f"SELECT * FROM pljobs.{name}".encode()).fetchall()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "list",
+        "show 1",
+        "queues",
+        "workers",
+        "stuck",
+        "healthcheck",
+        "schema",
+        "schema --check",
+        "cancel --queue todo",
+    ],
+)
+def test_commands_that_read_answer(pljobs: Callable[..., Result], command: str) -> None:
+    result = pljobs(*command.split())
+    assert result.exit_code == 0, result.output
+    assert result.stdout
+
+
+def test_waiting_for_a_job_answers(standby: Server) -> None:
+    with App(standby.url(DB)).open() as app:
+        assert app.job_manager.wait_for_job(9) == "succeeded"
+    assert standby.run_sql("CALL pljobs.wait_for_job(1, '0 s')", DB) == "todo"
+
+
+# Writing
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["defer quick", "cancel 1", "retry 10", "delete 10", "rescind 1", "pause todo", "resume paused", "rescue",
+     "prune --older-than 1d", "migrate"],
+)  # fmt: skip
+def test_commands_that_write_say_that_the_database_is_read_only(
+    pljobs: Callable[..., Result], command: str
+) -> None:
+    result = pljobs(*command.split())
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert re.fullmatch(r"pljobs: the database is read-only \(.+\): connect to the primary\n", result.stderr)
+
+
+async def test_deferring_says_at_once_that_the_database_is_read_only(standby: Server) -> None:
+    app = App(standby.url(DB))
+    task = app.configure_task("quick")
+    with app.open(), pytest.raises(exceptions.DatabaseReadOnly, match="primary") as caught:
+        task.defer()
+    assert caught.value.sqlstate == "25006"
+    async with app.open_async():
+        with pytest.raises(exceptions.DatabaseReadOnly, match="primary"):
+            await task.defer_async()
+
+
+# Workers
+
+
+def test_a_worker_says_so_once_asks_less_and_less_often_and_stops(
+    pair: tuple[Server, Server], tmp_path: Path
+) -> None:
+    primary, standby = pair
+    process = Process(standby.url(DB), tmp_path / "worker.log", name="early")
+    try:
+        process.until_said(SAID_ONCE)
+        # The first two are the app's.
+        attempts = wait_until(lambda: at if len(at := connections(standby)[2:]) >= 3 else None, DEADLINE)
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    finally:
+        process.kill()
+    log = process.log.read_text()
+    assert log.count("read-only") == 1
+    assert len(log.splitlines()) == 4, log  # that, the signal, the stop, ended well
+    assert "ended well" in log
+    pauses = [(later - sooner).total_seconds() for sooner, later in itertools.pairwise(attempts)]
+    # No timer rings early, but for what is rounded.
+    assert pauses[0] > 0.9
+    assert pauses[1] > 1.9
+    assert "ERROR" not in standby.log.read_text()
+    assert primary.run_sql("SELECT name FROM pljobs.workers", DB) == "before"
+
+
+def connections(server: Server) -> list[datetime]:
+    """When this database was connected to for pljobs, by the server's log."""
+    return [
+        datetime.fromisoformat(line[:23])
+        for line in server.log.read_text().splitlines()
+        if "connection authorized" in line and f"database={DB} application_name=pljobs" in line
+    ]
+
+
+def test_a_worker_starts_when_its_standby_is_promoted(pair: tuple[Server, Server], tmp_path: Path) -> None:
+    primary, standby = pair
+    process = Process(standby.url(DB), tmp_path / "worker.log", name="early", **HASTY)
+    try:
+        process.until_said(SAID_ONCE)
+        primary.stop()
+        promote(standby)
+        process.until_said("started")
+        with psycopg.connect(standby.url(DB), autocommit=True) as conn:
+
+            def all_done() -> bool:
+                found = statuses(conn)
+                return {found[job_id] for job_id in (1, 5, 6, 7, 15, 18)} == {"succeeded"}
+
+            wait_until(all_done, DEADLINE)
+            assert statuses(conn)[8] == "aborted"
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    finally:
+        process.kill()
+    assert process.log.read_text().count("read-only") == 1
+    assert process.log.read_text().count(SAID_AFTER) == 1
+
+
+async def test_a_worker_whose_database_becomes_a_standby_says_so_once_and_loses_nothing(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pljobs")
+    with another_server(server) as own:
+        fill(own)
+        app = App(own.url(DB))
+        go = asyncio.Event()
+
+        @app.task(name="held", queue="own")
+        async def held() -> str:
+            await go.wait()
+            return "done"
+
+        async with app.open_async():
+            job_id = await held.defer_async()
+            async with running(app, **PATIENT, queues=["own"], concurrency=2):
+                async with await psycopg.AsyncConnection.connect(own.url(DB)) as conn:
+                    await until(conn, job_id, "doing")
+                await asyncio.to_thread(demote, own)
+                await wait_until_async(lambda: SAID_ONCE in caplog.text, DEADLINE)
+                go.set()
+                await asyncio.to_thread(promote, own)
+                await wait_until_async(lambda: SAID_AFTER in caplog.text, DEADLINE)
+                async with await psycopg.AsyncConnection.connect(own.url(DB), autocommit=True) as conn:
+                    found = await until(conn, job_id)
+                    assert (found["status"], found["result"], found["attempts"]) == ("succeeded", "done", 1)
+                    await until(conn, await held.defer_async(), "succeeded")
+    assert caplog.text.count("read-only") == caplog.text.count(SAID_AFTER) == 1
+    between = caplog.text[caplog.text.index(SAID_ONCE) : caplog.text.index(SAID_AFTER)]
+    assert "WARNING" not in between.partition("\n")[2]
+
+
+async def test_a_worker_that_is_not_to_wait_for_jobs_does_not_wait_for_a_primary(standby: Server) -> None:
+    with pytest.raises(exceptions.DatabaseReadOnly):
+        await App(standby.url(DB)).run_worker_async(wait=False, install_signal_handlers=False)
+
+
+async def test_a_manager_waits_for_the_promotion_as_well(
+    pair: tuple[Server, Server], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "pljobs")
+    monkeypatch.setattr("pljobs.maintenance.LONGEST_PAUSE", 0.1)
+    _, standby = pair
+    app = App(standby.url(DB))
+    manager = Manager(app, interval=0.1, install_signal_handlers=False)
+    async with app.open_async():
+        task = asyncio.create_task(manager.run())
+        await wait_until_async(lambda: SAID_ONCE in caplog.text, DEADLINE)
+        await asyncio.to_thread(promote, standby)
+        await wait_until_async(lambda: "rescued" in caplog.text, DEADLINE)
+        manager.stop()
+        await asyncio.wait_for(task, DEADLINE)
+    assert caplog.text.count("read-only") == caplog.text.count(SAID_AFTER) == 1
