@@ -112,37 +112,37 @@ WITH entry AS (
       FROM pljobs.job AS j
     UNION ALL
     SELECT e.job_id, e.started_at, 1, 'started' AS event, e.attempt, e.worker_id, NULL AS who, NULL AS detail,
-           false
+           false AS is_secret
       FROM pljobs.job_event AS e WHERE e.started_at IS NOT NULL
     UNION ALL
     SELECT e.job_id, e.at, 3, e.kind, e.attempt, e.worker_id, NULL AS who,
-           concat_ws(E'\n', e.message, e.error), true
+           concat_ws(E'\n', e.message, e.error), true AS is_secret
       FROM pljobs.job_event AS e WHERE e.kind <> 'cancelled'
     UNION ALL
     SELECT j.id, j.started_at, 1, 'started' AS event, j.attempts, j.worker_id, NULL AS who, NULL AS detail,
-           false
+           false AS is_secret
       FROM pljobs.job AS j WHERE j.started_at IS NOT NULL
     UNION ALL
     SELECT j.id, j.finished_at, 3, j.status, j.attempts, j.worker_id, NULL AS who,
-           concat_ws(E'\n', j.message, j.error), true
+           concat_ws(E'\n', j.message, j.error), true AS is_secret
       FROM pljobs.job AS j WHERE j.finished_at IS NOT NULL AND j.status <> 'cancelled'
     UNION ALL
     SELECT r.job_id, r.requested_at, 2,
            CASE r.kind WHEN 'abort' THEN 'abort requested' ELSE r.resolution END, NULL AS attempt,
-           r.worker_id, concat_ws(' for ', r.requested_by, r.actor), r.reason, false
+           r.worker_id, concat_ws(' for ', r.requested_by, r.actor), r.reason, false AS is_secret
       FROM pljobs.request AS r WHERE r.job_id IS NOT NULL
     UNION ALL
     SELECT r.job_id, r.delivered_at, 2, 'abort delivered' AS event, NULL AS attempt, r.worker_id, NULL AS who,
-           r.handling, false
+           r.handling, false AS is_secret
       FROM pljobs.request AS r WHERE r.delivered_at IS NOT NULL
     UNION ALL
     SELECT r.job_id, r.escalated_at, 2, 'abort escalated' AS event, NULL AS attempt, r.worker_id, NULL AS who,
            concat_ws(', ', CASE r.level WHEN 2 THEN 'its SQL' WHEN 3 THEN 'terminate' ELSE 'kill' END,
-                     'SQL: ' || r.sql_way), false
+                     'SQL: ' || r.sql_way), false AS is_secret
       FROM pljobs.request AS r WHERE r.level >= 2
     UNION ALL
     SELECT r.job_id, r.resolved_at, 2, 'abort resolved' AS event, NULL AS attempt, r.worker_id, NULL AS who,
-           r.resolution, false
+           r.resolution, false AS is_secret
       FROM pljobs.request AS r
      WHERE r.kind = 'abort' AND r.resolved_at IS NOT NULL AND r.resolution <> 'joined'
 )
