@@ -1,4 +1,4 @@
-"""Logical replication: publishing the tables stops nothing, and another server can take the queue over by it."""
+"""Logical replication: publishing the tables stops nothing, and another server can take the queue over."""
 
 from __future__ import annotations
 
@@ -86,18 +86,22 @@ def everything_else(conn: Conn, filled: Filled) -> None:
         "pljobs.limit_queues('pljobs_worker', 'fetch', '{mail}')": "limited",
         "pljobs.limit_queues('pljobs_worker', 'fetch', '{print}')": "limited",
         "pljobs.limit_queues('pljobs_worker', 'fetch', NULL)": "unlimited",
-        "(pljobs.defer_periodic_job_v1('each day', '2030-01-02Z', '{\"task\": \"quick\"}')).outcome": "deferred",
+        "(pljobs.defer_periodic_job_v1('each day', '2030-01-02Z', %(periodic_job)s)).outcome": "deferred",
         "pljobs.rescue_jobs()": len(filled.running),
-        "pljobs.unregister_worker_v1(%(worker_id)s)": "unregistered",
+        "pljobs.unregister_worker_v1(pljobs.register_worker_v1('another', 'here', 8))": "unregistered",
     }
+    params = vars(filled) | {"periodic_job": '{"task": "quick", "queue": "periodic"}'}
     for expression, answer in answers.items():
-        assert conn.execute(f"SELECT {expression}".encode(), vars(filled)).fetchall() == [(answer,)], expression
+        assert conn.execute(f"SELECT {expression}".encode(), params).fetchall() == [(answer,)], expression
 
 
 def age_everything(conn: Conn) -> None:
     """Make all that is over a year old, for pruning."""
-    for column in ("job.finished_at", "request.resolved_at", "closed_tree.closed_at", "deleted_parent.deleted_at",
-                   "worker.stopped_at"):  # fmt: skip
+    columns = (
+        "job.finished_at", "request.resolved_at", "closed_tree.closed_at", "deleted_parent.deleted_at",
+        "worker.stopped_at",
+    )  # fmt: skip
+    for column in columns:
         table, name = column.split(".")
         conn.execute(f"UPDATE pljobs.{table} SET {name} = {name} - interval '1 year'".encode())
 
@@ -147,7 +151,9 @@ async def test_a_publication_stops_nothing_and_its_subscriber_has_every_row(
             await wait_until_async(all_done, DEADLINE)
         until_replicated(publisher, subscriber, but=set())
         age_everything(conn)
-        (pruned,) = conn.execute("SELECT pljobs.prune_jobs('1 day'), pljobs.prune_history_v1('1 day')").fetchall()
+        (pruned,) = conn.execute(
+            "SELECT pljobs.prune_jobs('1 day'), pljobs.prune_history_v1('1 day')"
+        ).fetchall()
         assert min(pruned) > 0
         until_replicated(publisher, subscriber, but=set())
     assert subscriber.run_sql("SELECT count(*) FROM pljobs.check_install()", DB) == "0"
@@ -164,7 +170,9 @@ async def test_a_subscriber_takes_over_and_draws_no_id_again(publisher: Server, 
         subscribe(subscriber, publisher)
         until_replicated(publisher, subscriber)
         # What was drawn for jobs that left nothing behind counts as well.
-        conn.execute("SELECT pljobs.cancel_job(pljobs.defer_job('x'), delete_job => true) FROM generate_series(1, 40)")
+        conn.execute(
+            "SELECT pljobs.cancel_job(pljobs.defer_job('x'), delete_job => true) FROM generate_series(1, 40)"
+        )
         conn.execute("SELECT pljobs.prune_history_v1('0 s')")
         drawn: dict[str, int] = dict(conn.execute(SEQUENCES.encode()).fetchall())
     until_replicated(publisher, subscriber)
