@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,9 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
-from psycopg.rows import dict_row
 
 from cli_fixtures import bare_environment
-from clusters import INSTALL, Filled, another_server, contents, standby_of, statuses
+from clusters import INSTALL, Conn, Filled, another_server, contents, standby_of, statuses
 from pljobs import App, exceptions
 from pljobs.cli_commands import cli
 from pljobs.embedded import Server
@@ -33,33 +34,45 @@ SAID_AFTER = "the database takes writes"
 # It is for the server to say how many there were.
 LOGGED = {"log_connections": "on", "log_error_verbosity": "terse", "log_statement_stats": "off"}
 # Looks often, and keeps its jobs whatever happens.
-PATIENT: dict[str, Any] = HASTY | {"stalled_worker_timeout": 600.0}
+PATIENT: dict[str, Any] = HASTY | {"stalled_worker_timeout": 30.0}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A primary whose database holds some of everything, and its standby, which has all of it."""
+
+    primary: Server
+    standby: Server
+    filled: Filled
+
+
+@contextlib.contextmanager
+def a_pair(server: Server) -> Iterator[Pair]:
+    with another_server(server) as primary:
+        filled = fill(primary)
+        with standby_of(primary, **LOGGED) as standby:
+            with connected(primary) as sent, connected(standby) as seen:
+                wait_until(lambda: contents(seen) == contents(sent), DEADLINE)
+            yield Pair(primary, standby, filled)
 
 
 @pytest.fixture(scope="module")
-def primary(server: Server) -> Iterator[Server]:
-    """A server with a database that holds some of everything."""
-    with another_server(server) as started:
-        fill(started)
-        yield started
-
-
-@pytest.fixture(scope="module")
-def standby(primary: Server) -> Iterator[Server]:
-    """Its standby, which has all that it has."""
-    with standby_of(primary) as started:
-        until_replayed(primary, started)
-        yield started
+def shared(server: Server) -> Iterator[Pair]:
+    """A pair to read from."""
+    with a_pair(server) as pair:
+        yield pair
 
 
 @pytest.fixture
-def pair(server: Server) -> Iterator[tuple[Server, Server]]:
-    """A primary, and a standby that a test may promote."""
-    with another_server(server) as first:
-        fill(first)
-        with standby_of(first, **LOGGED) as second:
-            until_replayed(first, second)
-            yield first, second
+def standby(shared: Pair) -> Server:
+    return shared.standby
+
+
+@pytest.fixture
+def pair(server: Server) -> Iterator[Pair]:
+    """A pair whose standby a test may promote."""
+    with a_pair(server) as pair:
+        yield pair
 
 
 @pytest.fixture
@@ -74,20 +87,16 @@ def pljobs(standby: Server, bare_environment: None) -> Callable[..., Result]:
     return run
 
 
-def fill(server: Server) -> None:
+def fill(server: Server) -> Filled:
     server.create_database(DB)
     server.run_sql(f"BEGIN;\n\\i '{INSTALL}'\nCOMMIT;", DB)
-    with psycopg.connect(server.url(DB), autocommit=True) as conn:
+    with connected(server) as conn:
         conn.execute(SIDE_TABLE.encode())
-        Filled(conn)
+        return Filled(conn)
 
 
-def until_replayed(primary: Server, standby: Server) -> None:
-    with (
-        psycopg.connect(primary.url(DB), autocommit=True) as sent,
-        psycopg.connect(standby.url(DB), autocommit=True) as seen,
-    ):
-        wait_until(lambda: contents(seen) == contents(sent), DEADLINE)
+def connected(server: Server) -> Conn:
+    return psycopg.connect(server.url(DB), autocommit=True)
 
 
 def promote(server: Server) -> None:
@@ -103,50 +112,39 @@ def demote(server: Server) -> None:
 # Reading
 
 
-def test_every_view_answers(primary: Server, standby: Server) -> None:
+def test_every_view_answers(shared: Pair) -> None:
     ours = ["jobs", "workers", "queues", "requests", "stalled_jobs", "history"]
-    with (
-        psycopg.connect(primary.url(DB), row_factory=dict_row) as sent,
-        psycopg.connect(standby.url(DB), row_factory=dict_row) as seen,
-    ):
-        views = seen.execute(
-            "SELECT c.relname AS name FROM pg_class AS c"
-            " WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind = 'v'"
-        ).fetchall()
-        found = {
-            view["name"]: seen.execute(f"SELECT * FROM pljobs.{view['name']}".encode()).fetchall()
-            for view in views
-        }
+    views = "SELECT relname FROM pg_class WHERE relnamespace = 'pljobs'::regnamespace AND relkind = 'v'"
+    with connected(shared.primary) as sent, connected(shared.standby) as seen:
+
+        def rows(conn: Conn, view: str) -> list[Any]:
+            return conn.execute(f"SELECT * FROM pljobs.{view}".encode()).fetchall()
+
+        found = {view: rows(seen, view) for (view,) in seen.execute(views.encode()).fetchall()}
         assert found.keys() >= {*ours, "stuck_aborts"}
-        for name in ours:
-            assert found[name]
-            assert found[name] == sent.execute(f"SELECT * FROM pljobs.{name}".encode()).fetchall()
+        for view in ours:
+            assert found[view]
+            assert found[view] == rows(sent, view)
 
 
 @pytest.mark.parametrize(
     "command",
-    [
-        "list",
-        "show 1",
-        "queues",
-        "workers",
-        "stuck",
-        "healthcheck",
-        "schema",
-        "schema --check",
-        "cancel --queue todo",
-    ],
-)
-def test_commands_that_read_answer(pljobs: Callable[..., Result], command: str) -> None:
-    result = pljobs(*command.split())
+    ["list", "show {todo}", "queues", "workers", "stuck", "healthcheck", "schema", "schema --check",
+     "migrate", "cancel --queue todo"],
+)  # fmt: skip
+def test_commands_that_change_nothing_answer(
+    pljobs: Callable[..., Result], shared: Pair, command: str
+) -> None:
+    result = pljobs(*command.format(**vars(shared.filled)).split())
     assert result.exit_code == 0, result.output
     assert result.stdout
 
 
-def test_waiting_for_a_job_answers(standby: Server) -> None:
-    with App(standby.url(DB)).open() as app:
-        assert app.job_manager.wait_for_job(9) == "succeeded"
-    assert standby.run_sql("CALL pljobs.wait_for_job(1, '0 s')", DB) == "todo"
+def test_waiting_for_a_job_answers(shared: Pair) -> None:
+    with App(shared.standby.url(DB)).open() as app:
+        assert app.job_manager.wait_for_job(shared.filled.succeeded) == "succeeded"
+    called = f"CALL pljobs.wait_for_job({shared.filled.todo}, '0 s')"
+    assert shared.standby.run_sql(called, DB) == "todo"
 
 
 # Writing
@@ -154,13 +152,14 @@ def test_waiting_for_a_job_answers(standby: Server) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["defer quick", "cancel 1", "retry 10", "delete 10", "rescind 1", "pause todo", "resume paused", "rescue",
-     "prune --older-than 1d", "migrate"],
+    ["defer quick", "cancel {todo}", "retry {failed}", "delete {failed}", "rescind {asked}", "pause todo",
+     "resume paused", "rescue", "prune --older-than 1d", "migrate --url {empty}"],
 )  # fmt: skip
 def test_commands_that_write_say_that_the_database_is_read_only(
-    pljobs: Callable[..., Result], command: str
+    pljobs: Callable[..., Result], shared: Pair, command: str
 ) -> None:
-    result = pljobs(*command.split())
+    names = vars(shared.filled) | {"empty": shared.standby.url()}
+    result = pljobs(*command.format(**names).split())
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
     assert re.fullmatch(r"pljobs: the database is read-only \(.+\): connect to the primary\n", result.stderr)
@@ -180,15 +179,12 @@ async def test_deferring_says_at_once_that_the_database_is_read_only(standby: Se
 # Workers
 
 
-def test_a_worker_says_so_once_asks_less_and_less_often_and_stops(
-    pair: tuple[Server, Server], tmp_path: Path
-) -> None:
-    primary, standby = pair
-    process = Process(standby.url(DB), tmp_path / "worker.log", name="early")
+def test_a_worker_says_so_once_asks_less_and_less_often_and_stops(pair: Pair, tmp_path: Path) -> None:
+    process = Process(pair.standby.url(DB), tmp_path / "worker.log", name="early")
     try:
         process.until_said(SAID_ONCE)
         # The first two are the app's.
-        attempts = wait_until(lambda: at if len(at := connections(standby)[2:]) >= 3 else None, DEADLINE)
+        attempts = wait_until(lambda: at if len(at := connections(pair.standby)[2:]) >= 3 else None, DEADLINE)
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
     finally:
@@ -201,8 +197,8 @@ def test_a_worker_says_so_once_asks_less_and_less_often_and_stops(
     # No timer rings early, but for what is rounded.
     assert pauses[0] > 0.9
     assert pauses[1] > 1.9
-    assert "ERROR" not in standby.log.read_text()
-    assert primary.run_sql("SELECT name FROM pljobs.workers", DB) == "before"
+    assert "ERROR" not in pair.standby.log.read_text()
+    assert pair.primary.run_sql("SELECT name FROM pljobs.workers", DB) == "before"
 
 
 def connections(server: Server) -> list[datetime]:
@@ -214,22 +210,22 @@ def connections(server: Server) -> list[datetime]:
     ]
 
 
-def test_a_worker_starts_when_its_standby_is_promoted(pair: tuple[Server, Server], tmp_path: Path) -> None:
-    primary, standby = pair
-    process = Process(standby.url(DB), tmp_path / "worker.log", name="early", **HASTY)
+def test_a_worker_starts_when_its_standby_is_promoted(pair: Pair, tmp_path: Path) -> None:
+    filled = pair.filled
+    process = Process(pair.standby.url(DB), tmp_path / "worker.log", name="early", **HASTY)
     try:
         process.until_said(SAID_ONCE)
-        primary.stop()
-        promote(standby)
+        pair.primary.stop()
+        promote(pair.standby)
         process.until_said("started")
-        with psycopg.connect(standby.url(DB), autocommit=True) as conn:
+        with connected(pair.standby) as conn:
 
             def all_done() -> bool:
                 found = statuses(conn)
-                return {found[job_id] for job_id in (1, 5, 6, 7, 15, 18)} == {"succeeded"}
+                return {found[job_id] for job_id in filled.running | filled.waiting} == {"succeeded"}
 
             wait_until(all_done, DEADLINE)
-            assert statuses(conn)[8] == "aborted"
+            assert statuses(conn)[filled.asked] == "aborted"
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
     finally:
@@ -268,7 +264,8 @@ async def test_a_worker_whose_database_becomes_a_standby_says_so_once_and_loses_
                     await until(conn, await held.defer_async(), "succeeded")
     assert caplog.text.count("read-only") == caplog.text.count(SAID_AFTER) == 1
     between = caplog.text[caplog.text.index(SAID_ONCE) : caplog.text.index(SAID_AFTER)]
-    assert "WARNING" not in between.partition("\n")[2]
+    # A part that has not noticed yet that its connection broke in the restart may still say so.
+    assert between.count("WARNING") <= 1
 
 
 async def test_a_worker_that_is_not_to_wait_for_jobs_does_not_wait_for_a_primary(standby: Server) -> None:
@@ -277,17 +274,16 @@ async def test_a_worker_that_is_not_to_wait_for_jobs_does_not_wait_for_a_primary
 
 
 async def test_a_manager_waits_for_the_promotion_as_well(
-    pair: tuple[Server, Server], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", "pljobs")
     monkeypatch.setattr("pljobs.maintenance.LONGEST_PAUSE", 0.1)
-    _, standby = pair
-    app = App(standby.url(DB))
+    app = App(pair.standby.url(DB))
     manager = Manager(app, interval=0.1, install_signal_handlers=False)
     async with app.open_async():
         task = asyncio.create_task(manager.run())
         await wait_until_async(lambda: SAID_ONCE in caplog.text, DEADLINE)
-        await asyncio.to_thread(promote, standby)
+        await asyncio.to_thread(promote, pair.standby)
         await wait_until_async(lambda: "rescued" in caplog.text, DEADLINE)
         manager.stop()
         await asyncio.wait_for(task, DEADLINE)
