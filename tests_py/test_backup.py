@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,12 +17,13 @@ import pytest
 from clusters import INSTALL, Filled, another_server, contents, run_as_server, statuses, tool, with_login
 from conftest import in_memory
 from pljobs import App, embedded, install
-from pljobs.embedded import THROW_AWAY, Server
+from pljobs.embedded import THROW_AWAY, Server, environment
+from test_docs import documented, run_sql
 from waiting import wait_until_async
 from workers import DEADLINE, HASTY, running
 
 REPO = Path(__file__).parent.parent
-DB = "origin"
+DB = "app"
 LOGINS = """
     CREATE ROLE app_producer LOGIN IN ROLE pljobs_producer;
     CREATE ROLE app_worker LOGIN IN ROLE pljobs_worker;
@@ -201,18 +203,35 @@ def rows_of(origin: Origin) -> dict[int, str]:
         return statuses(conn)
 
 
+def test_a_copy_whose_queues_are_paused_runs_nothing(origin: Origin, dump: Path) -> None:
+    url = origin.server.create_database("paused")
+    done(tool(origin.server, "pg_restore", "--exit-on-error", "-d", url, str(dump)))
+    run_sql(origin.server, "paused", documented("'a copy'"))
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("SELECT pljobs.rescue_jobs()")
+        fetched = conn.execute(
+            "SELECT f.job_id FROM pljobs.register_worker_v1('after', 'here', 7) AS w(id),"
+            " LATERAL pljobs.fetch_jobs_v1(w.id, 100) AS f"
+        )
+        assert fetched.fetchall() == []
+
+
 # Another cluster
 
 
-def test_with_the_roles_of_its_cluster_a_dump_goes_on_in_another(
-    origin: Origin, other: Server, dump: Path
+def test_the_documented_commands_bring_a_database_with_its_roles_into_another_cluster(
+    origin: Origin, other: Server, tmp_path: Path
 ) -> None:
-    roles = done(tool(origin.server, "pg_dumpall", "--roles-only", "-d", origin.server.url()))
-    done(tool(other, "psql", "-Xq", other.url(), stdin=roles))  # the superuser is there already: no -1
-    url = other.create_database("moved")
-    done(tool(other, "pg_restore", "--exit-on-error", "-1", "-d", url, str(dump)))
-    assert_same(origin, url)
-    assert_goes_on(origin, url)
+    for line in documented("pg_dumpall").text.splitlines():
+        at = origin.server if line.startswith("pg_dump") else other
+        path = f"{at.bin_dir}{os.pathsep}{os.environ['PATH']}"
+        variables = environment() | {"PGHOST": str(at.base), "PGUSER": "postgres", "PATH": path}
+        process = subprocess.run(
+            line, shell=True, capture_output=True, text=True, check=False, cwd=tmp_path, env=variables
+        )
+        done(process)
+    assert_same(origin, other.url(DB))
+    assert_goes_on(origin, other.url(DB))
 
 
 def test_without_roles_and_owners_a_dump_goes_on_once_it_is_installed_over(

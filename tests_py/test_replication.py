@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,13 +14,12 @@ from psycopg.conninfo import make_conninfo
 from clusters import INSTALL, Conn, Filled, another_server, contents, statuses
 from pljobs import App
 from pljobs.embedded import PORT, SUPERUSER, Server
-from test_docs import Block, blocks, run_sql
+from test_docs import documented, run_sql
 from waiting import wait_until, wait_until_async
 from workers import DEADLINE, HASTY, running
 
 DB = "app"
 LEDGER = {"migration"}
-OPERATING = Path(__file__).parent.parent / "docs" / "operating.md"
 SEQUENCES = "SELECT sequencename, last_value FROM pg_sequences WHERE schemaname = 'pljobs'"
 
 
@@ -47,12 +45,6 @@ def install(server: Server) -> None:
 
 def connected(server: Server) -> Conn:
     return psycopg.connect(server.url(DB), autocommit=True)
-
-
-def documented(words: str) -> Block:
-    """The one block of SQL in the documentation that has these words in it."""
-    (found,) = (block for block in blocks(OPERATING, "sql") if words in block.text)
-    return found
 
 
 def subscribe(subscriber: Server, publisher: Server) -> None:

@@ -18,15 +18,16 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from psycopg.conninfo import make_conninfo
 
 from cli_fixtures import bare_environment
 from clusters import INSTALL, Conn, Filled, another_server, contents, standby_of, statuses
 from pljobs import App, exceptions
 from pljobs.cli_commands import cli
-from pljobs.embedded import Server
+from pljobs.embedded import PORT, Server
 from pljobs.maintenance import Manager
 from waiting import wait_until, wait_until_async
-from workers import DEADLINE, HASTY, SIDE_TABLE, Process, running, until
+from workers import DEADLINE, HASTY, SIDE_TABLE, Process, process, running, until
 
 DB = "app"
 SAID_ONCE = "the database is read-only"
@@ -180,16 +181,16 @@ async def test_deferring_says_at_once_that_the_database_is_read_only(standby: Se
 
 
 def test_a_worker_says_so_once_asks_less_and_less_often_and_stops(pair: Pair, tmp_path: Path) -> None:
-    process = Process(pair.standby.url(DB), tmp_path / "worker.log", name="early")
+    waiting = Process(pair.standby.url(DB), tmp_path / "worker.log", name="early")
     try:
-        process.until_said(SAID_ONCE)
+        waiting.until_said(SAID_ONCE)
         # The first two are the app's.
         attempts = wait_until(lambda: at if len(at := connections(pair.standby)[2:]) >= 3 else None, DEADLINE)
-        process.signal(signal.SIGTERM)
-        assert process.wait() == 0
+        waiting.signal(signal.SIGTERM)
+        assert waiting.wait() == 0
     finally:
-        process.kill()
-    log = process.log.read_text()
+        waiting.kill()
+    log = waiting.log.read_text()
     assert log.count("read-only") == 1
     assert len(log.splitlines()) == 4, log  # that, the signal, the stop, ended well
     assert "ended well" in log
@@ -212,12 +213,12 @@ def connections(server: Server) -> list[datetime]:
 
 def test_a_worker_starts_when_its_standby_is_promoted(pair: Pair, tmp_path: Path) -> None:
     filled = pair.filled
-    process = Process(pair.standby.url(DB), tmp_path / "worker.log", name="early", **HASTY)
+    waiting = Process(pair.standby.url(DB), tmp_path / "worker.log", name="early", **HASTY)
     try:
-        process.until_said(SAID_ONCE)
+        waiting.until_said(SAID_ONCE)
         pair.primary.stop()
         promote(pair.standby)
-        process.until_said("started")
+        waiting.until_said("started")
         with connected(pair.standby) as conn:
 
             def all_done() -> bool:
@@ -226,12 +227,12 @@ def test_a_worker_starts_when_its_standby_is_promoted(pair: Pair, tmp_path: Path
 
             wait_until(all_done, DEADLINE)
             assert statuses(conn)[filled.asked] == "aborted"
-        process.signal(signal.SIGTERM)
-        assert process.wait() == 0
+        waiting.signal(signal.SIGTERM)
+        assert waiting.wait() == 0
     finally:
-        process.kill()
-    assert process.log.read_text().count("read-only") == 1
-    assert process.log.read_text().count(SAID_AFTER) == 1
+        waiting.kill()
+    assert waiting.log.read_text().count("read-only") == 1
+    assert waiting.log.read_text().count(SAID_AFTER) == 1
 
 
 async def test_a_worker_whose_database_becomes_a_standby_says_so_once_and_loses_nothing(
@@ -266,6 +267,16 @@ async def test_a_worker_whose_database_becomes_a_standby_says_so_once_and_loses_
     between = caplog.text[caplog.text.index(SAID_ONCE) : caplog.text.index(SAID_AFTER)]
     # A part that has not noticed yet that its connection broke in the restart may still say so.
     assert between.count("WARNING") <= 1
+
+
+def test_among_several_hosts_a_worker_finds_the_primary(pair: Pair, tmp_path: Path) -> None:
+    writable = make_conninfo(pair.standby.url(DB), target_session_attrs="read-write")
+    both = make_conninfo(writable, host=f"{pair.standby.base},{pair.primary.base}", port=f"{PORT},{PORT}")
+    with process(both, tmp_path):
+        alive = pair.primary.run_sql("SELECT name FROM pljobs.workers WHERE state = 'alive'", DB)
+        assert alive == "worker"
+    with pytest.raises(exceptions.DatabaseUnavailable):
+        App(writable).run_worker(install_signal_handlers=False)
 
 
 async def test_a_worker_that_is_not_to_wait_for_jobs_does_not_wait_for_a_primary(standby: Server) -> None:
