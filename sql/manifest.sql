@@ -269,7 +269,7 @@ BEGIN
     ('table', 'request', 'p d'),
     ('table', 'worker', 'p d'),
     ('view', '_scope', '5ce30cdb41190d3fa9e1280f2080dfc91aabce2a9fdc8665b2cce3858d79e99a'),
-    ('view', 'history', '34fa197da321344ac9cdbb70f0d58cddf34de7b7455e482987a62ac956c085d7'),
+    ('view', 'history', 'eada6150aede6f1656de5b516e654d49c8161b0984e6d52e1f081d568d40a0f6'),
     ('view', 'jobs', 'e689865fd275870bbf77041c80595a01ec6621762398dcaa3f44759830c1d332'),
     ('view', 'queue_limits', 'dd5c14c281c5ae0084599fe35c94baca8d5edae0a8bb1005b26bd6060df9798f'),
     ('view', 'queues', '8bd87d2637ec6da8abb58bda36043d61d40876559558479c01b54aec516aa318'),

@@ -58,6 +58,7 @@ SAMPLES: dict[str, Call[object]] = {
     "get_words": calls_many.get_words([1], [1]),
     "get_job": calls_read.get_job(1),
     "get_job_status": calls_read.get_job_status(1),
+    "require_writes": calls_read.require_writes(),
     "get_job_history": calls_read.get_job_history(1),
     "list_jobs": calls_read.list_jobs(CHOSEN, limit=1),
     "list_queues": calls_read.list_queues(CHOSEN),

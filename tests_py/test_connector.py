@@ -289,7 +289,7 @@ def test_a_missing_schema_says_to_migrate(empty_db_url: str) -> None:
         ("40001", exceptions.ConnectorException),
         ("57P01", exceptions.DatabaseUnavailable),
         ("53300", exceptions.DatabaseUnavailable),
-        ("25006", exceptions.DatabaseUnavailable),
+        ("25006", exceptions.DatabaseReadOnly),
         ("42883", exceptions.SchemaMissing),
     ],
 )

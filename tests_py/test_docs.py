@@ -87,6 +87,14 @@ def run_sql(server: Server, dbname: str, block: Block, *variables: str) -> str:
     return done.stdout
 
 
+def documented(words: str) -> Block:
+    """The one block of operating.md that has these words in it, for tests of what it does."""
+    (found,) = (
+        block for block in blocks(REPO / "docs" / "operating.md", "sql", "shell") if words in block.text
+    )
+    return found
+
+
 async def run_python(block: Block, names: dict[str, object]) -> None:
     """Run a block, which may await, in these names; `# True` and its like after an expression must be so."""
     claim = re.compile(r"^(\s*)(\S.*?)  # (True|False)\b.*$", re.MULTILINE)
