@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,6 +149,15 @@ def test_on_a_terminal_each_finding_is_a_paragraph(db_url: str, conn: Conn, nigh
     assert paragraph[0].startswith("\x1b[36mnotice\x1b[0m  \x1b[1mpaused_queues\x1b[0m")
     assert paragraph[1].startswith("        jobs ready, and paused for ")
     assert paragraph[2].startswith("        -> SELECT pljobs.resume_queue(")
+
+
+def test_the_operating_page_states_every_item(pljobs: Pljobs) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "operating.md").read_text()
+    table = page.split("| Item |")[1].split("\n\n")[0]
+    stated = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)))
+
+    looked_at = {found["item"] for found in told(pljobs("doctor", "--all", "--json"))["findings"]}
+    assert sorted(stated) == sorted(looked_at)
 
 
 # What is seen from the client alone
@@ -304,6 +314,8 @@ def test_a_schema_of_the_first_release_has_to_be_migrated(
         assert "of release 0.1.0" in refused
         assert "run `pljobs migrate`" in refused
         doctor_of(url, "migrate")
-        assert told(doctor_of(url, "doctor", "--json"))["ok"] is True
+        with psycopg.connect(url) as migrated:
+            worst = migrated.execute("SELECT severity FROM pljobs.health LIMIT 1").fetchone()
+        assert worst == ("ok",)
     finally:
         night.drop_database("old")

@@ -182,7 +182,7 @@ def _install(conn: Connection) -> Finding:
             ASK_AS,
         )
     if count:
-        what = f"differs from what its release should be, in {count} places"
+        what = f"differs from what its release should be, in {count} place{'s' if count > 1 else ''}"
         return Finding("install", "warning", "schema pljobs", what, "pljobs schema --check names them")
     return Finding("install", "ok", None, "the schema is what its release should be", None)
 
