@@ -13,8 +13,8 @@ SELECT -- A standby that lags shows what was so a while ago: leases that ended s
             ELSE coalesce(pg_last_xact_replay_timestamp(), clock_timestamp()) END AS at,
        pg_is_in_recovery() AS is_standby,
        pg_has_role('pg_read_all_stats', 'USAGE') AS sees_sessions,
-       coalesce(substring(current_setting('pljobs.health_patience', true),
-                          '^[0-9]*\.?[0-9]+$')::double precision, 1) AS patience;
+       least(coalesce(substring(current_setting('pljobs.health_patience', true),
+                                '^[0-9]*\.?[0-9]+$')::double precision, 1), 1000) AS patience;
 COMMENT ON VIEW pljobs._health_now IS
     'For pljobs.health: what time it is in this database, what the caller sees, and how patient to be.';
 

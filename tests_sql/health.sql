@@ -344,6 +344,8 @@ SELECT is(found('unserved_queues'), 'critical queue ' || :'q', 'with a tenth of 
 SELECT age_jobs('5 min', :job_id) \g /dev/null
 SET LOCAL pljobs.health_patience = '10';
 SELECT is(found('unserved_queues'), NULL, 'with ten times the patience, five minutes are short');
+SET LOCAL pljobs.health_patience = '99999999999999999999999999';
+SELECT is(found('unserved_queues'), NULL, 'there is no end to patience');
 SET LOCAL pljobs.health_patience = 'garbage';
 SELECT is(found('unserved_queues'), 'critical queue ' || :'q', 'what is no number is ignored');
 
