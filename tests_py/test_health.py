@@ -48,6 +48,51 @@ def gone(conn: Conn, item: str) -> None:
     wait_until(lambda: not found(conn, item), what=f"{item} is fine again")
 
 
+def worst(conn: Conn, item: str, subject: str) -> str:
+    """The severity for somebody without any patience at all."""
+    conn.execute("SET pljobs.health_patience = 0")
+    severity = seen(conn, item, subject)[0]
+    conn.execute("RESET pljobs.health_patience")
+    return severity
+
+
+# What has just begun
+
+
+def test_a_patient_reader_sees_no_harm_in_what_has_just_begun(night: Server, conn: Conn, other: Conn) -> None:
+    job_id = conn.execute("SELECT pljobs.defer_job('a task')").fetchall()[0][0]
+    other.execute("LISTEN a_channel")
+    other.commit()
+    with (
+        psycopg.connect(night.url("night")) as writing,
+        psycopg.connect(night.url("night"), autocommit=True) as waiting,
+        psycopg.connect(night.url("night")) as preparing,
+        psycopg.connect(night.url("night"), autocommit=True) as patient,
+    ):
+        writing.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        writing.execute("SELECT pljobs.cancel_job(%s)", [job_id])
+        thread = threading.Thread(target=waiting.execute, args=["SELECT pljobs.cancel_job(%s)", [job_id]])
+        thread.start()
+        preparing.tpc_begin(preparing.xid(1, "young", "shop"))
+        preparing.execute("SELECT pg_current_xact_id()")
+        preparing.tpc_prepare()
+        try:
+            for item, subject in {
+                "held_snapshots": pid_of(writing),
+                "open_transactions": pid_of(writing),
+                "blocked_sessions": pid_of(waiting),
+            }.items():
+                seen(conn, item, subject)
+            young = patient.execute(
+                "SELECT item, detail FROM pljobs.health WHERE severity <> 'ok'"
+            ).fetchall()
+            assert young == []
+        finally:
+            preparing.tpc_rollback()
+            writing.rollback()
+            thread.join()
+
+
 # What holds back vacuum
 
 
@@ -63,13 +108,6 @@ def test_a_snapshot_that_is_held_is_shown_with_its_session(conn: Conn, other: Co
     assert seen(conn, "held_snapshots", pid_of(other))[0] == "warning"
     other.rollback()
     gone(conn, "held_snapshots")
-
-
-def test_a_patient_reader_sees_no_harm_in_a_short_one(night: Server, other: Conn) -> None:
-    other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    other.execute("SELECT count(*) FROM pljobs.job")
-    with psycopg.connect(night.url("night"), autocommit=True) as patient:
-        assert found(patient, "held_snapshots") == {}
 
 
 def test_a_transaction_that_wrote_holds_back_vacuum_too(conn: Conn, other: Conn) -> None:
@@ -189,6 +227,7 @@ def test_a_listener_that_does_not_read_is_shown(conn: Conn, other: Conn) -> None
     _, detail, action = seen(conn, "listeners", pid_of(other))
     assert detail.startswith("postgres, a report, idle: doesn't read its notifications")
     assert f"pg_terminate_backend({other.info.backend_pid})" in action
+    assert worst(conn, "listeners", pid_of(other)) == "warning"
     other.set_autocommit(True)
     for _ in other.notifies(timeout=10, stop_after=300):
         pass
@@ -228,6 +267,7 @@ def test_an_idle_transaction_that_holds_jobs_is_shown(conn: Conn, other: Conn) -
     _, detail, action = seen(conn, "open_transactions", pid_of(other))
     assert "pljobs.job" in detail
     assert "COMMIT or ROLLBACK there" in action
+    assert worst(conn, "open_transactions", pid_of(other)) == "warning"
     other.rollback()
     gone(conn, "open_transactions")
 
@@ -249,11 +289,11 @@ def test_who_waits_is_shown_with_whom_for(night: Server, conn: Conn, other: Conn
     with psycopg.connect(night.url("night"), autocommit=True) as waiting:
         thread = threading.Thread(target=waiting.execute, args=["SELECT pljobs.cancel_job(%s)", [job_id]])
         thread.start()
-        severity, detail, action = seen(conn, "blocked_sessions", pid_of(waiting))
+        _, detail, action = seen(conn, "blocked_sessions", pid_of(waiting))
+        assert worst(conn, "blocked_sessions", pid_of(waiting)) == "critical"
         other.rollback()
         thread.join()
 
-    assert severity in {"warning", "critical"}
     assert f"on pid {other.info.backend_pid}" in detail
     assert f"pg_terminate_backend({other.info.backend_pid})" in action
     gone(conn, "blocked_sessions")
