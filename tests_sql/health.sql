@@ -210,7 +210,9 @@ SELECT pljobs.cancel_job(:job_id) \g /dev/null
 UPDATE pljobs.job AS j SET finished_at = j.finished_at - interval '1 h' WHERE j.finished_at IS NOT NULL;
 SELECT a_scheduled_job() AS job_id \gset
 SELECT is(found('late_schedules'), NULL, 'a job that is scheduled for later is not late');
-SELECT age_jobs('1 day 10 min', :job_id) \g /dev/null
+SELECT age_jobs('1 day 1 min', :job_id) \g /dev/null
+SELECT is(found('late_schedules'), NULL, 'nor is one that was due a minute ago');
+SELECT age_jobs('10 min', :job_id) \g /dev/null
 SELECT matches(found('late_schedules'), '^warning queue', 'one that nobody has made ready for minutes is a warning');
 SELECT a_worker() AS w, a_todo_job() AS running_job_id \gset
 SELECT start_job(:running_job_id, :w) AS running_run_id \gset
@@ -223,6 +225,8 @@ SELECT is(found('late_schedules'), NULL, 'cancelled, it is not late');
 SELECT * FROM a_late_job() \gset late_
 SELECT is(found('late_limits'), format('warning timeout of job %s', :late_job_id), 'a run that should long have been asked to abort is a warning');
 SELECT pljobs.defer_job('a task', queue => a_name('queue'), start_by => clock_timestamp() + interval '1 min') AS job_id \gset
+SELECT age_jobs('2 min', :job_id) \g /dev/null
+SELECT is(found('late_limits'), format('warning timeout of job %s', :late_job_id), 'a job that should have been cancelled a minute ago is not late yet');
 SELECT age_jobs('10 min', :job_id) \g /dev/null
 SELECT is(found('late_limits'), format('warning start_by of job %s; warning timeout of job %s', :job_id, :late_job_id), 'so is a job that should long have been cancelled');
 SELECT pljobs.enforce_limits() \g /dev/null
