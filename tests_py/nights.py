@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,22 @@ import psycopg
 from psycopg.pq import ExecStatus, PGconn
 
 from conftest import INSTALL, in_memory
+from pljobs import embedded
 from pljobs.embedded import Server
+from waiting import wait_until
 
 Conn = psycopg.Connection[Any]
 
 # So that what has just begun is found: times and ages are a millionth of what they are by default.
 HURRIED = "-c pljobs.health_patience=0.000001"
+
+CAREFUL = {
+    "idle_in_transaction_session_timeout": "1h",
+    "max_prepared_transactions": "5",
+    "max_connections": "40",
+    # No test waits for it, and none is to be surprised by it.
+    "autovacuum_naptime": "1h",
+}
 
 
 def binaries() -> Path | None:
@@ -32,15 +43,8 @@ def binaries() -> Path | None:
 @contextlib.contextmanager
 def night_server(**settings: str) -> Iterator[Server]:
     """Start a server whose settings are as they should be, with the schema in the database `night`."""
-    careful = {
-        "idle_in_transaction_session_timeout": "1h",
-        "max_prepared_transactions": "5",
-        "max_connections": "40",
-        # No test waits for it, and none is to be surprised by it.
-        "autovacuum_naptime": "1h",
-    }
     with in_memory():
-        started = Server.start(binaries(), settings=careful | settings)
+        started = Server.start(binaries(), settings=CAREFUL | settings)
     with started:
         started.create_database("night")
         started.run_sql(f"BEGIN;\n\\i '{INSTALL}'\nCOMMIT;", "night")
@@ -57,6 +61,16 @@ def found(conn: Conn, item: str) -> dict[str, tuple[str, str, str]]:
     return {subject: (severity, detail, action) for subject, severity, detail, action in rows}
 
 
+def seen(conn: Conn, item: str, subject: str) -> tuple[str, str, str]:
+    """Wait until health shows this, for sessions are shown as they were a moment ago."""
+    return wait_until(lambda: found(conn, item).get(subject), what=f"{item} shows {subject}")
+
+
+def gone(conn: Conn, item: str) -> None:
+    """Wait until health shows nothing of this item."""
+    wait_until(lambda: not found(conn, item), what=f"{item} is fine again")
+
+
 def pid_of(conn: Conn) -> str:
     """A session as health names it."""
     return f"pid {conn.info.backend_pid}"
@@ -71,7 +85,32 @@ def burn(conn: Conn, transactions: int) -> None:
     )
 
 
-class Standby:
+@contextlib.contextmanager
+def standby_of(primary: Server, **settings: str) -> Iterator[Server]:
+    """Start a streaming standby that answers queries."""
+    account = embedded._account()
+    folder = embedded._temporary_folder(account, "pljobs-standby-")
+    command = [
+        str(primary.bin_dir / "pg_basebackup"),
+        "-D",
+        str(folder / "data"),
+        "-c",
+        "fast",
+        "-R",
+        "--no-sync",
+    ]
+    try:
+        embedded._as(account, [*command, "-d", primary.url()], cwd=folder)
+        started = Server.start(primary.bin_dir, folder, {"primary_conninfo": primary.url(), **settings})
+        try:
+            yield started
+        finally:
+            started.stop("immediate")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Feedback:
     """A standby, as far as its primary can tell: it streams, and says which transactions its queries need."""
 
     def __init__(self, server: Server, slot: str | None = None) -> None:

@@ -1,19 +1,16 @@
-"""pljobs.health sees what other sessions do, and costs little beside millions of jobs."""
+"""pljobs.health sees what other sessions do: those that hold, those that wait, those that don't listen."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 
-from nights import HURRIED, Conn, Standby, burn, found, night_server, pid_of
+from nights import HURRIED, Conn, Feedback, burn, found, gone, night_server, pid_of, seen
 from pljobs.embedded import Server
 from waiting import wait_until
-
-MANY = 250_000
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +33,6 @@ def other(night: Server) -> Iterator[Conn]:
     connection = psycopg.connect(night.url("night"), application_name="a report")
     yield connection
     connection.close()
-
-
-def seen(conn: Conn, item: str, subject: str) -> tuple[str, str, str]:
-    """Wait until health shows this, for sessions are shown as they were a moment ago."""
-    return wait_until(lambda: found(conn, item).get(subject), what=f"{item} shows {subject}")
-
-
-def gone(conn: Conn, item: str) -> None:
-    """Wait until health shows nothing of this item."""
-    wait_until(lambda: not found(conn, item), what=f"{item} is fine again")
 
 
 def worst(conn: Conn, item: str, subject: str) -> str:
@@ -186,7 +173,7 @@ def test_a_prepared_transaction_is_shown_with_whose_it_is(conn: Conn, other: Con
 
 def test_a_slot_is_shown_as_long_as_its_standby_needs_old_rows(night: Server, conn: Conn) -> None:
     conn.execute("SELECT pg_create_physical_replication_slot('a_standby', true)")
-    standby = Standby(night, "a_standby")
+    standby = Feedback(night, "a_standby")
     standby.need(conn.execute("SELECT pg_current_xact_id()::text::bigint").fetchall()[0][0])
     burn(conn, 5)
 
@@ -204,7 +191,7 @@ def test_a_slot_is_shown_as_long_as_its_standby_needs_old_rows(night: Server, co
 
 
 def test_a_standby_without_a_slot_is_shown_as_its_session(night: Server, conn: Conn) -> None:
-    standby = Standby(night)
+    standby = Feedback(night)
     standby.need(conn.execute("SELECT pg_current_xact_id()::text::bigint").fetchall()[0][0])
     burn(conn, 5)
 
@@ -327,78 +314,3 @@ def test_connections_that_are_nearly_used_up_are_shown(night: Server, conn: Conn
     for connection in opened:
         connection.close()
     gone(conn, "connections")
-
-
-# Much
-
-
-def scans(conn: Conn) -> dict[str, tuple[int, int]]:
-    """How often each table and index was scanned so far, and how many entries were read in all."""
-    if conn.info.server_version >= 150000:
-        conn.execute("SELECT pg_stat_force_next_flush()")
-    return {
-        name: (count, entries)
-        for name, count, entries in conn.execute(
-            "SELECT c.relname, pg_stat_get_numscans(c.oid), pg_stat_get_tuples_returned(c.oid)"
-            " FROM pg_class AS c WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'i')"
-        ).fetchall()
-    }
-
-
-def fill(conn: Conn, count: int, **columns: str) -> None:
-    """Make jobs, by the statement: through defer_jobs it would take minutes."""
-    values = {"queue": "'q'", "status": "'todo'", "waiting_for": "NULL", "scheduled_at": "NULL"} | columns
-    conn.execute(
-        f"INSERT INTO pljobs.job (created_at, priority, task, deferred_by, args, {', '.join(values)})"
-        f" SELECT clock_timestamp(), 0, 't', 'tests', '{{}}', {', '.join(values.values())}"
-        f" FROM generate_series(1, {count}) AS n".encode()
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_beside_a_million_jobs_it_walks_indexes_only() -> None:
-    with night_server() as server, psycopg.connect(server.url("night"), autocommit=True) as conn:
-        fill(conn, MANY, queue="'q' || n % 50")
-        fill(conn, 2 * MANY, status="'succeeded'", finished_at="clock_timestamp() - n * interval '1 s'")
-        later = "clock_timestamp() + n * interval '1 s'"
-        fill(conn, MANY, waiting_for="'schedule'", scheduled_at=later)
-        conn.execute(
-            "INSERT INTO pljobs.job_event (job_id, at, attempt, kind)"
-            " SELECT n, clock_timestamp() - n * interval '1 s', 1,"
-            " CASE WHEN n % 10 = 0 THEN 'rescued' ELSE 'retried' END"
-            f" FROM generate_series(1, {MANY}) AS n".encode()
-        )
-        conn.execute(
-            "INSERT INTO pljobs.request"
-            " (job_id, run_id, requested_at, kind, queue, requested_by, resolved_at, resolution)"
-            " SELECT n, n, clock_timestamp(), 'abort', 'q', 'tests', clock_timestamp(), 'aborted'"
-            f" FROM generate_series(1, {MANY}) AS n".encode()
-        )
-        for statistics in ("none", "as they are"):
-            if statistics == "as they are":
-                conn.execute("ANALYZE")
-            before = scans(conn)
-            began = time.monotonic()
-            items = conn.execute("SELECT count(DISTINCT item) FROM pljobs.health").fetchall()[0][0]
-            took = time.monotonic() - began
-            after = scans(conn)
-            assert items == 28
-            for table in ("job", "request", "job_event"):
-                assert after[table][0] == before[table][0], f"{table} was scanned; statistics: {statistics}"
-            walked = {name: after[name][1] - before[name][1] for name in after}
-            assert max(walked.values()) < 5000, walked
-            assert took < 10
-            # Above, compiling the view would take longer than all the rest.
-            line = conn.execute("EXPLAIN SELECT * FROM pljobs.health").fetchall()[0][0]
-            assert float(line.split("..")[1].split(" ")[0]) < 100_000, line
-
-        assert found(conn, "dead_tuples") == {}
-        conn.execute("DELETE FROM pljobs.job")
-        severity, detail, action = seen(conn, "dead_tuples", "pljobs.job")
-        assert severity == "warning"
-        assert f"{4 * MANY} dead rows" in detail
-        assert "was never done" in detail
-        assert "VACUUM pljobs.job" in action
-        conn.execute("VACUUM pljobs.job")
-        gone(conn, "dead_tuples")
