@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -32,19 +30,11 @@ CAREFUL = {
 }
 
 
-def binaries() -> Path | None:
-    """The binaries of this run's release."""
-    wanted = os.environ.get("PLJOBS_TEST_PG", "18")
-    if wanted == "18":
-        return None
-    return Path(wanted if "/" in wanted else f"/usr/lib/postgresql/{wanted}/bin")
-
-
 @contextlib.contextmanager
-def night_server(**settings: str) -> Iterator[Server]:
-    """Start a server whose settings are as they should be, with the schema in the database `night`."""
+def night_server(like: Server, **settings: str) -> Iterator[Server]:
+    """Start a server of the same release, as it should be, with the schema in the database `night`."""
     with in_memory():
-        started = Server.start(binaries(), settings=CAREFUL | settings)
+        started = Server.start(like.bin_dir, settings=CAREFUL | settings)
     with started:
         started.create_database("night")
         started.run_sql(f"BEGIN;\n\\i '{INSTALL}'\nCOMMIT;", "night")

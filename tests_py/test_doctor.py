@@ -27,10 +27,10 @@ OURS = ("versions", "notifications", "install")
 
 
 @pytest.fixture(scope="module")
-def night() -> Iterator[Server]:
+def night(server: Server) -> Iterator[Server]:
     """A server that is as it should be."""
-    with night_server() as server:
-        yield server
+    with night_server(server) as started:
+        yield started
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from waiting import wait_until
 
 
 @pytest.fixture(scope="module")
-def night() -> Iterator[Server]:
+def night(server: Server) -> Iterator[Server]:
     """A server for this file alone: what holds back vacuum, or fills queues, is the whole server's."""
-    with night_server() as server:
-        yield server
+    with night_server(server) as started:
+        yield started
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from nights import Conn, found, gone, night_server, seen
+from pljobs.embedded import Server
 
 MANY = 250_000
 
@@ -37,8 +38,8 @@ def fill(conn: Conn, count: int, **columns: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_beside_a_million_jobs_it_walks_indexes_only() -> None:
-    with night_server() as server, psycopg.connect(server.url("night"), autocommit=True) as conn:
+def test_beside_a_million_jobs_it_walks_indexes_only(server: Server) -> None:
+    with night_server(server) as night, psycopg.connect(night.url("night"), autocommit=True) as conn:
         fill(conn, MANY, queue="'q' || n % 50")
         fill(conn, 2 * MANY, status="'succeeded'", finished_at="clock_timestamp() - n * interval '1 s'")
         later = "clock_timestamp() + n * interval '1 s'"

@@ -18,9 +18,9 @@ __all__ = ["bare_environment"]
 
 
 @pytest.fixture(scope="module")
-def primary() -> Iterator[Server]:
-    with night_server() as server:
-        yield server
+def primary(server: Server) -> Iterator[Server]:
+    with night_server(server) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
