@@ -51,7 +51,8 @@ BEGIN
         ('view', 'jobs', c_read), ('view', 'history', c_read), ('view', 'requests', c_read),
         ('view', 'stuck_aborts', c_read), ('view', 'stalled_jobs', c_read),
         ('view', 'queues', c_all), ('view', 'workers', c_look),
-        ('view', 'queue_limits', c_operate);
+        ('view', 'queue_limits', c_operate),
+        ('view', 'health', '{pljobs_reader,pljobs_operator}');
 END
 $$;
 COMMENT ON FUNCTION pljobs._privileges() IS 'Who is granted what.';

@@ -81,6 +81,7 @@
 
 -- What people read, and who may do what.
 \ir views.sql
+\ir health.sql
 \ir grants.sql
 
 -- Last: refuse to have run over a database that a newer release has migrated.

@@ -172,7 +172,7 @@ BEGIN
     ('function', '_notify_worker(worker_id bigint)', '867118946308552743113d8c364a5643095767c13e2623e4eb664cb549deb872'),
     ('function', '_own_roles(VARIADIC groups text[])', '25bf88eeda12da0d531428b33e92bb82f9374ba26dfc36b067c2404f4dde743a'),
     ('function', '_own_workers()', '75332c0a422d459bacf43372d345fbf905f6ca30c56ce28373f6a0990f95c642'),
-    ('function', '_privileges()', 'be3da432ebb8ac81bb1470f83335518541d344ae2b025d6fe0a3d82c4c5912c8'),
+    ('function', '_privileges()', 'bded3e677fb3f721b3750cc10c8d0084db8e67525e55a8b4fb174ddb8d4cb3e2'),
     ('function', '_promote_jobs(max_jobs integer)', '1ca426f1e4a3f311378261f43236bcaeebe2d265f14d59bdea685ec56a7c7340'),
     ('function', '_record_request(kind text, job_id bigint, queue text, task text, reason text, actor text, resolution text, delete_job boolean, force boolean, run_id bigint, worker_id bigint, source text, sql_at timestamp with time zone, term_at timestamp with time zone, kill_at timestamp with time zone)', '3fc280ca5c87ed04f07dd66b8748e49e10692aadea15f45f0d1db878c7b6bd4f'),
     ('function', '_refuse_newer(latest text)', '57a482c1529da302a212fa31bfb34bca706aae927c89fde4e3ddda283a7759b8'),
@@ -268,7 +268,15 @@ BEGIN
     ('table', 'queue_limit', 'p d'),
     ('table', 'request', 'p d'),
     ('table', 'worker', 'p d'),
+    ('view', '_health_holders', 'd70cbe06b033a4304ef12b565192e4da2c6225b0c3e19b82bd146adbcc4e92de'),
+    ('view', '_health_jobs', 'c98773be1d5734224a02058806d599b65ab5e590d0687a2895b597b01ab4454f'),
+    ('view', '_health_now', '5ab08ccaab081088e277dd1217a77200a6da648296790d92bf263f536b29b2bd'),
+    ('view', '_health_server', '38bc8880b872e2a39c29a46ab5ae172884064300fb14ce6224506dcbadbef7f2'),
+    ('view', '_health_sessions', '121714c73a8cd58cd9bbefe9dd217419f0c538e282e460cf9ead095e9a1e1798'),
+    ('view', '_health_storage', 'bb471f21910b24886299943e0465ed0fbd75f518912cc6dbd776e70da84f9d4e'),
+    ('view', '_health_workers', '1c0521d223330ad83fa7f9362f50af02f2ea223a597078f8873db3679761be92'),
     ('view', '_scope', '5ce30cdb41190d3fa9e1280f2080dfc91aabce2a9fdc8665b2cce3858d79e99a'),
+    ('view', 'health', '750eb8f8af8847784ccdbbd41529dfb226f7151753b87e24da0cabad19b2ce4a'),
     ('view', 'history', 'eada6150aede6f1656de5b516e654d49c8161b0984e6d52e1f081d568d40a0f6'),
     ('view', 'jobs', 'e689865fd275870bbf77041c80595a01ec6621762398dcaa3f44759830c1d332'),
     ('view', 'queue_limits', 'dd5c14c281c5ae0084599fe35c94baca8d5edae0a8bb1005b26bd6060df9798f'),
@@ -276,7 +284,7 @@ BEGIN
     ('view', 'requests', 'b69d9aaea578d580c92e654062afbf6268fc241f6e4d04a5cc8aae1d84b46e55'),
     ('view', 'stalled_jobs', 'dc028ef582516cd6eb47707e13531e7341c23f1db68a709f68a1d6309954ce41'),
     ('view', 'stuck_aborts', '92a014fc2db22ffb8eaade50942fff50a8fc57bdb82bd8f43d698d1f9835cfe1'),
-    ('view', 'workers', '8dfb5ecf5d48d4bba66600c457cd24e71c97e354eae579945b7fcc861f61a880');
+    ('view', 'workers', 'd6ee70dcbdabf16ce05738b3068ad6b7da076eec12a30ec890773a1f388eb178');
 END
 $$;
 COMMENT ON FUNCTION pljobs._manifest() IS 'What this release consists of.';

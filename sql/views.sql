@@ -57,7 +57,7 @@ SELECT w.id, w.name, w.host, w.pid,
 COMMENT ON VIEW pljobs.workers IS
     'Every worker: alive; stalled (its lease ran out, its jobs are about to be rescued); stopped. '
     'loop_lag: how late its event loop runs. tainted_at: since when it gets no more jobs, for it gave one up '
-    'whose code may still run. contract, driver, registered_by: what it speaks, what it is, which role it is.';
+    'whose code may still run. contract, driver, registered_by: what it speaks, what it is, whose role.';
 
 CREATE OR REPLACE VIEW pljobs.queues WITH (security_barrier) AS
 SELECT coalesce(c.queue, q.name) AS queue,

@@ -45,6 +45,8 @@ class Exit(IntEnum):
     REFUSED = 4
     TIMED_OUT = 5
     TAINTED = 6
+    WARNING = 7
+    CRITICAL = 8
     INTERRUPTED = 130
 
 
