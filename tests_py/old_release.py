@@ -41,7 +41,7 @@ SELECT pljobs.pause_queue('paused');
 SELECT pljobs.defer_periodic_job_v1('p', now(), '{"task": "tick"}');
 """
 
-# What a schema is made of but for _inventory(): owners, rights, and storage settings, which are left out there.
+# What _inventory() leaves out: owners, rights, storage settings.
 RIGHTS = """
 SELECT 'right', format('%s %s', what, name), format('%s %s', owner::regrole, acl)
   FROM (SELECT 'schema', n.nspname::text, n.nspowner, n.nspacl::text FROM pg_namespace AS n
@@ -55,8 +55,9 @@ SELECT 'right', format('%s %s', what, name), format('%s %s', owner::regrole, acl
                concat_ws(';', (SELECT string_agg(a::text, ',' ORDER BY a::text) FROM unnest(c.relacl) AS a),
                          (SELECT string_agg(format('%s %s', t.attname, t.attacl), ',' ORDER BY t.attnum)
                             FROM pg_attribute AS t WHERE t.attrelid = c.oid AND t.attacl IS NOT NULL))
-          FROM pg_class AS c WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind IN ('r', 'v', 'S'))
-       AS o(what, name, owner, acl)
+          FROM pg_class AS c
+         WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind IN ('r', 'v', 'S')
+       ) AS o(what, name, owner, acl)
 UNION ALL
 SELECT 'storage', c.relname,
        (SELECT string_agg(o.option, ' ' ORDER BY o.option)
@@ -191,15 +192,25 @@ def old_release(tmp_path_factory: pytest.TempPathFactory) -> OldRelease:
 
 @pytest.fixture(scope="session")
 def old_template(server: Server, old_release: OldRelease) -> str:
-    """A database that 0.1.0 was installed in, with its roles, by an owner who is no superuser; with data."""
-    server.run_sql(f"CREATE ROLE {OWNER} LOGIN; CREATE DATABASE old_template OWNER {OWNER}")
-    url = server.url("old_template")
-    for role, file in (("postgres", "roles.sql"), (OWNER, "install.sql")):
-        done = psql_file(server, login(url, role), old_release.sql / file)
-        assert done.returncode == 0, done.stderr
-    for role, group in LOGINS.items():
-        server.run_sql(f"CREATE ROLE {role} LOGIN IN ROLE {group}")
+    """A database with schema 0.1.0."""
+    install_old(server, old_release, "old_template")
     return "old_template"
+
+
+def install_old(server: Server, old_release: OldRelease, name: str) -> None:
+    """Make a database with schema 0.1.0 and its roles, installed by an owner who is no superuser."""
+    if server.run_sql(f"SELECT datname FROM pg_database WHERE datname = '{name}'"):
+        return  # for another module of tests
+    for role, group in {OWNER: None, **LOGINS}.items():
+        if not server.run_sql(f"SELECT rolname FROM pg_roles WHERE rolname = '{role}'"):
+            server.run_sql(f"CREATE ROLE {role} LOGIN")
+        if group is not None:
+            done = psql_file(server, server.url(), old_release.sql / "roles.sql")
+            assert done.returncode == 0, done.stderr
+            server.run_sql(f"GRANT {group} TO {role}")
+    server.run_sql(f"CREATE DATABASE {name} OWNER {OWNER}")
+    done = psql_file(server, login(server.url(name), OWNER), old_release.sql / "install.sql")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
@@ -211,7 +222,8 @@ def old_db_url(server: Server, old_template: str, request: pytest.FixtureRequest
 @pytest.fixture
 def old_scene_url(server: Server, old_db_url: str) -> str:
     """The same, with jobs in every state."""
-    server.run_sql(SCENE, "old_copy")
+    with psycopg.connect(old_db_url, autocommit=True) as conn:
+        conn.execute(SCENE)
     return old_db_url
 
 

@@ -135,12 +135,11 @@ def test_every_job_runs_exactly_once_through_an_upgrade(
         assert workers[3].wait(DEADLINE) == 0
 
     counts = oracle.check(watching, stopper.answers)
-    print(
-        f"\n{way}: jobs ended before {before}, during {during}, after {sum(counts.values()) - before - during}"
-        f" ({counts}); took {1000 * (ended - began):.0f} ms; held worker {1000 * locks.longest('pljobs.worker'):.0f}"
-        f" ms, job_event {1000 * locks.longest('pljobs.job_event'):.0f} ms; longest fetch before"
-        f" {1000 * probe.longest(until=began):.0f} ms, during {1000 * probe.longest(began, ended):.0f} ms"
-    )
+    after = sum(counts.values()) - before - during
+    print(f"\n{way}: {before} jobs ended before, {during} during, {after} after the upgrade: {counts}")
+    print(f"it took {1000 * (ended - began):.0f} ms; for how many of these tables were locked: {locks}")
+    longest = probe.longest(until=began), probe.longest(began, ended)
+    print("longest fetch before: {:.0f} ms, during: {:.0f} ms".format(*(1000 * took for took in longest)))
     assert set(counts) <= {"succeeded", "aborted", "cancelled"}
     assert sum(counts.values()) == producer.deferred
     assert not watching.execute(

@@ -19,8 +19,9 @@ DEFER = "SELECT pljobs.defer_jobs_v1(jobs => %s::jsonb, notify => true) AS ids"
 CANCEL = "SELECT c.outcome FROM pljobs.cancel_job_v1(job_id => %s::bigint, abort => true) AS c"
 REGISTER = "SELECT pljobs.register_worker_v1(name => %s::text, host => 'here', pid => 1, lease => '1 day')"
 FETCH = "SELECT f.job_id FROM pljobs.fetch_jobs_v1(worker_id => %s::bigint, queues => '{probe}') AS f"
-WAITING = "SELECT count(*) FROM pljobs.job AS j WHERE j.status = 'todo'"
-ABORTABLE = "SELECT j.id FROM pljobs.job AS j WHERE j.task = 'forever' AND j.status = 'doing' AND j.request_id IS NULL"
+ABORTABLE = (
+    "SELECT j.id FROM pljobs.job AS j WHERE j.task = 'forever' AND j.run_id > 0 AND j.request_id IS NULL"
+)
 CANCELLABLE = "SELECT j.id FROM pljobs.job AS j WHERE j.status = 'todo' AND j.task = 'quick' LIMIT 1"
 HELD = """
 SELECT l.relation::regclass::text FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
@@ -86,14 +87,14 @@ class Repeated:
 class Producer(Repeated):
     """Defers one of each task, as long as not too many wait."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tasks: list[tuple[str, dict[str, object]]] = TASKS) -> None:
         super().__init__(url, "the producer")
         self.deferred = 0
-        self.jobs = json.dumps([{"task": task, "args": args} for task, args in TASKS])
+        self.jobs = json.dumps([{"task": task, "args": args} for task, args in tasks])
 
     def once(self, conn: psycopg.Connection) -> None:
         conn.execute(DEFER.encode(), [self.jobs])
-        self.deferred += len(TASKS)
+        self.deferred += len(json.loads(self.jobs))
         while _count(conn, "SELECT sum(q.todo) FROM pljobs.queues AS q") > 60 and not self._stop.wait(0.01):
             pass
 
@@ -157,6 +158,9 @@ class Locks(Repeated):
     def longest(self, name: str) -> float:
         """For how long this was held, at most, in one go; in seconds."""
         return max((end - begin for begin, end in self.held[name]), default=0.0)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {1000 * self.longest(name):.0f}" for name in sorted(self.held))
 
 
 def until(condition: Callable[[], object], threads: list[Repeated], deadline: float, what: str) -> None:
