@@ -21,6 +21,9 @@ BEGIN
 END
 $$;
 
+-- What is stored is the same whoever stores it.
+SET LOCAL quote_all_identifiers = off;
+
 -- Waiting is limited below, and says for whom it waited.
 SET LOCAL statement_timeout = 0;
 

@@ -43,21 +43,26 @@ SELECT pljobs.defer_periodic_job_v1('p', now(), '{"task": "tick"}');
 
 # What _inventory() leaves out: owners, rights, storage settings.
 RIGHTS = """
-SELECT 'right', format('%s %s', what, name), format('%s %s', owner::regrole, acl)
-  FROM (SELECT 'schema', n.nspname::text, n.nspowner, n.nspacl::text FROM pg_namespace AS n
-         WHERE n.nspname = 'pljobs'
+SELECT 'right', format('%s %s', o.what, o.name),
+       format('%s %s %s', o.owner::regrole, o.columns, (
+           SELECT string_agg(format('%s=%s', a.grantee::regrole, a.privilege_type), ' ' ORDER BY a.grantee,
+                             a.privilege_type)
+             FROM aclexplode(o.acl) AS a))
+  FROM (SELECT 'schema', n.nspname, n.nspowner, coalesce(n.nspacl, acldefault('n', n.nspowner)), NULL
+          FROM pg_namespace AS n WHERE n.nspname = 'pljobs'
         UNION ALL
         SELECT 'function', p.oid::regprocedure::text, p.proowner,
-               (SELECT string_agg(a::text, ',' ORDER BY a::text) FROM unnest(p.proacl) AS a)
+               coalesce(p.proacl, acldefault('f', p.proowner)), NULL
           FROM pg_proc AS p WHERE p.pronamespace = to_regnamespace('pljobs')
         UNION ALL
         SELECT c.relkind::text, c.relname, c.relowner,
-               concat_ws(';', (SELECT string_agg(a::text, ',' ORDER BY a::text) FROM unnest(c.relacl) AS a),
-                         (SELECT string_agg(format('%s %s', t.attname, t.attacl), ',' ORDER BY t.attnum)
-                            FROM pg_attribute AS t WHERE t.attrelid = c.oid AND t.attacl IS NOT NULL))
+               coalesce(c.relacl, acldefault(CASE c.relkind WHEN 'S' THEN 's'::"char" ELSE 'r' END,
+                                             c.relowner)),
+               (SELECT string_agg(format('%s %s', t.attname, t.attacl), ',' ORDER BY t.attnum)
+                  FROM pg_attribute AS t WHERE t.attrelid = c.oid AND t.attacl IS NOT NULL)
           FROM pg_class AS c
          WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind IN ('r', 'v', 'S')
-       ) AS o(what, name, owner, acl)
+       ) AS o(what, name, owner, acl, columns)
 UNION ALL
 SELECT 'storage', c.relname,
        (SELECT string_agg(o.option, ' ' ORDER BY o.option)
