@@ -18,9 +18,13 @@ $$;
 
 -- Whoever runs an upgrade, all of the schema stays one role's: what a superuser creates here would be hers,
 -- and its functions would run with her rights.
-SELECT pg_catalog.set_config('role', r.rolname, true)
-  FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
- WHERE n.nspname = 'pljobs' AND r.rolname <> current_user;
+DO $$
+BEGIN
+    PERFORM pg_catalog.set_config('role', r.rolname, true)
+       FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
+      WHERE n.nspname = 'pljobs' AND r.rolname <> current_user;
+END
+$$;
 
 DO $$
 BEGIN
@@ -32,13 +36,19 @@ BEGIN
 END
 $$;
 
-CREATE TABLE IF NOT EXISTS pljobs.migration (
-    name       text        NOT NULL,
-    checksum   text        NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    applied_by text        NOT NULL DEFAULT session_user,
-    CONSTRAINT migration_pkey PRIMARY KEY (name)
-);
+DO $$
+BEGIN
+    IF pg_catalog.to_regclass('pljobs.migration') IS NULL THEN
+        CREATE TABLE pljobs.migration (
+            name       text        NOT NULL,
+            checksum   text        NOT NULL,
+            applied_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+            applied_by text        NOT NULL DEFAULT session_user,
+            CONSTRAINT migration_pkey PRIMARY KEY (name)
+        );
+    END IF;
+END
+$$;
 
 CREATE OR REPLACE FUNCTION pljobs._migrate(name text, body text) RETURNS text
 LANGUAGE plpgsql VOLATILE
