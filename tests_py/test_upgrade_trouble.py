@@ -265,6 +265,16 @@ def test_once_the_reader_has_gone_it_goes_on(
     assert superuser.execute("SELECT * FROM pljobs.check_install()").fetchall() == []
 
 
+def test_it_names_who_is_in_the_way_whatever_the_statement_timeout(
+    server: Server, old_scene_url: str
+) -> None:
+    server.run_sql(f"ALTER ROLE {OWNER} IN DATABASE old_copy SET statement_timeout = '1s'")
+    with psycopg.connect(login(old_scene_url, "postgres")) as reader:
+        reader.execute("SELECT FROM pljobs.worker")
+        said, _ = blocked(server, old_scene_url, "psql", 2).communicate(timeout=DEADLINE)
+        assert f"pid {reader.info.backend_pid} " in said
+
+
 class Vacuum:
     """A VACUUM of a table that takes very long: until the end of the block."""
 

@@ -205,7 +205,7 @@ def test_what_follows_an_install_in_its_transaction_finds_its_settings(
 
 @pytest.mark.parametrize(
     "setting",
-    ["statement_timeout = '1ms'", "default_transaction_isolation = serializable", "search_path = nowhere",
+    ["default_transaction_isolation = serializable", "search_path = nowhere",
      "client_min_messages = error", "DateStyle = 'German, DMY'", "IntervalStyle = sql_standard",
      "quote_all_identifiers = on", "check_function_bodies = off", "row_security = off"],
 )  # fmt: skip
@@ -216,7 +216,6 @@ def test_the_settings_of_whoever_installs_do_no_harm(
     try:
         upgrade(server, old_scene_url)
         with psycopg.connect(old_scene_url, autocommit=True) as conn:
-            conn.execute("SET statement_timeout = 0")
             assert conn.execute("SELECT * FROM pljobs.check_install()").fetchall() == []
     finally:
         server.run_sql(f"ALTER ROLE {OWNER} IN DATABASE old_copy RESET ALL")
