@@ -1,8 +1,26 @@
+-- What is set here is for the install alone: the rest of the transaction may be somebody else's, and end.sql
+-- gives them back what they had.
+DO $$
+BEGIN
+    PERFORM pg_catalog.set_config('pljobs.former_search_path',
+                                  pg_catalog.current_setting('search_path'), true);
+    PERFORM pg_catalog.set_config('pljobs.former_role', pg_catalog.current_setting('role'), true);
+    PERFORM pg_catalog.set_config('pljobs.former_lock_timeout',
+                                  pg_catalog.current_setting('lock_timeout'), true);
+    PERFORM pg_catalog.set_config('pljobs.former_statement_timeout',
+                                  pg_catalog.current_setting('statement_timeout'), true);
+END
+$$;
+
 -- Nothing below may be found in a schema that somebody else can create in.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
 -- All or nothing: outside of a transaction, this setting is gone with its statement.
-SELECT pg_catalog.set_config('pljobs.installing', 'yes', true);
+DO $$
+BEGIN
+    PERFORM pg_catalog.set_config('pljobs.installing', 'yes', true);
+END
+$$;
 DO $$
 BEGIN
     IF pg_catalog.current_setting('pljobs.installing', true) IS DISTINCT FROM 'yes' THEN
@@ -13,12 +31,25 @@ BEGIN
 END
 $$;
 
+-- What is stored is the same whoever stores it.
+SET LOCAL quote_all_identifiers = off;
+
+-- Waiting is limited below, and says for whom it waited.
+SET LOCAL statement_timeout = 0;
+
 -- One installer at a time: the others wait here, then find everything done.
 SET LOCAL lock_timeout = '60s';
-SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pljobs.install', 0));
-
--- From here on, what somebody holds is waited for briefly: see _lock_relations.
-SET LOCAL lock_timeout = '5s';
+DO $$
+BEGIN
+    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pljobs.install', 0));
+    -- From here on, what somebody holds is waited for briefly: see _lock_relations. For longer with, say,
+    -- PGOPTIONS='-c pljobs.lock_timeout=1min'.
+    PERFORM pg_catalog.set_config(
+        'lock_timeout',
+        coalesce(nullif(pg_catalog.current_setting('pljobs.lock_timeout', true), ''), '5s'),
+        true);
+END
+$$;
 
 DO $$
 BEGIN

@@ -1,5 +1,9 @@
 -- What people read. Columns are only ever added at the end.
-SELECT pljobs._lock_relations();
+DO $$
+BEGIN
+    PERFORM pljobs._lock_relations();
+END
+$$;
 
 -- Of which jobs the reader of a view sees the rows, and of which all that is in them. In a view current_user
 -- is the role that reads.

@@ -6,7 +6,6 @@ import ast
 import inspect
 import os
 import re
-import shlex
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -149,42 +148,11 @@ async def test_the_python_of_the_python_page_runs(app_db: psycopg.AsyncConnectio
 
 async def test_the_python_of_the_other_pages_runs(app_db: psycopg.AsyncConnection) -> None:
     for page in PAGES:
-        if page.name not in {"README.md", "python.md"}:
+        # Those of migrations.md are for other tools: test_migration_tools.py.
+        if page.name not in {"README.md", "python.md", "migrations.md"}:
             names: dict[str, object] = {"__name__": "shop"}
             for block in blocks(page, "python"):
                 await run_python(block, names)
-
-
-def run_lines(lines: list[str]) -> None:
-    for line in lines:
-        subprocess.run(shlex.split(line), check=True)
-
-
-async def test_the_dba_page_installs_grants_and_uninstalls(
-    app_db: psycopg.AsyncConnection, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(REPO)
-    lines = [
-        line for block in blocks(REPO / "sql" / "README.md", "shell") for line in block.text.splitlines()
-    ]
-    assert len(lines) == 4
-    assert "uninstall" in lines[-1]
-    before = set(server.run_sql("SELECT rolname FROM pg_roles", "app").split("\n"))
-    await app_db.execute("DROP SCHEMA pljobs CASCADE")
-    try:
-        run_lines(lines[:-1])
-        granted = await app_db.execute(
-            "SELECT has_function_privilege('pljobs_canceller', p.oid, 'EXECUTE') FROM pg_proc AS p"
-            " WHERE p.oid = 'pljobs.cancel_job'::regproc"
-        )
-        assert await granted.fetchone() == (True,)
-        run_lines(lines[-1:])
-        left = await app_db.execute("SELECT FROM pg_namespace WHERE nspname = 'pljobs'")
-        assert await left.fetchone() is None
-    finally:
-        await app_db.execute("DROP SCHEMA IF EXISTS pljobs CASCADE")
-        for role in set(server.run_sql("SELECT rolname FROM pg_roles", "app").split("\n")) - before:
-            server.run_sql(f"DROP ROLE {role}", "app")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

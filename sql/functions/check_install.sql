@@ -64,6 +64,10 @@ CREATE OR REPLACE FUNCTION pljobs.check_install()
 RETURNS TABLE (kind text, name text, problem text, fix text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+-- What definitions are printed with.
+SET quote_all_identifiers = off
+SET intervalstyle = postgres
+SET datestyle = iso
 AS $$
 -- Compares schema pljobs with what this release of it should be, and names each difference and what to do
 -- about it; no row: all is as it should be. Migrations, functions, views, tables, columns, constraints,

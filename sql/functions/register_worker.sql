@@ -15,8 +15,8 @@ AS $$
 -- that this schema does not serve; PJ010 for a queue that the caller's role may not fetch from; PJ003 for the
 -- worker_id of somebody else. Locks the worker. Notifies nobody.
 DECLARE
-    v_now timestamptz := clock_timestamp();
-    v_served record := pljobs.get_contract_v1();
+    v_now timestamptz;
+    v_served record;
     v_own bigint[];
     v_id bigint;
 BEGIN
@@ -25,7 +25,12 @@ BEGIN
        OR register_worker_v2.pid IS NULL OR register_worker_v2.contract IS NULL THEN
         RAISE EXCEPTION 'a worker needs a name, a host, a pid, a contract, and a lease of 1 s to 1 day'
             USING ERRCODE = 'PJ004';
-    ELSIF register_worker_v2.contract NOT BETWEEN v_served.oldest AND v_served.newest THEN
+    END IF;
+    -- A contract migration holds this table until it is committed: what it serves then is what counts.
+    LOCK TABLE pljobs.worker IN ROW EXCLUSIVE MODE;
+    v_served := pljobs.get_contract_v1();
+    v_now := clock_timestamp();
+    IF register_worker_v2.contract NOT BETWEEN v_served.oldest AND v_served.newest THEN
         RAISE EXCEPTION 'worker % of % speaks contract %, and this schema, of release %, serves % to %',
             register_worker_v2.name, coalesce(register_worker_v2.driver, 'an unnamed driver'),
             register_worker_v2.contract, v_served.release, v_served.oldest, v_served.newest

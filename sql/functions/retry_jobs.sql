@@ -27,7 +27,7 @@ BEGIN
         RAISE EXCEPTION 'only jobs that failed, or were cancelled or aborted, can be retried, not %',
             quote_literal(retry_jobs_v1.status) USING ERRCODE = 'PJ004';
     END IF;
-    v_ids := pljobs._matching_jobs(
+    v_ids := pljobs._matching_own_jobs(
         retry_jobs_v1.job_ids, retry_jobs_v1.queue, retry_jobs_v1.task, v_statuses, retry_jobs_v1.lock,
         retry_jobs_v1.args, retry_jobs_v1.older_than, retry_jobs_v1.parent_id, retry_jobs_v1.after_id,
         retry_jobs_v1.max_jobs, v_own);
@@ -38,7 +38,7 @@ BEGIN
     END IF;
 
     SELECT l.matching, l.others INTO v_ids, v_changed
-      FROM pljobs._lock_matching_jobs(
+      FROM pljobs._lock_matching_own_jobs(
            v_ids, retry_jobs_v1.queue, retry_jobs_v1.task, v_statuses, retry_jobs_v1.lock, retry_jobs_v1.args,
            retry_jobs_v1.older_than, retry_jobs_v1.parent_id, v_own) AS l;
     RETURN QUERY

@@ -1,2 +1,6 @@
 -- The name of the newest migration in this folder.
-SELECT pljobs._refuse_newer('0002_expand_roles');
+DO $$
+BEGIN
+    PERFORM pljobs._refuse_newer('0002_expand_roles');
+END
+$$;
