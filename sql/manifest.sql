@@ -195,7 +195,7 @@ BEGIN
     ('function', 'cancel_sql_v1(run_id bigint)', '168e8be8460c0bc68800667a9638b54f77d3c04651cd59275318b406a88c3548'),
     ('function', 'cancel_tree(root bigint, abort boolean, delete_job boolean, force boolean, reason text, actor text, grace interval, term_grace interval, sql boolean, dry_run boolean)', '05c18fd9180aa1be25655bfdd89d2d6b228c8b4f2c4b048620e60bd3c71436ab'),
     ('function', 'cancel_tree_v1(root bigint, abort boolean, delete_job boolean, force boolean, reason text, actor text, grace interval, term_grace interval, sql boolean, dry_run boolean)', 'ca39cf6aaf629541833997e4f074e82897784644591dd951dc4f4c66872dade1'),
-    ('function', 'check_install()', '6acc0e7f3a5f8a023bb36da275e71ba2d102b9df847a6d68a9dbf84fbd22ae57'),
+    ('function', 'check_install()', '7e7728ae1b9ff2d0a2d373c8d3c85cb316d46ad7bebd982c6ba5b467c803036d'),
     ('function', 'defer_job(task text, args jsonb, queue text, priority integer, lock text, queueing_lock text, scheduled_at timestamp with time zone, start_by timestamp with time zone, timeout interval, grace interval, on_cancelled text, parent_id bigint)', '1815e6dd9c7c5ec3811a4103f2f2b6cdafdccc0bf157b589555ebf0c973a8477'),
     ('function', 'defer_jobs_v1(jobs jsonb, notify boolean)', '93dfce1661ad43a3996bf2bcf047427269a29b6e7eb08a9f651d3a6f223c267a'),
     ('function', 'defer_periodic_job_v1(periodic_id text, tick timestamp with time zone, job jsonb, OUT outcome text, OUT job_id bigint)', 'bf0326599447139a5149c3332948a672deb37cadc6fa60463683994f05a9172a'),
