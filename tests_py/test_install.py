@@ -288,8 +288,7 @@ def test_a_superuser_upgrades_somebody_elses_schema_only_as_that_one(
         conn.execute("SET ROLE app_owner")
         install.migrate(conn)
         owners = conn.execute(
-            "SELECT DISTINCT proowner::regrole::text FROM pg_proc"
-            " WHERE pronamespace = 'pljobs'::regnamespace"
+            "SELECT DISTINCT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'pljobs'::regnamespace"
         ).fetchall()
         assert owners == [("app_owner",)]
         assert conn.execute("SELECT current_user::text").fetchone() == ("app_owner",)
