@@ -135,14 +135,14 @@ BEGIN
                a.privilege_type, a.is_grantable
           FROM pg_proc AS p
          CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
-         WHERE p.pronamespace = v_schema
+         WHERE p.pronamespace = v_schema AND a.grantee <> p.proowner
         UNION ALL
         SELECT CASE c.relkind WHEN 'v' THEN 'view' WHEN 'S' THEN 'sequence' ELSE 'table' END, c.oid,
                c.relname::text,
                format('%s %s', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass),
                a.grantee, a.privilege_type, a.is_grantable
           FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
-         WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'v', 'S')
+         WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'v', 'S') AND a.grantee <> c.relowner
         UNION ALL
         SELECT CASE c.relkind WHEN 'v' THEN 'view' ELSE 'table' END, c.oid, c.relname::text,
                format('TABLE %s', c.oid::regclass), a.grantee, a.privilege_type || ' (some columns)',

@@ -41,8 +41,12 @@ BEGIN
     END IF;
     PERFORM pljobs._refuse_queues('fetch', register_worker_v2.queues, 'a worker was not registered');
     v_own := pljobs._own_workers();
-    IF register_worker_v2.worker_id <> ALL (v_own)
-       AND EXISTS (SELECT FROM pljobs.worker AS w WHERE w.id = register_worker_v2.worker_id) THEN
+    IF register_worker_v2.worker_id <> ALL (v_own) AND (
+        EXISTS (SELECT FROM pljobs.worker AS w WHERE w.id = register_worker_v2.worker_id)
+        -- Of a worker that was pruned there may be runs left.
+        OR EXISTS (SELECT FROM pljobs.job AS j
+                    WHERE j.worker_id = register_worker_v2.worker_id AND j.status = 'doing')
+    ) THEN
         RAISE EXCEPTION 'worker % was registered by another role', register_worker_v2.worker_id
             USING ERRCODE = 'PJ003', HINT = 'Register without a worker_id.';
     END IF;
@@ -59,7 +63,8 @@ BEGIN
             ON CONFLICT ON CONSTRAINT worker_pkey
             DO UPDATE SET stopped_at = NULL, heartbeat_at = EXCLUDED.heartbeat_at,
                           expires_at = EXCLUDED.expires_at, lease = EXCLUDED.lease,
-                          contract = EXCLUDED.contract, driver = EXCLUDED.driver
+                          contract = EXCLUDED.contract, driver = EXCLUDED.driver,
+                          registered_by = coalesce(w.registered_by, EXCLUDED.registered_by)
             WHERE register_worker_v2.worker_id IS NOT NULL
         RETURNING w.id INTO v_id;
         -- A promoted standby may draw an id again: a new worker never takes another's.

@@ -15,7 +15,8 @@ AS $$
 -- these are (its own, for who is no operator). Returns a row for each of them, in no order: requeued, or with
 -- dry_run, the default, would_requeue; or 'changed', 'not_found' for one that matched until it was locked,
 -- and was left alone. Raises PJ004 without a filter, for another status, a max_jobs below 1, a negative
--- older_than. Locks the jobs by ascending id, waiting for each. Notifies the queues' workers.
+-- older_than; PJ010 as retry_job_v1 does. Locks the jobs by ascending id, waiting for each. Notifies the
+-- queues' workers.
 DECLARE
     v_statuses text[] := CASE WHEN retry_jobs_v1.status IS NULL THEN '{failed,cancelled,aborted}'::text[]
                               ELSE ARRAY[retry_jobs_v1.status] END;
