@@ -91,7 +91,8 @@ BEGIN
              WHERE p.pronamespace = pg_catalog.to_regnamespace('pljobs')) AS o
      WHERE o.owner <> v_owner;
     IF v_others IS NOT NULL THEN
-        RAISE EXCEPTION 'in schema pljobs, which belongs to %, there are things of others: %', v_owner, v_others
+        RAISE EXCEPTION 'in schema pljobs, which belongs to %, there are things of others: %', v_owner,
+            v_others
             USING ERRCODE = 'PJ005',
                   HINT = 'Find out who made them. Drop what is not pljobs''s; of what is, make the owner of '
                          'the schema the owner: ALTER ... OWNER TO.';

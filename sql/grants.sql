@@ -2,18 +2,21 @@
 -- those that roles.sql makes; where one doesn't exist, its grants are left out, and a later install adds
 -- them. They are siblings: none is a member of another. The owner of the schema may do everything.
 CREATE OR REPLACE FUNCTION pljobs._privileges() RETURNS TABLE (kind text, name text, grantees text[])
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- The functions and views that are for others than the owner, and the groups that each is granted to.
 DECLARE
-    c_all CONSTANT text[] := '{pljobs_reader,pljobs_producer,pljobs_worker,pljobs_canceller,pljobs_operator}';
-    c_defer CONSTANT text[] := '{pljobs_producer,pljobs_operator}';
-    c_cancel CONSTANT text[] := '{pljobs_producer,pljobs_canceller,pljobs_operator}';
-    c_read CONSTANT text[] := '{pljobs_reader,pljobs_producer,pljobs_canceller,pljobs_operator}';
-    c_work CONSTANT text[] := '{pljobs_worker,pljobs_operator}';
-    c_look CONSTANT text[] := '{pljobs_reader,pljobs_worker,pljobs_canceller,pljobs_operator}';
-    c_operate CONSTANT text[] := '{pljobs_operator}';
+    c_all CONSTANT text[] := ARRAY[
+        'pljobs_reader', 'pljobs_producer', 'pljobs_worker', 'pljobs_canceller', 'pljobs_operator'];
+    c_defer CONSTANT text[] := ARRAY['pljobs_producer', 'pljobs_operator'];
+    c_cancel CONSTANT text[] := ARRAY['pljobs_producer', 'pljobs_canceller', 'pljobs_operator'];
+    c_read CONSTANT text[] := ARRAY[
+        'pljobs_reader', 'pljobs_producer', 'pljobs_canceller', 'pljobs_operator'];
+    c_work CONSTANT text[] := ARRAY['pljobs_worker', 'pljobs_operator'];
+    c_look CONSTANT text[] := ARRAY['pljobs_reader', 'pljobs_worker', 'pljobs_canceller', 'pljobs_operator'];
+    c_watch CONSTANT text[] := ARRAY['pljobs_reader', 'pljobs_operator'];
+    c_operate CONSTANT text[] := ARRAY['pljobs_operator'];
 BEGIN
     RETURN QUERY VALUES
         ('schema', 'pljobs', c_all),
@@ -46,13 +49,13 @@ BEGIN
         ('function', 'pause_queue', c_operate), ('function', 'pause_queue_v1', c_operate),
         ('function', 'resume_queue', c_operate), ('function', 'resume_queue_v1', c_operate),
         ('function', 'limit_queues', c_operate),
-        ('function', 'check_install', '{pljobs_reader,pljobs_operator}'),
+        ('function', 'check_install', c_watch),
         -- Look. Which rows, and how much of them, is decided in views.sql.
         ('view', 'jobs', c_read), ('view', 'history', c_read), ('view', 'requests', c_read),
         ('view', 'stuck_aborts', c_read), ('view', 'stalled_jobs', c_read),
         ('view', 'queues', c_all), ('view', 'workers', c_look),
         ('view', 'queue_limits', c_operate),
-        ('view', 'health', '{pljobs_reader,pljobs_operator}');
+        ('view', 'health', c_watch);
 END
 $$;
 COMMENT ON FUNCTION pljobs._privileges() IS 'Who is granted what.';

@@ -256,7 +256,7 @@ BEGIN
     ('migration', '0001_expand_core', 'd4b8654c73287b47b783831d25d86cef9377db4aa6ced3a241a8d015c1903f16'),
     ('migration', '0002_expand_roles', 'd7449e28746418ea99df47cab6fad7a8b3c883518d4d9a540fcfd2ac4eec4680'),
     ('procedure', 'cancel_jobs_in_batches(IN job_ids bigint[], IN queue text, IN task text, IN lock text, IN args jsonb, IN older_than interval, IN status text, IN parent_id bigint, IN abort boolean, IN delete_job boolean, IN force boolean, IN reason text, IN actor text, IN grace interval, IN term_grace interval, IN sql boolean, IN batch integer, INOUT jobs bigint)', '9e35e6bcda632d572e0aeb8b4670dd7b3d047e23bc16147364bc5d8c52b0184f'),
-    ('procedure', 'wait_for_job(IN job_id bigint, IN timeout interval, INOUT status text)', '32e044a6f3b2aa1eb3b06eb398cd4d50ce841a773adcf20b5b6b3a978c9acbc8'),
+    ('procedure', 'wait_for_job(IN job_id bigint, IN timeout interval, INOUT status text)', '9ba8ce1e214be07c60cead73b7bacbdfaaabd645d80db632009e3e831bc29bf8'),
     ('sequence', 'job_id_seq', 'p n'),
     ('sequence', 'request_id_seq', 'p n'),
     ('sequence', 'run_id', 'p n'),

@@ -177,7 +177,7 @@ class Process(Command):
 @contextlib.contextmanager
 def process(url: str, tmp_path: Path, name: str = "worker", **options: object) -> Iterator[Process]:
     """Run a worker process; wait until it works; kill it at the end if it still lives."""
-    started = Process(url, tmp_path / f"{name}.log", name=name, **options)
+    started = Process(url, tmp_path / f"{name}.log", None, name=name, **options)
     try:
         started.until_said("started")
         yield started

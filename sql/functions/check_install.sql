@@ -62,7 +62,7 @@ COMMENT ON FUNCTION pljobs._inventory() IS 'What is in schema pljobs.';
 
 CREATE OR REPLACE FUNCTION pljobs.check_install()
 RETURNS TABLE (kind text, name text, problem text, fix text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 -- What definitions are printed with.
 SET quote_all_identifiers = off
@@ -75,7 +75,7 @@ AS $$
 -- anybody has on tables, and whether the groups have what they should, and nothing else. Changes and locks
 -- nothing.
 DECLARE
-    v_schema oid := 'pljobs'::regnamespace;
+    v_schema oid := (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'pljobs');
     v_owner oid := (SELECT n.nspowner FROM pg_namespace AS n WHERE n.nspname = 'pljobs');
 BEGIN
     RETURN QUERY
