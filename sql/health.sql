@@ -556,7 +556,7 @@ SELECT 'late_limits', 'warning', l.what || ' of job ' || l.id,
        (SELECT 'start_by' AS what, j.id, j.start_by AS due_at FROM pljobs.job AS j
          WHERE j.status = 'todo' AND j.start_by IS NOT NULL ORDER BY j.start_by LIMIT 1)
        UNION ALL
-       (SELECT 'timeout', t.id, t.timeout_at
+       (SELECT 'timeout' AS what, t.id, t.timeout_at
           FROM (SELECT j.id, j.timeout_at, j.request_id FROM pljobs.job AS j
                  WHERE j.status = 'doing' AND j.timeout_at IS NOT NULL ORDER BY j.timeout_at LIMIT 1000) AS t
          WHERE t.request_id IS NULL ORDER BY t.timeout_at LIMIT 1)) AS l

@@ -273,7 +273,7 @@ BEGIN
     ('table', 'request', 'p d'),
     ('table', 'worker', 'p d'),
     ('view', '_health_holders', 'd70cbe06b033a4304ef12b565192e4da2c6225b0c3e19b82bd146adbcc4e92de'),
-    ('view', '_health_jobs', 'c98773be1d5734224a02058806d599b65ab5e590d0687a2895b597b01ab4454f'),
+    ('view', '_health_jobs', '55eb45b648e422219e4354d1b034f631ce178b658243e878d66d51a566f21ff3'),
     ('view', '_health_now', '5ab08ccaab081088e277dd1217a77200a6da648296790d92bf263f536b29b2bd'),
     ('view', '_health_server', '38bc8880b872e2a39c29a46ab5ae172884064300fb14ce6224506dcbadbef7f2'),
     ('view', '_health_sessions', '121714c73a8cd58cd9bbefe9dd217419f0c538e282e460cf9ead095e9a1e1798'),
