@@ -613,6 +613,11 @@ SELECT 'grants', 'notice', o.name::text,
   FROM owner AS o
  WHERE NOT pg_has_role(o.oid, 'pg_signal_backend', 'USAGE')
 UNION ALL
+SELECT 'grants', 'notice', o.name::text, 'owns the schema and is a superuser: so pljobs''s functions run as one',
+       'ALTER SCHEMA pljobs OWNER TO pljobs_owner; then what check_install() says of each owner'
+  FROM owner AS o JOIN pg_roles AS r ON r.oid = o.oid
+ WHERE r.rolsuper
+UNION ALL
 SELECT 'queue_limits', 'notice', l.role, format('is limited to queues (%s), and does not exist', l.verb),
        format('was it renamed? SELECT pljobs.limit_queues(%L, %L, NULL);', l.role, l.verb)
   FROM pljobs.queue_limit AS l

@@ -301,6 +301,8 @@ ALTER SCHEMA pljobs OWNER TO pljobs_tests_owner;
 SELECT is(found('grants'), 'notice pljobs_tests_owner', 'an owner that may not cancel others'' statements is noticed');
 GRANT pg_signal_backend TO pljobs_tests_owner;
 SELECT is(found('grants'), NULL, 'one that may is fine');
+ALTER ROLE pljobs_tests_owner SUPERUSER;
+SELECT is(found('grants'), 'notice pljobs_tests_owner', 'an owner that is a superuser is noticed');
 ALTER SCHEMA pljobs OWNER TO pljobs_owner;
 CREATE ROLE "pljobs tests limited";
 SELECT pljobs.limit_queues('pljobs tests limited', 'fetch', '{mail}') \g /dev/null

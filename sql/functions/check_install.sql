@@ -120,7 +120,11 @@ BEGIN
             SELECT CASE c.relkind WHEN 'v' THEN 'view' WHEN 'S' THEN 'sequence' ELSE 'table' END,
                    c.oid::regclass::text, c.relowner,
                    CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END
-              FROM pg_class AS c WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'v', 'S')) AS o
+              FROM pg_class AS c
+             WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'v', 'S')
+               -- An identity's sequence is always its table's owner's.
+               AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'i'
+                                  AND c.relkind = 'S')) AS o
      WHERE o.owner <> v_owner ORDER BY 1, 2;
 
     RETURN QUERY
