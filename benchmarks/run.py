@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psycopg
 from stopping import bench_stopping
+from upgrade import bench_upgrade
 
 from pljobs import App
 from pljobs.embedded import Server, environment
@@ -201,6 +202,7 @@ BENCHMARKS = {
     "abort": bench_abort,
     "isolation": bench_isolation,
     "stopping": lambda server, url, seconds: bench_stopping(url),  # noqa: ARG005
+    "upgrade": lambda server, url, seconds: bench_upgrade(server, seconds),  # noqa: ARG005
 }
 
 

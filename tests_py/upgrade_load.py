@@ -87,15 +87,20 @@ class Repeated:
 class Producer(Repeated):
     """Defers one of each task, as long as not too many wait."""
 
-    def __init__(self, url: str, tasks: list[tuple[str, dict[str, object]]] = TASKS) -> None:
+    def __init__(
+        self, url: str, tasks: list[tuple[str, dict[str, object]]] = TASKS, waiting: int = 60
+    ) -> None:
         super().__init__(url, "the producer")
+        self.waiting = waiting
         self.deferred = 0
         self.jobs = json.dumps([{"task": task, "args": args} for task, args in tasks])
 
     def once(self, conn: psycopg.Connection) -> None:
         conn.execute(DEFER.encode(), [self.jobs])
         self.deferred += len(json.loads(self.jobs))
-        while _count(conn, "SELECT sum(q.todo) FROM pljobs.queues AS q") > 60 and not self._stop.wait(0.01):
+        while _count(
+            conn, "SELECT sum(q.todo) FROM pljobs.queues AS q"
+        ) > self.waiting and not self._stop.wait(0.01):
             pass
 
 
