@@ -108,7 +108,7 @@ class OldRelease:
     @contextlib.contextmanager
     def worker(self, url: str, tmp_path: Path, name: str, **options: object) -> Iterator[Process]:
         """Run one of its workers, on the tasks of worker_process.py, until it is told to stop."""
-        started = Process(url, tmp_path / f"{name}.log", variables=self.variables, name=name, **options)
+        started = Process(url, tmp_path / f"{name}.log", self.variables, name=name, **options)
         try:
             started.until_said("started")
             yield started

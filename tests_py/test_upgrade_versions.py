@@ -310,9 +310,7 @@ def test_an_old_worker_that_starts_after_a_contract_is_told_and_not_registered(
     future = FutureRelease(tmp_path / "future", drops=drops)
     assert future.migrate(server, old_scene_url, "psql").returncode == 0
     workers = superuser.execute(WORKERS).fetchone()
-    late = Process(
-        login(old_scene_url, "upgrade_worker"), tmp_path / "late.log", variables=old_release.variables
-    )
+    late = Process(login(old_scene_url, "upgrade_worker"), tmp_path / "late.log", old_release.variables)
     try:
         assert late.wait(DEADLINE) != 0
     finally:
@@ -346,9 +344,7 @@ def test_an_old_worker_that_registers_while_a_contract_is_being_made_is_not_regi
     waits = "SELECT FROM pg_locks WHERE NOT granted AND {}"
     held = waits.format("locktype = 'advisory'")
     wait_until(lambda: superuser.execute(held).fetchall(), DEADLINE, "the migration is held up")
-    late = Process(
-        login(old_scene_url, "upgrade_worker"), tmp_path / "late.log", variables=old_release.variables
-    )
+    late = Process(login(old_scene_url, "upgrade_worker"), tmp_path / "late.log", old_release.variables)
     try:
         registers = waits.format("relation = 'pljobs.worker'::regclass")
         wait_until(lambda: superuser.execute(registers).fetchall(), DEADLINE, "it registers")

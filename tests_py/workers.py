@@ -168,7 +168,7 @@ class Process(Command):
     """A worker process in Python; `variables`: for its environment, as to run another release of pljobs."""
 
     def __init__(
-        self, url: str, log: Path, variables: Mapping[str, str] | None = None, **options: object
+        self, url: str, log: Path, variables: Mapping[str, str] | None = None, /, **options: object
     ) -> None:
         command = [sys.executable, str(HERE / "worker_process.py"), url, json.dumps(options)]
         super().__init__(command, log, {"PYTHONUNBUFFERED": "1", **(variables or {})})
