@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +130,31 @@ def run_pljobs(
     )
 
 
+# Starting Python takes longer than most commands.
+COMMANDS = """
+import json, sys
+from click.testing import CliRunner
+from pljobs.cli_commands import cli
+for command in sys.argv[1:]:
+    done = CliRunner().invoke(cli, command.split())
+    print(json.dumps([done.exit_code, done.output + str(done.exception or "")]))
+"""
+
+
+def run_commands(
+    url: str, commands: Sequence[str], variables: dict[str, str] | None = None
+) -> list[tuple[int, str]]:
+    """Run one after the other in one process; return each one's exit code, and what it said."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, *commands],
+        env={**environment(), "PLJOBS_URL": url, "COLUMNS": "200", **(variables or {})},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [(code, said) for code, said in map(json.loads, done.stdout.splitlines())]
+
+
 def psql_command(server: Server, url: str, file: Path, *, whole: bool = True) -> list[str]:
     """The command that a DBA types, for all of a file, in one transaction or without any."""
     how = ["-1"] if whole else []
@@ -236,9 +261,3 @@ def _copy(server: Server, template: str, name: str) -> Iterator[str]:
     server.run_sql(f"CREATE DATABASE {name} TEMPLATE {template} OWNER {OWNER}")
     yield login(server.url(name), OWNER)
     server.drop_database(name)
-
-
-def json_lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
-    """What a command with --json said."""
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -173,7 +173,12 @@ def test_of_eight_at_once_on_an_empty_database_one_installs(server: Server, old_
 
 # Somebody is in the way
 
-READS = ["SELECT FROM pljobs.job_event", "SELECT FROM pljobs.worker", "SELECT FROM pljobs.jobs"]
+IN_THE_WAY = [
+    ("psql", "SELECT FROM pljobs.job_event"),
+    ("psql", "SELECT FROM pljobs.worker"),
+    ("psql", "SELECT FROM pljobs.jobs"),
+    ("pljobs migrate", "SELECT FROM pljobs.worker"),
+]
 
 
 def blocked(server: Server, url: str, way: str, seconds: int) -> subprocess.Popen[str]:
@@ -202,8 +207,7 @@ def blocked(server: Server, url: str, way: str, seconds: int) -> subprocess.Pope
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize(("way", "read"), IN_THE_WAY)
 def test_while_it_waits_for_a_reader_workers_work_and_then_it_gives_up(
     server: Server,
     old_release: OldRelease,
@@ -249,8 +253,7 @@ def test_while_it_waits_for_a_reader_workers_work_and_then_it_gives_up(
     assert catalogue(superuser) == before
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize(("way", "read"), IN_THE_WAY)
 def test_once_the_reader_has_gone_it_goes_on(
     server: Server, old_scene_url: str, superuser: psycopg.Connection, read: str, way: str
 ) -> None:

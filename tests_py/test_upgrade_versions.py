@@ -28,6 +28,7 @@ from old_release import (
     old_template,
     psql_command,
     psql_file,
+    run_commands,
     run_pljobs,
     upgrade,
 )
@@ -110,19 +111,21 @@ def test_a_supervisor_starts_them_again_until_somebody_has_migrated(
         supervisor.kill()
 
 
+COMMANDS = (
+    "list", "list --stalled", "show 1", "queues", "workers", "stuck", "defer mail", "cancel 7",
+    "cancel --abort 5", "rescind 4", "retry 2", "delete 1", "pause mail", "resume mail", "schema",
+    "healthcheck", "prune --older-than 1d --history", "rescue",
+)  # fmt: skip
+
+
 def test_a_new_command_line_on_an_old_schema_works_or_says_what_to_do(
     old_scene_url: str, superuser: psycopg.Connection
 ) -> None:
     before = catalogue(superuser)
-    for command in (
-        "list", "list --stalled", "show 1", "queues", "workers", "stuck", "defer mail", "cancel 7",
-        "cancel --abort 5", "rescind 4", "retry 2", "delete 1", "pause mail", "resume mail", "schema",
-        "schema --check", "healthcheck", "migrate --dry-run", "prune --older-than 1d", "rescue",
-    ):  # fmt: skip
-        done = run_pljobs(old_scene_url, *command.split())
-        assert "Traceback" not in done.stderr, f"{command}: {done.stderr}"
-        told = "run `pljobs migrate`" in done.stderr + done.stdout
-        assert (done.returncode, told) in {(0, False), (1, True)}, f"{command}: {done}"
+    commands = (*COMMANDS, "schema --check", "migrate --dry-run")
+    for command, (code, said) in zip(commands, run_commands(old_scene_url, commands), strict=True):
+        assert (code, "run `pljobs migrate`" in said) in {(0, False), (1, True)}, f"{command}: {said}"
+        assert "Traceback" not in said, f"{command}: {said}"
     assert catalogue(superuser) == before
 
 
@@ -147,13 +150,9 @@ def test_an_old_command_line_works_on_the_new_schema(
     server: Server, old_release: OldRelease, old_scene_url: str
 ) -> None:
     upgrade(server, old_scene_url)
-    for command in (
-        "list", "list --stalled", "show 1", "queues", "workers", "stuck", "defer mail", "cancel 7",
-        "cancel --abort 5", "rescind 4", "retry 2", "delete 1", "pause mail", "resume mail", "schema",
-        "healthcheck", "prune --older-than 1d --history", "rescue",
-    ):  # fmt: skip
-        done = old_release.pljobs(old_scene_url, *command.split())
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+    done = run_commands(old_scene_url, COMMANDS, old_release.variables)
+    for command, (code, said) in zip(COMMANDS, done, strict=True):
+        assert code == 0, f"{command}: {said}"
 
 
 @pytest.mark.parametrize("way", ["psql", "pljobs migrate"])
