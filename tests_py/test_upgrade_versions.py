@@ -196,10 +196,12 @@ def test_what_follows_an_install_in_its_transaction_finds_its_settings(
         "SELECT concat_ws('|', current_setting('search_path'), current_setting('lock_timeout'),"
         " current_setting('statement_timeout'), current_user) AS found \\gset\n\\warn found :found\n"
     )
-    # The superuser, who becomes the owner of the schema meanwhile.
-    done = psql_file(server, login(old_scene_url, "postgres"), script)
+    # One of those who may become the owner of the schema, and do so meanwhile.
+    server.run_sql(f"DROP ROLE IF EXISTS upgrade_member; CREATE ROLE upgrade_member LOGIN IN ROLE {OWNER}")
+    done = psql_file(server, login(old_scene_url, "upgrade_member"), script)
     assert done.returncode == 0, done.stderr
-    assert "found public, pljobs|7s|1min|postgres" in done.stderr
+    assert "found public, pljobs|7s|1min|upgrade_member" in done.stderr
+    server.run_sql("DROP ROLE upgrade_member")
 
 
 @pytest.mark.parametrize(
