@@ -12,12 +12,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from pljobs import App
 from pljobs.embedded import THROW_AWAY, Server
 from servers import bin_dir
 
 INSTALL = Path(__file__).parent.parent / "sql" / "install.sql"
+LOGIN = "pljobs_tests"
 
 _names = itertools.count(1)
 
@@ -63,6 +65,7 @@ def template(server: Server) -> str:
     server.run_sql(f"BEGIN;\n\\i '{INSTALL}'\nCOMMIT;", "pljobs_template")
     # As a DBA does, so that cancel_job(sql => true) reaches the statement at once.
     server.run_sql("GRANT pg_signal_backend TO pljobs_owner", "pljobs_template")
+    server.run_sql(f"CREATE ROLE {LOGIN} LOGIN; GRANT pljobs_operator TO {LOGIN}", "pljobs_template")
     return "pljobs_template"
 
 
@@ -75,24 +78,30 @@ def empty_db_url(server: Server) -> Iterator[str]:
 
 
 @pytest.fixture
-def db_url(server: Server, template: str) -> Iterator[str]:
-    """A fresh database with the schema installed."""
+def admin_url(server: Server, template: str) -> Iterator[str]:
+    """A fresh database with the schema installed, as a superuser: to look into tables, and to arrange things."""
     name = f"test_{next(_names)}"
     yield server.create_database(name, template)
     server.drop_database(name)
 
 
 @pytest.fixture
-def conn(db_url: str) -> Iterator[psycopg.Connection]:
-    """A connection to the test's database that commits each statement."""
-    with psycopg.connect(db_url, autocommit=True) as connection:
+def db_url(admin_url: str) -> str:
+    """The same database as whoever uses pljobs: no superuser, not the owner, a member of pljobs_operator."""
+    return make_conninfo(admin_url, user=LOGIN)
+
+
+@pytest.fixture
+def conn(admin_url: str) -> Iterator[psycopg.Connection]:
+    """A superuser's connection to the test's database that commits each statement."""
+    with psycopg.connect(admin_url, autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture
-async def aconn(db_url: str) -> AsyncIterator[psycopg.AsyncConnection]:
+async def aconn(admin_url: str) -> AsyncIterator[psycopg.AsyncConnection]:
     """The same, for async tests."""
-    async with await psycopg.AsyncConnection.connect(db_url, autocommit=True) as connection:
+    async with await psycopg.AsyncConnection.connect(admin_url, autocommit=True) as connection:
         yield connection
 
 

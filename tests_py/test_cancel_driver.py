@@ -169,7 +169,7 @@ async def test_neither_a_second_abort_nor_a_shutdown_cancels_a_second_time(app: 
 
 @pytest.mark.parametrize("how", ["a second stop", "cancelled twice"])
 async def test_nothing_eats_the_report_of_a_job_that_has_ended(
-    app: App, aconn: Conn, db_url: str, how: str, caplog: pytest.LogCaptureFixture
+    app: App, aconn: Conn, admin_url: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "pljobs")
     go = asyncio.Event()
@@ -183,7 +183,7 @@ async def test_nothing_eats_the_report_of_a_job_that_has_ended(
     worker = Worker(app, install_signal_handlers=False, **NOTIFIED)
     working = asyncio.create_task(worker.run())
     await until(aconn, job_id, "doing")
-    async with await psycopg.AsyncConnection.connect(db_url) as person:
+    async with await psycopg.AsyncConnection.connect(admin_url) as person:
         await person.execute("SELECT FROM pljobs.job WHERE id = %s FOR UPDATE", [job_id])
         go.set()
         held = "somebody's open transaction holds it"

@@ -142,7 +142,7 @@ def test_show_tells_the_job_its_history_and_its_requests(pljobs: Pljobs) -> None
         "History",
         "deferred",
         "Requests",
-        "postgres for ann",
+        "pljobs_tests for ann",
         "no need",
     ):
         assert part in told
@@ -154,7 +154,7 @@ def test_show_of_a_deleted_job_tells_what_was_asked_and_ends_with_3(pljobs: Pljo
     pljobs("defer", "a")
     pljobs("cancel", "1", "--delete", "--actor", "ann")
     result = pljobs("show", "1", exits=3)
-    assert "postgres for ann" in result.stdout
+    assert "pljobs_tests for ann" in result.stdout
     assert fields(pljobs("show", "1", "--json", exits=3))["job"] is None
 
 
@@ -162,7 +162,7 @@ def test_queues_and_pausing(pljobs: Pljobs) -> None:
     pljobs("defer", "a", "--queue", "mail")
     assert pljobs("pause", "mail", "--reason", "provider down").stdout == "queue mail: paused\n"
     assert fields(pljobs("pause", "mail", "--json")) == {"queue": "mail", "outcome": "already_paused"}
-    assert "by postgres: provider down" in pljobs("queues").stdout
+    assert "by pljobs_tests: provider down" in pljobs("queues").stdout
     assert json.loads(pljobs("queues", "--json").stdout)[0]["paused"] is True
     assert pljobs("resume", "mail").stdout == "queue mail: resumed\n"
     assert pljobs("resume", "mail").stdout == "queue mail: not_paused\n"

@@ -77,7 +77,7 @@ def test_cancel_of_a_running_job_is_refused_without_abort(pljobs: Pljobs, worker
 def test_abort_and_wait_tells_how_it_ended_who_asked_and_when(pljobs: Pljobs, worker: object) -> None:
     job_id = started(pljobs, "spin")
     told = pljobs("cancel", str(job_id), "--abort", "--wait", "--actor", "ann").stdout
-    assert told.startswith(f"job {job_id}: aborted; asked by postgres for ann at 20")
+    assert told.startswith(f"job {job_id}: aborted; asked by pljobs_tests for ann at 20")
     assert status(pljobs, job_id) == "aborted"
     pljobs("cancel", str(job_id), "--abort", "--wait")
 

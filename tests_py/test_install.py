@@ -54,14 +54,14 @@ def catalogue(server: Server, url: str) -> str:
     return re.sub(r"(?m)^\\(un)?restrict .*$", "", dumped)
 
 
-def test_migrate_and_psql_make_the_same_database(server: Server, db_url: str, empty_db_url: str) -> None:
+def test_migrate_and_psql_make_the_same_database(server: Server, admin_url: str, empty_db_url: str) -> None:
     applied = install.migrate(empty_db_url)
 
     assert applied == tuple(migration.name for migration in install_files.migrations())
     made = catalogue(server, empty_db_url)
     assert "CREATE TABLE pljobs.job " in made
-    assert made == catalogue(server, db_url)
-    with psycopg.connect(empty_db_url) as ours, psycopg.connect(db_url) as psqls:
+    assert made == catalogue(server, admin_url)
+    with psycopg.connect(empty_db_url) as ours, psycopg.connect(admin_url) as psqls:
         ledger = "SELECT name, checksum FROM pljobs.migration ORDER BY name"
         assert ours.execute(ledger).fetchall() == psqls.execute(ledger).fetchall()
 
@@ -318,13 +318,13 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(empty_db_url: str) -
         assert len(install.check(conn)) == 3
 
 
-def test_one_file_installs_the_same(server: Server, db_url: str, empty_db_url: str) -> None:
+def test_one_file_installs_the_same(server: Server, admin_url: str, empty_db_url: str) -> None:
     with psycopg.connect(empty_db_url, autocommit=True) as conn:
         # Sent as one string it is one transaction.
         conn.execute(install_files.one_file().encode())
         assert install.check(conn) == []
 
-    assert catalogue(server, empty_db_url) == catalogue(server, db_url)
+    assert catalogue(server, empty_db_url) == catalogue(server, admin_url)
 
 
 def test_statement_by_statement_nothing_is_installed(

@@ -194,7 +194,7 @@ async def test_what_cant_leave_is_closed_and_what_was_done_counts(
 ) -> None:
     await aconn.execute("DO $$ BEGIN CREATE ROLE nobody; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
     await aconn.execute("CREATE TABLE done (a int)")
-    await aconn.execute("GRANT INSERT ON done TO nobody")
+    await aconn.execute("GRANT INSERT ON done TO PUBLIC; GRANT nobody TO pljobs_tests")
     async with await psycopg.AsyncConnection.connect(db_url, autocommit=True) as canceller:
         with psycopg_pool.ConnectionPool(db_url, min_size=1, max_size=1) as pool:
 

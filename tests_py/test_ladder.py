@@ -230,7 +230,7 @@ async def test_forced_after_an_abort_with_a_deadline_the_worker_goes_on(app: App
 
 
 async def test_a_person_holding_the_jobs_row_delays_the_ladder_and_nothing_else(
-    app: App, aconn: Conn, db_url: str
+    app: App, aconn: Conn, admin_url: str
 ) -> None:
     @app.task(queue="a")
     async def stubborn() -> None:
@@ -243,7 +243,7 @@ async def test_a_person_holding_the_jobs_row_delays_the_ladder_and_nothing_else(
 
     async with (
         running(app, concurrency=2, **NOTIFIED),
-        await psycopg.AsyncConnection.connect(db_url) as person,
+        await psycopg.AsyncConnection.connect(admin_url) as person,
     ):
         job_id = await stubborn.defer_async()
         await until(aconn, job_id, "doing")

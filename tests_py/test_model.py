@@ -178,10 +178,11 @@ class Machine(RuleBasedStateMachine):
     """Call the functions at random, and the model beside them; all answers and rows must be the same."""
 
     conn: psycopg.Connection[Any]
+    admin: psycopg.Connection[Any]
 
     @initialize(locked=st.booleans())
     def begin(self, locked: bool) -> None:
-        self.conn.execute(
+        self.admin.execute(
             "TRUNCATE pljobs.job, pljobs.job_event, pljobs.request, pljobs.worker, pljobs.closed_tree, "
             "pljobs.deleted_parent"
         )
@@ -289,7 +290,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(place=JOB)
     def takes_too_long(self, place: int) -> None:
-        self.conn.execute(
+        self.admin.execute(
             "UPDATE pljobs.job SET timeout_at = now() - interval '1 s' WHERE id = %s AND status = 'doing'",
             [self.ids[place]],
         )
@@ -299,7 +300,7 @@ class Machine(RuleBasedStateMachine):
     @rule(overdue=st.none() | JOB)
     def enforce_limits(self, overdue: int | None) -> None:
         if overdue is not None:
-            self.conn.execute(
+            self.admin.execute(
                 "UPDATE pljobs.job SET start_by = now() - interval '1 s' WHERE id = %s AND status = 'todo'",
                 [self.ids[overdue]],
             )
@@ -333,7 +334,7 @@ class Machine(RuleBasedStateMachine):
     @rule(worker=WORKER)
     def lease_runs_out(self, worker: int) -> None:
         who = self.workers[worker]
-        self.conn.execute(
+        self.admin.execute(
             "UPDATE pljobs.worker SET expires_at = now() - interval '1 s' WHERE id = %s", [who.id]
         )
         who.alive = False
@@ -343,7 +344,7 @@ class Machine(RuleBasedStateMachine):
         who = self.workers[worker]
         assert self.ask(REGISTER, who.id) == who.id
         # As if by another process, that is not tainted.
-        self.conn.execute("UPDATE pljobs.worker SET tainted_at = NULL WHERE id = %s", [who.id])
+        self.admin.execute("UPDATE pljobs.worker SET tainted_at = NULL WHERE id = %s", [who.id])
         who.alive, who.stopped, who.tainted = True, False, False
 
     @rule(max_crashes=st.integers(1, 3))
@@ -367,7 +368,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def time_passes(self) -> None:
-        self.conn.execute("UPDATE pljobs.job SET started_at = now() - interval '1 h' WHERE status = 'doing'")
+        self.admin.execute("UPDATE pljobs.job SET started_at = now() - interval '1 h' WHERE status = 'doing'")
         self.old |= {job.run for job in self.jobs if job.run is not None}
 
     @rule(data=st.data(), worker=WORKER)
@@ -424,11 +425,12 @@ class Machine(RuleBasedStateMachine):
 REGISTER = "SELECT pljobs.register_worker_v1('w', 'h', 1, lease => '30 s', worker_id => %s)"
 
 
-def test_the_sql_is_the_model(server: Server, db_url: str) -> None:
+def test_the_sql_is_the_model(server: Server, db_url: str, conn: psycopg.Connection) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    with psycopg.connect(db_url, autocommit=True) as conn:
-        Machine.conn = conn
+    Machine.admin = conn
+    with psycopg.connect(db_url, autocommit=True) as login:
+        Machine.conn = login
         run_state_machine_as_test(
             Machine,
             settings=settings(

@@ -11,9 +11,9 @@ MANY = 20_000
 
 
 @pytest.fixture
-def conn(db_url: str) -> Iterator[psycopg.Connection]:
+def conn(admin_url: str) -> Iterator[psycopg.Connection]:
     """A connection whose statements end after a time that a squared step exceeds."""
-    with psycopg.connect(db_url, autocommit=True, options="-c statement_timeout=8s") as connection:
+    with psycopg.connect(admin_url, autocommit=True, options="-c statement_timeout=8s") as connection:
         yield connection
 
 

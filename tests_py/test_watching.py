@@ -246,10 +246,10 @@ async def test_what_the_database_refuses_reaches_everybody(
 
 
 async def test_an_answer_that_never_comes_ends_with_the_timeout(
-    app: App, run: Run, db_url: str, monkeypatch: pytest.MonkeyPatch
+    app: App, run: Run, admin_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "PATIENCE", 0.2)
-    with psycopg.connect(db_url) as blocker:
+    with psycopg.connect(admin_url) as blocker:
         blocker.execute("LOCK TABLE pljobs.job IN ACCESS EXCLUSIVE MODE")
         waiters = [
             asyncio.create_task(app.job_manager.wait_for_job_async(run.job_id, timeout=timeout))

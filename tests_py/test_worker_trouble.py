@@ -116,7 +116,7 @@ async def test_a_persons_open_transaction_holds_up_that_job_and_nothing_else(
 
 
 async def test_a_worker_that_stops_gives_up_on_what_it_cant_report(
-    app: App, aconn: Conn, db_url: str, caplog: pytest.LogCaptureFixture
+    app: App, aconn: Conn, admin_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     go = asyncio.Event()
 
@@ -125,7 +125,7 @@ async def test_a_worker_that_stops_gives_up_on_what_it_cant_report(
         await go.wait()
 
     job_id = await held.defer_async()
-    async with await psycopg.AsyncConnection.connect(db_url) as holder:
+    async with await psycopg.AsyncConnection.connect(admin_url) as holder:
         async with running(app, **HASTY) as worker:
             await until(aconn, job_id, "doing")
             await holder.execute("SELECT FROM pljobs.job WHERE id = %s FOR UPDATE", [job_id])

@@ -113,7 +113,8 @@ async def psql(server: Server, db_url: str, sql: str) -> str:
 
 SIDE_TABLE = """
     CREATE TABLE IF NOT EXISTS public.side (
-        id bigint GENERATED ALWAYS AS IDENTITY, job_id bigint, run_id bigint, pid integer, what text)
+        id bigint GENERATED ALWAYS AS IDENTITY, job_id bigint, run_id bigint, pid integer, what text);
+    GRANT SELECT, INSERT ON public.side TO PUBLIC;
 """
 
 
