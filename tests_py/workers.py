@@ -99,12 +99,13 @@ async def until(
 
 async def psql(server: Server, db_url: str, sql: str) -> str:
     """Run SQL in psql as a person does, with the schema on the search path; return what it printed."""
+    # As input: of several statements in -c, psql 14 prints the last one's answer alone.
     process = await asyncio.create_subprocess_exec(
-        str(server.bin_dir / "psql"), db_url, "-XqAt", "-v", "ON_ERROR_STOP=1", "-c", sql,
+        str(server.bin_dir / "psql"), db_url, "-XqAt", "-v", "ON_ERROR_STOP=1",
         env=environment() | {"PGOPTIONS": "-c search_path=pljobs"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    output, _ = await process.communicate()
+    output, _ = await process.communicate(sql.encode())
     assert process.returncode == 0, output.decode()
     return output.decode().strip()
 
