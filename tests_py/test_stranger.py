@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from old_release import OldRelease, old_release
+from old_release import OldRelease, login, old_release, run_pljobs
 from pljobs.embedded import THROW_AWAY, Server, environment
 from test_docs import REPO, Block, blocks
 from waiting import wait_until
@@ -151,3 +151,12 @@ def test_roles_that_the_installer_of_another_database_makes_at_this_moment_are_n
         installing.join()
     assert len(said) == 1
     assert walk.psql("app_owner", "SELECT * FROM pljobs.check_install()") == ""
+
+
+def test_pljobs_migrate_leaves_alone_what_lacks_only_the_groups(own_server: Server) -> None:
+    walk = Walk(own_server, may_create_roles=False)
+    walk.take("install.sql")
+    with psycopg.connect(login(own_server.url("app"), "app_owner")) as reader:
+        reader.execute("SELECT FROM pljobs.jobs")
+        done = run_pljobs(login(own_server.url("app"), "app_owner"), "migrate", "--lock-timeout", "1s")
+    assert done.returncode == 0, done.stderr

@@ -213,11 +213,15 @@ def test_what_follows_an_install_in_its_transaction_finds_its_settings(
 def test_the_settings_of_whoever_installs_do_no_harm(
     server: Server, old_scene_url: str, setting: str
 ) -> None:
+    planned = run_pljobs(old_scene_url, "migrate", "--dry-run").stdout
     server.run_sql(f"ALTER ROLE {OWNER} IN DATABASE old_copy SET {setting}")
     try:
+        assert run_pljobs(old_scene_url, "migrate", "--dry-run").stdout == planned
         upgrade(server, old_scene_url)
         with psycopg.connect(old_scene_url, autocommit=True) as conn:
             assert conn.execute("SELECT * FROM pljobs.check_install()").fetchall() == []
+        done = run_pljobs(old_scene_url, "schema", "--check")
+        assert done.returncode == 0, done.stdout
     finally:
         server.run_sql(f"ALTER ROLE {OWNER} IN DATABASE old_copy RESET ALL")
 

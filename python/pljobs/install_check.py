@@ -25,6 +25,12 @@ ROLES = tuple(f"pljobs_{name}" for name in ("owner", "reader", "producer", "work
 _CHECKERS = {
     ("function", f"{name}()") for name in ("_inventory", "_manifest", "_privileges", "check_install")
 }
+_PINNED = {
+    "search_path": "pg_catalog, pg_temp",
+    "quote_all_identifiers": "off",
+    "intervalstyle": "postgres",
+    "datestyle": "iso",
+}
 _ROW = re.compile(r"^    \('(.*?)', '((?:[^']|'')*)', '((?:[^']|'')*)'\)[,;]$", re.MULTILINE)
 
 
@@ -76,9 +82,10 @@ def check(target: Target) -> list[Difference]:
 
 
 def is_complete(conn: Connection) -> bool:
-    """Say whether an install would find nothing to do."""
+    """Say whether an install would find nothing to do: what others have added, or may do, is not for it."""
     try:
-        return not check(conn) and not _missing_roles(conn)
+        differences = [d for d in check(conn) if d.problem != "unknown" or d.kind == "migration"]
+        return not differences and not (_missing_roles(conn) and _may_create_roles(conn))
     except NotPermitted:
         # The install says better why not.
         return False
@@ -149,14 +156,24 @@ def _missing_roles(conn: Connection) -> tuple[str, ...]:
     return tuple(role for role in ROLES if role not in there)
 
 
+def _may_create_roles(conn: Connection) -> bool:
+    return bool(
+        rows(conn, "SELECT rolsuper OR rolcreaterole FROM pg_catalog.pg_roles WHERE rolname = current_user")[
+            0
+        ][0]
+    )
+
+
 @contextmanager
 def _pinned(conn: Connection) -> Iterator[None]:
-    """Let names mean what they mean in the catalogue, whatever the connection's search_path is."""
-    former = rows(conn, "SELECT pg_catalog.current_setting('search_path')")[0][0]
-    rows(conn, "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)")
+    """Let names mean what they mean in the catalogue, and be printed alike, whatever the settings are."""
+    former = {name: rows(conn, f"SELECT pg_catalog.current_setting('{name}')")[0][0] for name in _PINNED}
+    for name, value in _PINNED.items():
+        rows(conn, f"SELECT pg_catalog.set_config('{name}', '{value}', true)")
     yield
     if conn.info.transaction_status == TransactionStatus.INTRANS:
-        conn.execute("SELECT pg_catalog.set_config('search_path', %s, true)", [former])
+        for name, value in former.items():
+            conn.execute("SELECT pg_catalog.set_config(%s, %s, true)", [name, value])
 
 
 def _asked(conn: Connection) -> list[Difference]:
