@@ -104,9 +104,12 @@ async def application(urls: Urls) -> AsyncIterator[App]:
 @pytest.fixture
 async def hands(urls: Urls, application: App) -> AsyncIterator[App]:
     """The same app in a worker that only works."""
-    async with application.replace_connector_async(PsycopgConnector(urls["lp_worker"])) if False else tasks_of(
-        App(urls["lp_worker"])
-    ).open_async() as app, running(app, concurrency=5, **HASTY):
+    async with (
+        application.replace_connector_async(PsycopgConnector(urls["lp_worker"]))
+        if False
+        else tasks_of(App(urls["lp_worker"])).open_async() as app,
+        running(app, concurrency=5, **HASTY),
+    ):
         yield app
 
 
@@ -135,9 +138,7 @@ async def test_a_worker_runs_isolated_jobs(urls: Urls, application: App, aconn: 
     assert (done["status"], done["result"]["sum"]) == ("succeeded", 3)
 
 
-async def test_a_worker_retries_and_deletes_jobs(
-    urls: Urls, application: App, aconn: Conn
-) -> None:
+async def test_a_worker_retries_and_deletes_jobs(urls: Urls, application: App, aconn: Conn) -> None:
     app = tasks_of(App(urls["lp_worker"]))
     async with app.open_async(), running(app, delete_jobs="successful", **HASTY):
         job_id = await application.configure_task("fails_once").defer_async()
@@ -172,7 +173,8 @@ async def test_a_worker_defers_periodic_jobs_rescues_and_prunes(urls: Urls, acon
 async def test_a_manager_is_a_worker(urls: Urls, application: App, aconn: Conn) -> None:
     done = await application.configure_task("add").defer_async(a=1, b=2)
     await aconn.execute(
-        "UPDATE pljobs.job SET status = 'succeeded', finished_at = now() - interval '1 day' WHERE id = %s", [done]
+        "UPDATE pljobs.job SET status = 'succeeded', finished_at = now() - interval '1 day' WHERE id = %s",
+        [done],
     )
     app = App(urls["lp_worker"])
     async with app.open_async():
@@ -296,7 +298,13 @@ async def test_a_canceller_stops_what_it_finds_and_no_more(
     assert await psql(server, url, f"SELECT cancel_job({second}, abort => true)") == "abort_requested"
     assert (await until(aconn, second))["status"] == "aborted"
 
-    for command in (["retry", str(first)], ["delete", str(first)], ["defer", "add"], ["pause", "q"], ["rescue"]):
+    for command in (
+        ["retry", str(first)],
+        ["delete", str(first)],
+        ["defer", "add"],
+        ["pause", "q"],
+        ["rescue"],
+    ):
         result = await asyncio.to_thread(pljobs_as, url, *command)
         assert result.exit_code not in {0, 2}
         assert "GRANT" in result.output, (command, result.output)
@@ -311,7 +319,9 @@ async def test_what_is_not_shown_is_not_there(
         (seen,) = await app.job_manager.list_jobs_async()
         assert (seen.id, seen.status, seen.task_kwargs, seen.result) == (done, "succeeded", {}, None)
         assert seen.args_error == "this role may not see the arguments"
-    shown = json.loads((await asyncio.to_thread(pljobs_as, urls["lp_reader"], "show", str(done), "--json")).stdout)
+    shown = json.loads(
+        (await asyncio.to_thread(pljobs_as, urls["lp_reader"], "show", str(done), "--json")).stdout
+    )
     assert (shown["job"]["args"], shown["job"]["result"]) == (None, None)
     async with App(urls["lp_other"]).open_async() as app:
         assert list(await app.job_manager.list_jobs_async()) == []

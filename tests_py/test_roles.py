@@ -161,6 +161,7 @@ OF_EVERYBODY = {
     "queues": "SELECT count(*) > 0 FROM pljobs.queues",
     "workers": "SELECT count(*) > 0 FROM pljobs.workers",
     "queue_limits": "SELECT count(*) = 0 FROM pljobs.queue_limits",
+    "health": "SELECT count(*) > 0 FROM pljobs.health",
 }
 
 

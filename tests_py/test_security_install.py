@@ -193,12 +193,14 @@ def test_an_install_takes_back_what_the_groups_and_everybody_were_given_and_name
 ) -> None:
     install.migrate(logins)
     logins.execute(DRIFT.encode())
-    assert len(install.check(logins)) == 20
+    assert len(install.check(logins)) == 17
     install.migrate(logins)
 
     left = {right for right in privileges(logins) if right[0] == EVIL}
     assert privileges(logins) == of_the_matrix() | left
-    assert {(difference.kind, difference.name, difference.problem) for difference in install.check(logins)} == {
+    assert {
+        (difference.kind, difference.name, difference.problem) for difference in install.check(logins)
+    } == {
         ("table", "job", f"SELECT is granted to {EVIL}"),
         ("table", "job", f"UPDATE is granted to {EVIL}"),
         ("table", "job", f"SELECT (some columns) is granted to {EVIL}"),
@@ -238,7 +240,9 @@ def test_the_schema_of_an_older_release_can_be_handed_to_the_owner_role(
         wheel.extractall(tmp_path)
     with_psql(server, logins, tmp_path / "pljobs" / "sql")
     page = (REPO / "docs" / "security.md").read_text()
-    (handing_over,) = [block.split("```")[0] for block in page.split("```sql\n")[1:] if block.startswith("DO $$")]
+    (handing_over,) = [
+        block.split("```")[0] for block in page.split("```sql\n")[1:] if block.startswith("DO $$")
+    ]
     logins.execute(handing_over.encode())
     with_psql(server, logins)
 

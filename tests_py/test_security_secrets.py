@@ -172,7 +172,9 @@ async def test_who_may_not_see_it_does_not_see_it_in_any_view(
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
             for (view,) in views:
                 try:
-                    rows = await (await conn.execute(f"SELECT v::text FROM pljobs.{view} AS v".encode())).fetchall()
+                    rows = await (
+                        await conn.execute(f"SELECT v::text FROM pljobs.{view} AS v".encode())
+                    ).fetchall()
                 except psycopg.errors.InsufficientPrivilege:
                     continue
                 read += len(rows)
@@ -196,7 +198,10 @@ async def test_who_may_not_see_it_does_not_see_it_on_the_command_line(
         for command in COMMANDS:
             words = [word.format_map(ids) for word in command]
             result = await asyncio.to_thread(
-                CliRunner().invoke, cli, ["--log-level", "debug", *words] if False else words, env={"PLJOBS_URL": url}
+                CliRunner().invoke,
+                cli,
+                ["--log-level", "debug", *words] if False else words,
+                env={"PLJOBS_URL": url},
             )
             assert login == "secrets_other" or result.exit_code == 0, result.output
             said += result.output
@@ -249,7 +254,9 @@ async def test_no_repr_tells_it(app: App, aconn: Conn) -> None:
     @app.task(name="look", pass_context=True)
     async def look(context: JobContext, secret: str) -> None:
         context.progress(0.5, secret)
-        seen.extend([repr(context), repr(context.job), repr(context.job.log_context()), context.job.call_string])
+        seen.extend(
+            [repr(context), repr(context.job), repr(context.job.log_context()), context.job.call_string]
+        )
 
     ids = await live(app, aconn)
     async with app.open_async():

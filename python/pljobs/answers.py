@@ -28,7 +28,7 @@ class Call(Generic[T_co]):
     """State a statement, its parameters by name, and how to read its rows, mappings of columns. No I/O."""
 
     statement: str
-    params: Mapping[str, object]
+    params: Mapping[str, object] = dataclasses.field(repr=False)
     read: Callable[[list[Row]], T_co]
 
     def then(self, change: Callable[[T_co], U]) -> Call[U]:

@@ -53,12 +53,16 @@ def encode_result(result: object, dumps: JsonDumps | None = None) -> tuple[str |
         return None, f"result not stored: {type(exc).__name__}"
 
 
-def decode_arguments(text: str, loads: JsonLoads | None = None) -> tuple[dict[str, object], str | None]:
-    """Return (the arguments, None), or ({}, why they can't be read); never raises.
+def decode_arguments(
+    text: str | None, loads: JsonLoads | None = None
+) -> tuple[dict[str, object], str | None]:
+    """Return (the arguments, None), or ({}, why they can't be read); never raises. None: they are not shown.
 
     What came from psql may be more than Python reads (a number of 5,000 digits), and own decoders have bugs:
     one such job must not take down those fetched with it.
     """
+    if text is None:
+        return {}, "this role may not see the arguments"
     try:
         arguments = (loads or json.loads)(text)
     except Exception as exc:  # noqa: BLE001

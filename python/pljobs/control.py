@@ -25,6 +25,7 @@ from pljobs.exceptions import DatabaseReadOnly, PljobsException, WorkerNotRegist
 from pljobs.jobs import AbortReason
 from pljobs.lag import LoopLag
 from pljobs.link import KEEPALIVES, SESSION, cut
+from pljobs.pace import PAUSE
 from pljobs.run import KILL, LAST_WORDS, SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class Control:
         self._conn: psycopg.Connection[Any] | None = None
         self._busy_since: float | None = None
         self._beat_at = 0.0
+        self._asked, self._quiet_until = False, 0.0
+        self._told: set[tuple[int, str, int]] = set()
         self._early: dict[int, Verdict] = {}
         self._stopping = threading.Event()
         self._waker, self._woken = socket.socketpair()
@@ -187,15 +190,20 @@ class Control:
             run.look_at for run in dict(self._runs).values() if run is not None and run.look_at is not None
         ]
         due = min(self._beat_at + interval, *looks) if looks else self._beat_at + interval
-        if not self._heard(conn):
+        self._asked = self._heard(conn) or self._asked
+        if not self._asked:
             ready = {key.fileobj for key, _ in selector.select(max(0.0, due - time.monotonic()))}
             if self._woken in ready:
                 with contextlib.suppress(BlockingIOError):
                     while self._woken.recv(4096):
                         pass
                 return  # there are runs now, or it is time to stop
-            if not (conn in ready and self._heard(conn)) and time.monotonic() < due:
+            self._asked = conn in ready and self._heard(conn)
+            if not self._asked and time.monotonic() < due:
                 return
+        if self._asked:
+            # Anybody can notify: where nothing was new a moment ago, not again at once.
+            self._stopping.wait(max(0.0, min(due, self._quiet_until) - time.monotonic()))
         self._beat(conn)
 
     def _heard(self, conn: psycopg.Connection[Any]) -> bool:
@@ -245,6 +253,12 @@ class Control:
         self._early = {
             v.run_id: v for v in verdicts if v.run_id not in runs and v.verdict in {"abort", "kill"}
         }
+        told: set[tuple[int, str, int]] = {
+            (v.run_id, v.verdict, v.level) for v in verdicts if v.verdict != "ok"
+        }
+        in_vain = self._asked and not told - self._told
+        self._quiet_until = time.monotonic() + PAUSE if in_vain else 0.0
+        self._asked, self._told = False, told
         for verdict in verdicts:
             self._deliver(verdict)
         for verdict in verdicts:

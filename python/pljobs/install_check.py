@@ -14,7 +14,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from pljobs.db import translated
-from pljobs.exceptions import NotPermitted
+from pljobs.exceptions import ConnectorException, MigrationEdited
 from pljobs.install_files import Migration, install_files, migrations
 
 Connection: TypeAlias = psycopg.Connection[object]
@@ -61,6 +61,7 @@ def check(target: Target) -> list[Difference]:
     `pljobs.check_install()`. Raises `ConnectorException`.
     """
     with connected(target) as conn, conn.transaction(), _pinned(conn):
+        _refuse_for_a_superuser(conn)
         if not rows(conn, "SELECT 1 WHERE to_regclass('pljobs.migration') IS NOT NULL"):
             return [Difference("schema", "pljobs", "missing", "run `pljobs migrate`")]
         if not rows(conn, "SELECT has_table_privilege('pljobs.migration', 'SELECT')")[0][0]:
@@ -76,10 +77,10 @@ def check(target: Target) -> list[Difference]:
 
 
 def is_complete(conn: Connection) -> bool:
-    """Say whether an install would find nothing to do."""
+    """Say whether an install would find nothing to do; nothing is asked of a schema that is another's."""
     try:
-        return not check(conn) and not _missing_roles(conn)
-    except NotPermitted:
+        return _may_install(conn) and not check(conn) and not _missing_roles(conn)
+    except ConnectorException:
         # The install says better why not.
         return False
 
@@ -87,6 +88,8 @@ def is_complete(conn: Connection) -> bool:
 def plan(target: Target) -> Plan:
     """Return what `migrate` would do to this database; locks and changes nothing."""
     with connected(target) as conn:
+        if not _may_install(conn):
+            raise MigrationEdited("schema pljobs belongs to another role: only that one can upgrade it")
         missing = _missing_roles(conn)
         differences = check(conn)
         fresh = [difference.kind for difference in differences] == ["schema"]
@@ -142,6 +145,29 @@ def rows(conn: Connection, statement: str) -> list[TupleRow]:
 def ledger(conn: Connection) -> dict[str, str]:
     """Return name and checksum of each migration that the database has run."""
     return dict(rows(conn, "SELECT name, checksum FROM pljobs.migration"))
+
+
+def _may_install(conn: Connection) -> bool:
+    return not rows(
+        conn,
+        "SELECT 1 FROM pg_catalog.pg_namespace AS n WHERE n.nspname OPERATOR(pg_catalog.=) 'pljobs'"
+        " AND NOT pg_catalog.pg_has_role(n.nspowner, 'USAGE')",
+    )
+
+
+def _refuse_for_a_superuser(conn: Connection) -> None:
+    """Raise `MigrationEdited` before anything of the schema runs with a superuser's rights; see begin.sql."""
+    found = rows(
+        conn,
+        "SELECT o.oid::regrole::text FROM pg_namespace AS n JOIN pg_roles AS o ON o.oid = n.nspowner"
+        " JOIN pg_roles AS c ON c.rolname = current_user"
+        " WHERE n.nspname = 'pljobs' AND c.rolsuper AND NOT o.rolsuper AND o.rolname <> 'pljobs_owner'",
+    )
+    for (owner,) in found:
+        raise MigrationEdited(
+            f"schema pljobs belongs to {owner}, and this is a superuser\nConnect as {owner}. Or, only if you"
+            f" trust {owner} with a superuser's rights: SET ROLE {owner} first."
+        )
 
 
 def _missing_roles(conn: Connection) -> tuple[str, ...]:

@@ -52,12 +52,13 @@ class AbortReason(StrEnum):
 class Job:
     """Hold one job as it was when it was read; a copy, which changes nothing.
 
-    `task_kwargs` and `result` never show in `repr()` nor in `log_context()`. `attempts` counts the runs that
-    ended: 0 while the job runs for the first time, as in procrastinate (the view, for people, counts the
-    starts). `args_error` says why the arguments could not be read; they are then empty. `timeout`: how long a
-    run may take, and `grace` how long it then has to stop; `start_by`: when it is cancelled if it has not
-    started; `parent_id`: the job that deferred it; `on_cancelled`: the task that runs after it was cancelled
-    or aborted; `progress` and `progress_message`: what the task said last of how far it is.
+    `repr()` and `log_context()` never show what is in the job: arguments, result, error, messages.
+    `attempts` counts the runs that ended: 0 while the job runs for the first time, as in procrastinate (the
+    view, for people, counts the starts). `args_error` says why the arguments could not be read; they are
+    then empty. `timeout`: how long a run may take, and `grace` how long it then has to stop; `start_by`:
+    when it is cancelled if it has not started; `parent_id`: the job that deferred it; `on_cancelled`: the
+    task that runs after it was cancelled or aborted; `progress` and `progress_message`: what the task said
+    last of how far it is.
     """
 
     id: int | None = None
@@ -86,8 +87,8 @@ class Job:
     waiting_for: str | None = None
     crashes: int = 0
     progress: float | None = None
-    progress_message: str | None = None
-    message: str | None = None
+    progress_message: str | None = dataclasses.field(default=None, repr=False)
+    message: str | None = dataclasses.field(default=None, repr=False)
     error: str | None = dataclasses.field(default=None, repr=False)
     result: object = dataclasses.field(default=None, repr=False, hash=False)
     args_error: str | None = None

@@ -21,6 +21,7 @@ from pljobs.finisher import Finisher
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.link import Link
 from pljobs.maintenance import Maintenance
+from pljobs.pace import Pace
 from pljobs.run import Run
 from pljobs.signals import Interrupter, stop_on_signals
 from pljobs.standby import Standby, until_writable
@@ -98,13 +99,13 @@ class Worker:
         self.unknown_tasks = unknown_tasks
         self.retention = retention
         self.worker_id: int | None = None
-        # What this worker holds, by run_id; None for a job that can't be started. The control thread reads
-        # it.
+        # What this worker holds, by run_id; None: a job that can't be started. Read by the control thread.
         self._runs: dict[int, Run | None] = {}
         self._stopping = asyncio.Event()
         self._aborting = False
         self._given_up: list[str] = []
         self._look = asyncio.Event()
+        self._pace = Pace(self._look.set)
         self._drained = asyncio.Event()
 
     async def run(self) -> None:
@@ -185,7 +186,7 @@ class Worker:
             register_again=self._registration(worker_id),
             queues=self.queues,
             runs=self._runs,
-            on_todo=self._look.set,
+            on_todo=self._pace.ask,
             listen=self.listen_notify,
             heartbeat_interval=self.heartbeat_interval,
             abort_interval=self.abort_interval,
@@ -235,6 +236,7 @@ class Worker:
 
     async def _fetch(self, worker_id: int) -> None:
         self._look.clear()
+        self._pace.looks()
         free = min(self.concurrency - len(self._runs), FETCH_AT_MOST)
         jobs: list[Job] = []
         if free > 0:
@@ -250,6 +252,7 @@ class Worker:
             for job in jobs:
                 self._start(job)
             if jobs:
+                self._pace.found()
                 self._control.runs_changed()
             elif not self.wait and not self._runs:
                 self.stop()
