@@ -613,7 +613,8 @@ SELECT 'grants', 'notice', o.name::text,
   FROM owner AS o
  WHERE NOT pg_has_role(o.oid, 'pg_signal_backend', 'USAGE')
 UNION ALL
-SELECT 'grants', 'notice', o.name::text, 'owns the schema and is a superuser: so pljobs''s functions run as one',
+SELECT 'grants', 'notice', o.name::text,
+       'owns the schema and is a superuser: so pljobs''s functions run as one',
        'ALTER SCHEMA pljobs OWNER TO pljobs_owner; then what check_install() says of each owner'
   FROM owner AS o JOIN pg_roles AS r ON r.oid = o.oid
  WHERE r.rolsuper

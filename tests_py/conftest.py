@@ -79,7 +79,7 @@ def empty_db_url(server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def admin_url(server: Server, template: str) -> Iterator[str]:
-    """A fresh database with the schema installed, as a superuser: to look into tables, and to arrange things."""
+    """A fresh database with the schema, as a superuser: to look into tables, and to arrange things."""
     name = f"test_{next(_names)}"
     yield server.create_database(name, template)
     server.drop_database(name)

@@ -1,4 +1,4 @@
-"""Anybody can notify: a message means "look", nothing that the tables don't say happens, and a flood costs little."""
+"""Anybody can notify: nothing happens that the tables don't say, and a flood costs little."""
 
 from __future__ import annotations
 
