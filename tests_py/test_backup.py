@@ -243,11 +243,12 @@ def test_without_roles_and_owners_a_dump_goes_on_once_it_is_installed_over(
     done(
         tool(other, "pg_restore", "--exit-on-error", "-1", *without, "-d", with_login(url, "dba"), str(dump))
     )
-    assert ("function", "defer_job", "EXECUTE is granted to PUBLIC") in complaints(url)
-    install_in(other, with_login(url, "dba"))
+    as_owner = with_login(url, "dba")
+    assert ("function", "defer_job", "EXECUTE is granted to PUBLIC") in complaints(as_owner)
+    install_in(other, as_owner)
     other.run_sql(LOGINS)
-    assert_same(origin, url)
-    assert_goes_on(origin, url)
+    assert_same(origin, as_owner)
+    assert_goes_on(origin, as_owner)
     assert owner(other, "moved") == "dba"
 
 

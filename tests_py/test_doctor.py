@@ -315,7 +315,10 @@ def test_a_schema_of_the_first_release_has_to_be_migrated(
         assert "run `pljobs migrate`" in refused
         doctor_of(url, "migrate")
         with psycopg.connect(url) as migrated:
-            worst = migrated.execute("SELECT severity FROM pljobs.health LIMIT 1").fetchone()
-        assert worst == ("ok",)
+            found = migrated.execute(
+                "SELECT item, severity FROM pljobs.health WHERE severity <> 'ok'"
+            ).fetchall()
+        # Who installed it then was a superuser, who owns it still.
+        assert found == [("grants", "notice")]
     finally:
         night.drop_database("old")
