@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from psycopg.rows import TupleRow
 
 from pljobs import App
 from pljobs.embedded import THROW_AWAY, Server
@@ -69,20 +70,42 @@ def template(server: Server) -> str:
     return "pljobs_template"
 
 
+class Databases:
+    """Make and drop databases quickly: each test takes one. Over a connection, and by copying files."""
+
+    def __init__(self, server: Server, conn: psycopg.Connection[TupleRow]) -> None:
+        self._server = server
+        self._conn = conn
+        self._how = " STRATEGY FILE_COPY" if conn.info.server_version >= 150000 else ""
+
+    @contextlib.contextmanager
+    def made(self, name: str, template: str = "template1") -> Iterator[str]:
+        """Make one, yield its URL, drop it."""
+        self._conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}{self._how}".encode())
+        try:
+            yield self._server.url(name)
+        finally:
+            self._conn.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture(scope="session")
+def databases(server: Server) -> Iterator[Databases]:
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        yield Databases(server, connection)
+
+
 @pytest.fixture
-def empty_db_url(server: Server) -> Iterator[str]:
+def empty_db_url(databases: Databases) -> Iterator[str]:
     """A fresh database with nothing in it."""
-    name = f"empty_{next(_names)}"
-    yield server.create_database(name)
-    server.drop_database(name)
+    with databases.made(f"empty_{next(_names)}") as url:
+        yield url
 
 
 @pytest.fixture
-def admin_url(server: Server, template: str) -> Iterator[str]:
+def admin_url(databases: Databases, template: str) -> Iterator[str]:
     """A fresh database with the schema, as a superuser: to look into tables, and to arrange things."""
-    name = f"test_{next(_names)}"
-    yield server.create_database(name, template)
-    server.drop_database(name)
+    with databases.made(f"test_{next(_names)}", template) as url:
+        yield url
 
 
 @pytest.fixture
