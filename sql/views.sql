@@ -18,8 +18,12 @@ WITH role AS (
 )
 SELECT (SELECT role.is_operator OR role.is_reader FROM role) AS every_job,
        (SELECT role.is_operator FROM role) AS everything,
-       ARRAY(SELECT r.rolname::text FROM pg_roles AS r
-              WHERE pg_has_role(current_user, r.oid, 'MEMBER')) AS own_roles;
+       ARRAY(WITH RECURSIVE own AS (
+                 SELECT to_regrole(quote_ident(current_user))::oid AS role
+                 UNION
+                 SELECT m.roleid FROM own JOIN pg_auth_members AS m ON m.member = own.role
+             )
+             SELECT pg_get_userbyid(own.role)::text FROM own) AS own_roles;
 COMMENT ON VIEW pljobs._scope IS
     'What the reader of the other views sees: of every job a row, and everything in it, or of its own.';
 

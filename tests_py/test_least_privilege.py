@@ -337,3 +337,18 @@ async def test_a_login_that_is_no_worker_says_so_when_it_starts(urls: Urls) -> N
     async with App(urls["lp_app"]).open_async() as app:
         with pytest.raises(exceptions.NotPermitted, match="pljobs_worker"):
             await app.run_worker_async(wait=False, install_signal_handlers=False)
+
+
+async def test_where_there_are_no_groups_single_grants_do(urls: Urls, aconn: Conn) -> None:
+    await aconn.execute(
+        "GRANT USAGE ON SCHEMA pljobs TO lp_nobody; GRANT SELECT ON pljobs.jobs TO lp_nobody;"
+        " GRANT EXECUTE ON FUNCTION pljobs.defer_jobs_v1, pljobs.cancel_job_v1 TO lp_nobody"
+    )
+    others = await (await aconn.execute("SELECT pljobs.defer_job('add')")).fetchone()
+    assert others is not None
+    async with App(urls["lp_nobody"]).open_async() as app:
+        own = await app.configure_task("add").defer_async(a=1, b=2)
+        assert [seen.id for seen in await app.job_manager.list_jobs_async()] == [own]
+        assert not await app.job_manager.cancel_job_by_id_async(others[0])
+        assert await app.job_manager.cancel_job_by_id_async(own)
+    assert await (await aconn.execute("SELECT * FROM pljobs.check_install()")).fetchall() == []

@@ -117,6 +117,29 @@ async def test_logs_of_a_worker_say_nothing_of_what_is_in_jobs(
     assert not SECRETS.search(server.log.read_text(errors="replace"))
 
 
+async def test_nothing_in_a_job_makes_a_log_line_of_its_own(
+    app: App, aconn: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    forged = "\nERROR forged\r\u2028\x1b[2J\u202e"
+    app.tasks["stay" + forged] = app.tasks["stay"]
+    caplog.set_level(logging.DEBUG)
+    async with app.open_async(), running(app, concurrency=2, **HASTY):
+        unknown = await app.configure_task("no such task" + forged, queue="q" + forged).defer_async()
+        known = await app.configure_task("stay" + forged, lock="l" + forged).defer_async(secret=MARK)
+        await until(aconn, unknown, "failed")
+        await until(aconn, known, "doing")
+        await app.job_manager.cancel_job_by_id_async(
+            known, abort=True, reason="r" + forged, actor="a" + forged
+        )
+        await until(aconn, known)
+    people = _People("%(levelname)s %(message)s")
+    lines = [people.format(record) for record in caplog.records if record.name.startswith("pljobs")]
+    assert len([line for line in lines if "forged" in line]) >= 4
+    assert [
+        line for line in lines if re.search(r"[\r\u2028\x1b\u202e]|^ERROR forged", line, re.MULTILINE)
+    ] == []
+
+
 async def test_a_manager_logs_nothing_of_what_is_in_jobs(
     app: App, aconn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:

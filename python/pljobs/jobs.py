@@ -10,6 +10,13 @@ DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 0
 
 
+def in_one_line(text: str) -> str:
+    """Return text that somebody else wrote so that it can't look like a log line of its own."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
+
+
 class Status(StrEnum):
     """Name where a job is in its life."""
 
@@ -100,7 +107,7 @@ class Job:
     @property
     def call_string(self) -> str:
         """Name the job for a log line: the task and the id, never the arguments."""
-        return f"{self.task_name}[{self.id}]"
+        return f"{in_one_line(self.task_name)}[{self.id}]"
 
     def log_context(self) -> dict[str, object]:
         """Return what a log record may say of this job: ids, names and times, never the arguments."""

@@ -6,7 +6,7 @@ import logging
 
 from pljobs.answers import RunEnd, Verdict
 from pljobs.job_context import current
-from pljobs.jobs import AbortReason, Job
+from pljobs.jobs import AbortReason, Job, in_one_line
 
 logger = logging.getLogger("pljobs.jobs")
 
@@ -57,8 +57,8 @@ def asked_to_stop(job: Job, request: Verdict) -> None:
     logger.info(
         "Job %s is asked to abort by %s: %s",
         job.call_string,
-        who,
-        request.reason or "no reason given",
+        in_one_line(who),
+        in_one_line(request.reason or "no reason given"),
         extra={**job.log_context(), "request_id": request.request_id, "requested_by": who},
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pljobs.answers import CancelResult, JobAnswer, TreeAnswer
 from pljobs.calls_people import StopOptions
+from pljobs.jobs import in_one_line
 
 logger = logging.getLogger("pljobs.manager")
 
@@ -69,9 +70,9 @@ def _say(what: str, outcome: str, extra: dict[str, object], how: StopOptions, *,
     logger.info(
         "Cancel %s%s: %s; %s%s",
         what,
-        f" for {actor}" if actor else "",
+        f" for {in_one_line(actor)}" if actor else "",
         outcome,
-        reason or "no reason given",
+        in_one_line(reason or "no reason given"),
         " (once the caller's transaction commits)" if joined else "",
         extra={**extra, "reason": reason, "actor": actor, "committed": not joined},
     )

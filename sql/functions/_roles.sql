@@ -8,15 +8,22 @@ DECLARE
     v_caller text := pljobs._caller();
 BEGIN
     IF EXISTS (
-        SELECT FROM pg_roles AS r
-         WHERE r.rolname = ANY (_own_roles.groups) AND pg_has_role(v_caller, r.oid, 'USAGE')
+        SELECT FROM unnest(_own_roles.groups) AS g(name)
+         WHERE pg_has_role(v_caller, to_regrole(quote_ident(g.name)), 'USAGE')
     ) OR EXISTS (
         SELECT FROM pg_namespace AS n
          WHERE n.nspname = 'pljobs' AND pg_has_role(v_caller, n.nspowner, 'MEMBER')
     ) THEN
         RETURN NULL;
     END IF;
-    RETURN ARRAY(SELECT r.rolname::text FROM pg_roles AS r WHERE pg_has_role(v_caller, r.oid, 'MEMBER'));
+    -- Up from the caller: there may be thousands of roles, and this is asked each time.
+    RETURN ARRAY(
+        WITH RECURSIVE own AS (
+            SELECT to_regrole(quote_ident(v_caller))::oid AS role
+            UNION
+            SELECT m.roleid FROM own JOIN pg_auth_members AS m ON m.member = own.role
+        )
+        SELECT pg_get_userbyid(own.role)::text FROM own);
 END
 $$;
 COMMENT ON FUNCTION pljobs._own_roles(text[]) IS 'Whose jobs are the caller''s own; null: all.';
