@@ -117,8 +117,8 @@ def test_what_another_role_says_about_indexes_is_not_run(server: Server, logins:
     with as_login(logins, EVIL) as evil:
         evil.execute(
             """CREATE SCHEMA pljobs; GRANT USAGE ON SCHEMA pljobs TO PUBLIC;
-            CREATE FUNCTION pljobs.check_install() RETURNS TABLE (kind text, name text, problem text, fix text)
-            LANGUAGE sql
+            CREATE FUNCTION pljobs.check_install()
+            RETURNS TABLE (kind text, name text, problem text, fix text) LANGUAGE sql
             AS $$SELECT 'index', 'x', 'missing', 'RESET ROLE; CREATE TABLE public.sprung ();'$$"""
         )
     server.run_sql(f"\\i '{REPO / 'sql' / 'indexes.sql'}'", logins.info.dbname)
