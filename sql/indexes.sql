@@ -9,7 +9,19 @@ SET search_path = pg_catalog, pg_temp;
 SET statement_timeout = 0;
 -- Each waits for the transactions that were open when it began; others don't wait for it.
 SET lock_timeout = 0;
-SELECT pg_catalog.set_config('role', n.nspowner::regrole::text, false) AS role
+-- What check_install() says is run: of another role's, not with a superuser's rights (see begin.sql).
+SELECT NOT EXISTS (
+           SELECT FROM pg_catalog.pg_namespace AS n
+             JOIN pg_catalog.pg_roles AS o ON o.oid = n.nspowner
+             JOIN pg_catalog.pg_roles AS c ON c.rolname = current_user
+            WHERE n.nspname = 'pljobs' AND c.rolsuper AND NOT o.rolsuper AND o.rolname <> 'pljobs_owner'
+       ) AS may_go \gset
+\if :may_go
+\else
+\warn 'Schema pljobs belongs to another role, and this is a superuser. Run this as the owner of the schema.'
+\quit
+\endif
+SELECT pg_catalog.set_config('role', pg_catalog.pg_get_userbyid(n.nspowner)::text, false) AS role
   FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pljobs' \gset
 -- Not by waiting: who waits here would hold a snapshot, which the other's build would wait for.
 SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pljobs.indexes', 0)) AS alone \gset

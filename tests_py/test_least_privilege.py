@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -23,8 +25,8 @@ from pljobs.cli_commands import cli
 from pljobs.connector import PsycopgConnector
 from pljobs.embedded import Server
 from pljobs.maintenance import Manager
-from waiting import wait_until_async
-from workers import DEADLINE, HASTY, job, psql, request, running, until
+from waiting import wait_until, wait_until_async
+from workers import DEADLINE, HASTY, SIDE_TABLE, job, process, psql, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -352,3 +354,48 @@ async def test_where_there_are_no_groups_single_grants_do(urls: Urls, aconn: Con
         assert not await app.job_manager.cancel_job_by_id_async(others[0])
         assert await app.job_manager.cancel_job_by_id_async(own)
     assert await (await aconn.execute("SELECT * FROM pljobs.check_install()")).fetchall() == []
+
+
+def test_a_worker_process_needs_no_more(urls: Urls, conn: psycopg.Connection, tmp_path: Path) -> None:
+    conn.execute(SIDE_TABLE)
+    with process(urls["lp_worker"], tmp_path, **HASTY) as worker:
+        conn.execute("SELECT pljobs.defer_job('quick')")
+        wait_until(
+            lambda: conn.execute("SELECT 1 FROM pljobs.jobs WHERE status = 'succeeded'").fetchone(), DEADLINE
+        )
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert not worker.said("ERROR")
+        assert not worker.said("permission denied")
+
+
+# Limited to queues
+
+
+async def test_a_worker_that_is_limited_to_queues_works_for_these(
+    urls: Urls, application: App, aconn: Conn
+) -> None:
+    await aconn.execute("SELECT pljobs.limit_queues('lp_worker', 'fetch', '{mail}')")
+    money = await application.configure_task("add", queue="money", priority=9).defer_async(a=1, b=1)
+    mail = await application.configure_task("add", queue="mail").defer_async(a=1, b=2)
+    async with tasks_of(App(urls["lp_worker"])).open_async() as app:
+        with pytest.raises(exceptions.NotPermitted, match="mail"):
+            await app.run_worker_async(queues=["money"], wait=False, install_signal_handlers=False)
+        async with running(app, **HASTY):
+            assert (await until(aconn, mail))["result"] == 3
+        # Its lease ran out meanwhile, say: it comes back as itself.
+        async with running(app, **HASTY) as worker:
+            await aconn.execute(
+                "UPDATE pljobs.worker SET stopped_at = now(), expires_at = now() WHERE id = %s",
+                [worker.worker_id],
+            )
+            again = await application.configure_task("add", queue="mail").defer_async(a=2, b=2)
+            assert (await until(aconn, again))["result"] == 4
+    assert (await job(aconn, money))["status"] == "todo"
+
+
+async def test_a_producer_that_is_limited_to_queues_is_told(application: App, aconn: Conn) -> None:
+    await aconn.execute("SELECT pljobs.limit_queues('lp_app', 'defer', '{mail}')")
+    assert await application.configure_task("add", queue="mail").defer_async(a=1, b=2)
+    with pytest.raises(exceptions.NotPermitted, match="'money'"):
+        await application.configure_task("add", queue="money").defer_async(a=1, b=2)

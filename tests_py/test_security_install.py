@@ -113,6 +113,18 @@ def test_nothing_is_installed_into_a_schema_of_somebody_elses(
     assert sprung(logins) is None
 
 
+def test_what_another_role_says_about_indexes_is_not_run(server: Server, logins: psycopg.Connection) -> None:
+    with as_login(logins, EVIL) as evil:
+        evil.execute(
+            """CREATE SCHEMA pljobs; GRANT USAGE ON SCHEMA pljobs TO PUBLIC;
+            CREATE FUNCTION pljobs.check_install()
+            RETURNS TABLE (kind text, name text, problem text, fix text) LANGUAGE sql
+            AS $$SELECT 'index', 'x', 'missing', 'RESET ROLE; CREATE TABLE public.sprung ();'$$"""
+        )
+    server.run_sql(f"\\i '{REPO / 'sql' / 'indexes.sql'}'", logins.info.dbname)
+    assert sprung(logins) is None
+
+
 @pytest.mark.parametrize("trap", [trap for trap in TRAPS if "fits better" in trap or "default" in trap])
 def test_nothing_is_installed_over_things_of_others(logins: psycopg.Connection, trap: str) -> None:
     with as_login(logins, DBO) as dbo:
