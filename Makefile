@@ -30,7 +30,7 @@ test-python: .venv/.dev bootstrap node ## Run pytest on PostgreSQL 18 and on 15 
 test-pythons: ## Run the driver's cancel tests on each newer Python that this machine has
 	tools/newer_pythons
 
-test-majors: .venv/.dev bootstrap node ## Run all of it on PostgreSQL 14 to 18, two at once: some 20 minutes (MAJORS='14 17')
+test-majors: .venv/.dev bootstrap node ## Run all of it on PostgreSQL 14 to 18, three at once: some 20 minutes (MAJORS='14 17')
 	$(BIN)/python tools/lanes.py --sql --args='$(ARGS)' $(MAJORS)
 
 check: .venv/.dev .venv-pgspot/.done bootstrap ## Run ruff, mypy, plpgsql_check, pgspot; see that what is generated is current

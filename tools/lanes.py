@@ -1,6 +1,6 @@
-"""Run tests in lanes, two at once: each on one server, or on the newer Pythons.
+"""Run tests in lanes, three at once: each on one server, or on the newer Pythons.
 
-The tests mostly wait, for a worker or a server: two lanes take little longer than one.
+The tests mostly wait, for a worker or a server: three lanes take little longer than one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from servers import REPO, bin_dir, debian_version
 
-AT_ONCE = 2
+AT_ONCE = 3
 PYTHONS = "pythons"
 LONGEST_LINE = 2**24
 
