@@ -20,7 +20,7 @@ from psycopg import sql
 
 from pljobs import calls, calls_sql, db
 from pljobs.aborting import AbortRequest
-from pljobs.answers import Call, Verdict
+from pljobs.answers import Call, RunEnd, Verdict
 from pljobs.exceptions import PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
 from pljobs.lag import LoopLag
@@ -238,6 +238,7 @@ class Control:
         self._early = {
             v.run_id: v for v in verdicts if v.run_id not in runs and v.verdict in {"abort", "kill"}
         }
+        verdicts = [verdict for verdict in verdicts if not self._has_ended_itself(conn, verdict)]
         for verdict in verdicts:
             self._deliver(verdict)
         for verdict in verdicts:
@@ -253,6 +254,16 @@ class Control:
             logger.warning("The lease of worker %s had run out: registering again", self._worker_id)
             self._timed(conn, self._register_again)
             return self._timed(conn, beat)
+
+    def _has_ended_itself(self, conn: psycopg.Connection[Any], verdict: Verdict) -> bool:
+        """Say whether a run that is not its job's any more has ended it, by `context.finish`: let it be."""
+        run = self._runs.get(verdict.run_id)
+        if verdict.verdict != "lost" or run is None or run.ended or run.job.id is None:
+            return False
+        # A lost run's report changes nothing; one that had succeeded already is answered so.
+        end = RunEnd(job_id=run.job.id, run_id=verdict.run_id, outcome="succeeded")
+        answers = self._timed(conn, calls.finish_jobs([end], wait=False))
+        return [answer.status for answer in answers] == ["succeeded"]
 
     def _cancel_sql(self, conn: psycopg.Connection[Any], verdict: Verdict) -> None:
         """Cancel a run's SQL where that is left to its worker: the database may not, or the run is lost."""

@@ -114,6 +114,13 @@ def recorded(job: Job, end: RunEnd, status: str | None) -> None:
             status,
             extra=extra,
         )
+    elif status == "succeeded" != end.outcome:
+        logger.warning(
+            "Job %s had ended itself, as succeeded: that it %s afterwards changes nothing",
+            job.call_string,
+            end.outcome,
+            extra=extra,
+        )
     elif status is not None:
         level = LEVELS.get(status, logging.ERROR)
         logger.log(level, "Job %s is now %s", job.call_string, status, extra=extra)

@@ -1,2 +1,2 @@
 -- The name of the newest migration in this folder.
-SELECT pljobs._refuse_newer('0002_expand_roles');
+SELECT pljobs._refuse_newer('0003_expand_idempotency');
