@@ -1,5 +1,6 @@
-# The commands of this repository. Everything is installed below this folder (.venv*), but for Debian's packages, which
-# `make test` and `make check` ask apt for where they are missing.
+# The commands of this repository. Everything is installed below this folder (.venv*, .majors,
+# examples/node/node_modules), but for Debian's packages, which `make test` and `make check` ask apt for where they are
+# missing.
 
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,8 +8,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export FOLDER ?=
 ARGS ?=
+MAJORS ?= 14 15 16 17 18
 
-.PHONY: help demo test test-sql test-python test-pythons check bench chaos snapshot bootstrap dev clean
+.PHONY: help demo test test-sql test-python test-pythons test-majors check bench chaos snapshot bootstrap node dev clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,17 +18,20 @@ help: ## Show this list
 demo: .venv/.demo ## Run the main job on an embedded PostgreSQL (FOLDER=/some/texts ARGS='--option')
 	$(BIN)/pljobs demo $(if $(FOLDER),"$$FOLDER") $(ARGS)
 
-test: test-sql ## Run everything that a change must pass, installing what is missing
+test: test-sql node ## Run everything that a change must pass, installing what is missing
 	$(BIN)/python tools/lanes.py 18 debian pythons
 
 test-sql: .venv/.dev bootstrap ## Run pgTAP, isolation specs and PL/pgSQL coverage on PostgreSQL 18 and 15 (ARGS=FILES)
 	$(BIN)/python tools/run_tests.py $(ARGS)
 
-test-python: .venv/.dev bootstrap ## Run pytest on PostgreSQL 18 and on 15 (ARGS='-k something')
+test-python: .venv/.dev bootstrap node ## Run pytest on PostgreSQL 18 and on 15 (ARGS='-k something')
 	$(BIN)/python tools/lanes.py 18 debian --args='$(ARGS)'
 
 test-pythons: ## Run the driver's cancel tests on each newer Python that this machine has
 	tools/newer_pythons
+
+test-majors: .venv/.dev bootstrap node ## Run all of it on PostgreSQL 14 to 18, two at once: some 20 minutes (MAJORS='14 17')
+	$(BIN)/python tools/lanes.py --sql --args='$(ARGS)' $(MAJORS)
 
 check: .venv/.dev .venv-pgspot/.done bootstrap ## Run ruff, mypy, plpgsql_check, pgspot; see that what is generated is current
 	@failed=0; run() { echo "$$@"; "$$@" || failed=1; }; \
@@ -51,8 +56,12 @@ dev: .venv/.dev ## Make .venv with everything for working on pljobs
 bootstrap:
 	@tools/bootstrap
 
+# Where it fails, the test that needs it does, and all others are run.
+node:
+	-@tools/bootstrap_node
+
 clean: ## Remove what make made (not Debian's packages)
-	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .majors examples/node/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

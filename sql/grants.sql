@@ -2,18 +2,21 @@
 -- those that roles.sql makes; where one doesn't exist, its grants are left out, and a later install adds
 -- them. They are siblings: none is a member of another. The owner of the schema may do everything.
 CREATE OR REPLACE FUNCTION pljobs._privileges() RETURNS TABLE (kind text, name text, grantees text[])
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- The functions and views that are for others than the owner, and the groups that each is granted to.
 DECLARE
-    c_all CONSTANT text[] := '{pljobs_reader,pljobs_producer,pljobs_worker,pljobs_canceller,pljobs_operator}';
-    c_defer CONSTANT text[] := '{pljobs_producer,pljobs_operator}';
-    c_cancel CONSTANT text[] := '{pljobs_producer,pljobs_canceller,pljobs_operator}';
-    c_read CONSTANT text[] := '{pljobs_reader,pljobs_producer,pljobs_canceller,pljobs_operator}';
-    c_work CONSTANT text[] := '{pljobs_worker,pljobs_operator}';
-    c_look CONSTANT text[] := '{pljobs_reader,pljobs_worker,pljobs_canceller,pljobs_operator}';
-    c_operate CONSTANT text[] := '{pljobs_operator}';
+    c_all CONSTANT text[] := ARRAY[
+        'pljobs_reader', 'pljobs_producer', 'pljobs_worker', 'pljobs_canceller', 'pljobs_operator'];
+    c_defer CONSTANT text[] := ARRAY['pljobs_producer', 'pljobs_operator'];
+    c_cancel CONSTANT text[] := ARRAY['pljobs_producer', 'pljobs_canceller', 'pljobs_operator'];
+    c_read CONSTANT text[] := ARRAY[
+        'pljobs_reader', 'pljobs_producer', 'pljobs_canceller', 'pljobs_operator'];
+    c_work CONSTANT text[] := ARRAY['pljobs_worker', 'pljobs_operator'];
+    c_look CONSTANT text[] := ARRAY['pljobs_reader', 'pljobs_worker', 'pljobs_canceller', 'pljobs_operator'];
+    c_watch CONSTANT text[] := ARRAY['pljobs_reader', 'pljobs_operator'];
+    c_operate CONSTANT text[] := ARRAY['pljobs_operator'];
 BEGIN
     RETURN QUERY VALUES
         ('schema', 'pljobs', c_all),
@@ -47,49 +50,95 @@ BEGIN
         ('function', 'pause_queue', c_operate), ('function', 'pause_queue_v1', c_operate),
         ('function', 'resume_queue', c_operate), ('function', 'resume_queue_v1', c_operate),
         ('function', 'limit_queues', c_operate),
-        ('function', 'check_install', '{pljobs_reader,pljobs_operator}'),
+        ('function', 'check_install', c_watch),
         -- Look. Which rows, and how much of them, is decided in views.sql.
         ('view', 'jobs', c_read), ('view', 'history', c_read), ('view', 'requests', c_read),
         ('view', 'stuck_aborts', c_read), ('view', 'stalled_jobs', c_read),
         ('view', 'queues', c_all), ('view', 'workers', c_look),
-        ('view', 'queue_limits', c_operate);
+        ('view', 'queue_limits', c_operate),
+        ('view', 'health', c_watch);
 END
 $$;
 COMMENT ON FUNCTION pljobs._privileges() IS 'Who is granted what.';
 
-REVOKE ALL ON SCHEMA pljobs FROM PUBLIC;
-REVOKE ALL ON ALL TABLES IN SCHEMA pljobs FROM PUBLIC;
-REVOKE ALL ON ALL SEQUENCES IN SCHEMA pljobs FROM PUBLIC;
-REVOKE ALL ON ALL ROUTINES IN SCHEMA pljobs FROM PUBLIC;
-
 DO $$
 DECLARE
-    v_grant record;
+    v_owner oid := (SELECT n.nspowner FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pljobs');
+    v_change record;
 BEGIN
-    -- What an earlier release, or somebody by hand, has granted to the groups beyond the list.
-    FOR v_grant IN
-        SELECT r.rolname FROM pg_catalog.pg_roles AS r
-         WHERE r.rolname IN ('pljobs_reader', 'pljobs_producer', 'pljobs_worker', 'pljobs_canceller',
-                             'pljobs_operator')
-    LOOP
-        EXECUTE pg_catalog.format('REVOKE ALL ON ALL ROUTINES IN SCHEMA pljobs FROM %I', v_grant.rolname);
-        EXECUTE pg_catalog.format('REVOKE ALL ON ALL TABLES IN SCHEMA pljobs FROM %I', v_grant.rolname);
-        EXECUTE pg_catalog.format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA pljobs FROM %I', v_grant.rolname);
-        EXECUTE pg_catalog.format('REVOKE ALL ON SCHEMA pljobs FROM %I', v_grant.rolname);
-    END LOOP;
-    FOR v_grant IN
-        SELECT CASE g.kind WHEN 'schema' THEN 'USAGE ON SCHEMA pljobs'
-                           WHEN 'view' THEN pg_catalog.format('SELECT ON pljobs.%I', g.name)
-                           ELSE pg_catalog.format('EXECUTE ON ROUTINE %s', p.oid::regprocedure) END AS what,
-               r.rolname AS grantee
-          FROM pljobs._privileges() AS g
-         CROSS JOIN LATERAL pg_catalog.unnest(g.grantees) AS t(grantee)
-          JOIN pg_catalog.pg_roles AS r ON r.rolname = t.grantee
-          LEFT JOIN pg_catalog.pg_proc AS p
-            ON g.kind = 'function' AND p.proname = g.name AND p.pronamespace = 'pljobs'::regnamespace
+    -- What PUBLIC has, and what an earlier release, or somebody by hand, has granted to the groups beyond the
+    -- list; with what these have passed on. (Of objects that are not the owner's check_install() tells.)
+    FOR v_change IN
+        WITH granted AS (
+            SELECT 'schema' AS kind, n.nspname::text AS name, 'SCHEMA pljobs' AS what, a.grantee,
+                   a.privilege_type, a.is_grantable
+              FROM pg_catalog.pg_namespace AS n
+             CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS a
+             WHERE n.nspname = 'pljobs'
+            UNION ALL
+            SELECT 'function', p.proname, pg_catalog.format('ROUTINE %s', p.oid::regprocedure), a.grantee,
+                   a.privilege_type, a.is_grantable
+              FROM pg_catalog.pg_proc AS p
+             CROSS JOIN LATERAL pg_catalog.aclexplode(
+                   coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS a
+             WHERE p.pronamespace = 'pljobs'::regnamespace AND p.proowner = v_owner
+            UNION ALL
+            SELECT CASE c.relkind WHEN 'v' THEN 'view' END, c.relname,
+                   pg_catalog.format('%s %s', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
+                                     c.oid::regclass),
+                   a.grantee, a.privilege_type, a.is_grantable
+              FROM pg_catalog.pg_class AS c
+             CROSS JOIN LATERAL (
+                   SELECT t.grantee, t.privilege_type, t.is_grantable
+                     FROM pg_catalog.aclexplode(c.relacl) AS t
+                   UNION ALL
+                   SELECT t.grantee, 'some columns', false
+                     FROM pg_catalog.pg_attribute AS b
+                    CROSS JOIN LATERAL pg_catalog.aclexplode(b.attacl) AS t WHERE b.attrelid = c.oid) AS a
+             WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'v', 'S')
+               AND c.relowner = v_owner
+        )
+        SELECT DISTINCT g.what, CASE WHEN g.grantee = 0 THEN 'PUBLIC'
+                                     ELSE pg_catalog.quote_ident(r.rolname) END AS grantee
+          FROM granted AS g LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = g.grantee
+         WHERE (g.grantee = 0 OR r.rolname IN ('pljobs_reader', 'pljobs_producer', 'pljobs_worker',
+                                               'pljobs_canceller', 'pljobs_operator'))
+           AND NOT EXISTS (
+               SELECT FROM pljobs._privileges() AS l
+                WHERE l.kind = g.kind AND l.name = g.name AND r.rolname = ANY (l.grantees)
+                  AND NOT g.is_grantable
+                  AND g.privilege_type = CASE l.kind WHEN 'schema' THEN 'USAGE' WHEN 'view' THEN 'SELECT'
+                                                     ELSE 'EXECUTE' END)
          ORDER BY 1, 2
     LOOP
-        EXECUTE pg_catalog.format('GRANT %s TO %I', v_grant.what, v_grant.grantee);
+        EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM %s CASCADE', v_change.what, v_change.grantee);
+    END LOOP;
+
+    -- Only what is missing: at this moment workers may be waiting.
+    FOR v_change IN
+        WITH listed AS (
+            SELECT 'USAGE' AS privilege, 'SCHEMA pljobs' AS what, l.grantees, n.nspacl AS acl
+              FROM pljobs._privileges() AS l JOIN pg_catalog.pg_namespace AS n ON n.nspname = l.name
+             WHERE l.kind = 'schema'
+            UNION ALL
+            SELECT 'EXECUTE', pg_catalog.format('ROUTINE %s', p.oid::regprocedure), l.grantees, p.proacl
+              FROM pljobs._privileges() AS l JOIN pg_catalog.pg_proc AS p ON p.proname = l.name
+             WHERE l.kind = 'function' AND p.pronamespace = 'pljobs'::regnamespace
+            UNION ALL
+            SELECT 'SELECT', pg_catalog.format('TABLE %s', c.oid::regclass), l.grantees, c.relacl
+              FROM pljobs._privileges() AS l JOIN pg_catalog.pg_class AS c ON c.relname = l.name
+             WHERE l.kind = 'view' AND c.relnamespace = 'pljobs'::regnamespace
+        )
+        SELECT l.privilege, l.what, r.rolname AS grantee
+          FROM listed AS l
+         CROSS JOIN LATERAL pg_catalog.unnest(l.grantees) AS t(grantee)
+          JOIN pg_catalog.pg_roles AS r ON r.rolname = t.grantee
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.aclexplode(l.acl) AS a
+                            WHERE a.grantee = r.oid AND a.privilege_type = l.privilege)
+         ORDER BY 1, 2, 3
+    LOOP
+        EXECUTE pg_catalog.format('GRANT %s ON %s TO %I', v_change.privilege, v_change.what,
+                                  v_change.grantee);
     END LOOP;
 END
 $$;

@@ -1,6 +1,6 @@
--- Makes the indexes that are missing or invalid, one after the other, while everybody goes on working. After an
--- install that has left one for later, or when check_install() names one. Can be interrupted, and run again: it
--- goes on where it was.
+-- Makes the indexes that are missing or invalid, one after the other, while everybody goes on working. After
+-- an install that has left one for later, or when check_install() names one. Can be interrupted, and run
+-- again: it goes on where it was.
 --
 --     psql -v ON_ERROR_STOP=1 -f sql/indexes.sql
 --

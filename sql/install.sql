@@ -16,6 +16,9 @@
 -- The schema, its ledger of migrations, and the functions that migrations use.
 \ir ledger.sql
 
+-- Not over a database that a newer release has migrated.
+\ir migrations/latest.sql
+
 -- Helpers: granted to nobody.
 \ir functions/_caller.sql
 \ir functions/_roles.sql
@@ -83,7 +86,8 @@
 
 -- What people read, and who may do what.
 \ir views.sql
+\ir health.sql
 \ir grants.sql
 
--- Last: refuse to have run over a database that a newer release has migrated.
-\ir migrations/latest.sql
+-- The caller's own settings again.
+\ir end.sql

@@ -18,9 +18,13 @@ $$;
 
 -- Whoever runs an upgrade, all of the schema stays one role's: what a superuser creates here would be hers,
 -- and its functions would run with her rights.
-SELECT pg_catalog.set_config('role', r.rolname, true)
-  FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
- WHERE n.nspname = 'pljobs' AND r.rolname <> current_user;
+DO $$
+BEGIN
+    PERFORM pg_catalog.set_config('role', r.rolname, true)
+       FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
+      WHERE n.nspname = 'pljobs' AND r.rolname <> current_user;
+END
+$$;
 
 DO $$
 BEGIN
@@ -32,13 +36,19 @@ BEGIN
 END
 $$;
 
-CREATE TABLE IF NOT EXISTS pljobs.migration (
-    name       text        NOT NULL,
-    checksum   text        NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    applied_by text        NOT NULL DEFAULT session_user,
-    CONSTRAINT migration_pkey PRIMARY KEY (name)
-);
+DO $$
+BEGIN
+    IF pg_catalog.to_regclass('pljobs.migration') IS NULL THEN
+        CREATE TABLE pljobs.migration (
+            name       text        NOT NULL,
+            checksum   text        NOT NULL,
+            applied_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+            applied_by text        NOT NULL DEFAULT session_user,
+            CONSTRAINT migration_pkey PRIMARY KEY (name)
+        );
+    END IF;
+END
+$$;
 
 CREATE OR REPLACE FUNCTION pljobs._migrate(name text, body text) RETURNS text
 LANGUAGE plpgsql VOLATILE
@@ -85,59 +95,93 @@ $$;
 COMMENT ON FUNCTION pljobs._refuse_newer(text)
     IS 'Raises PJ006 if a newer release of pljobs has migrated this database.';
 
-CREATE OR REPLACE FUNCTION pljobs._lock_relations(names text[] DEFAULT '{}') RETURNS void
+CREATE OR REPLACE FUNCTION pljobs._refuse_held(relation regclass, since timestamptz) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Takes, exclusively, the tables of pljobs that are named and all its views, all at once or none. Whoever
--- waits for such a lock keeps all that come later waiting too: so each try waits for 100 ms at most, then
--- lets the workers pass. Gives up when lock_timeout (0: never) is over: 55P03, naming who is in the way.
+-- Raises 55P03, naming those whose transactions have held a lock on this relation since then.
+DECLARE
+    v_holders text;
+BEGIN
+    SELECT string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN 'a prepared transaction (see pg_prepared_xacts)'
+                                    ELSE format('pid %s (%s)', l.pid, concat_ws(', ', a.usename,
+                                         nullif(a.application_name, ''), a.backend_type)) END, ', ')
+      INTO v_holders
+      FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+     WHERE l.relation = _refuse_held.relation AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+       AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+       AND coalesce(a.xact_start, '-infinity') <= _refuse_held.since;
+    RAISE EXCEPTION '% was held by others for too long: %', _refuse_held.relation,
+        coalesce(v_holders, 'nobody that can be named')
+        USING ERRCODE = '55P03',
+              HINT = 'Nothing was changed. Run it again when they are done, or wait longer: pljobs migrate '
+                     '--lock-timeout 1m, or with psql PGOPTIONS=''-c pljobs.lock_timeout=1min''.';
+END
+$$;
+COMMENT ON FUNCTION pljobs._refuse_held(regclass, timestamptz) IS 'Raises, naming who holds a relation.';
+
+CREATE OR REPLACE FUNCTION pljobs._lock_relations(names text[] DEFAULT '{}', exclusively boolean DEFAULT true)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Locks the tables that are named against VACUUM, CREATE INDEX and ALTER TABLE; then, exclusively, these
+-- tables and all views of pljobs, all at once or none. Gives up when lock_timeout (0: never) is over: 55P03,
+-- naming who is in the way.
 DECLARE
     v_limit interval := current_setting('lock_timeout')::interval;
     v_until timestamptz := clock_timestamp() + v_limit;
-    v_relations regclass[];
+    v_began timestamptz := clock_timestamp();
     v_relation regclass;
-    v_holders text;
+    v_tables regclass[] := ARRAY(
+        SELECT c.oid::regclass FROM pg_class AS c
+         WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind = 'r'
+           AND c.relname = ANY (_lock_relations.names)
+         ORDER BY c.relname);
+    -- Not those that somebody has added.
+    v_views regclass[] := ARRAY(
+        SELECT c.oid::regclass FROM pljobs._manifest() AS m
+          JOIN pg_class AS c ON c.relname = m.name AND c.relnamespace = 'pljobs'::regnamespace
+         WHERE m.kind = 'view' AND c.relkind = 'v'
+         ORDER BY c.relname);
 BEGIN
-    v_relations := ARRAY(
-        SELECT c.oid FROM pg_class AS c
-         WHERE c.relnamespace = 'pljobs'::regnamespace
-           AND (c.relkind = 'v' OR c.relkind = 'r' AND c.relname = ANY (_lock_relations.names))
-         ORDER BY c.relkind DESC, c.relname);
+    -- For this one can wait in the queue: no worker waits behind it. Where it is an autovacuum that is in the
+    -- way, it gives up after a second.
+    BEGIN
+        FOREACH v_relation IN ARRAY v_tables LOOP
+            EXECUTE format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE', v_relation);
+        END LOOP;
+    EXCEPTION WHEN lock_not_available THEN
+        PERFORM pljobs._refuse_held(v_relation, v_began);
+    END;
+    IF NOT _lock_relations.exclusively THEN
+        RETURN;
+    END IF;
+    -- Whoever waits for this one keeps all that come later waiting too: so each try waits for 100 ms at most,
+    -- then lets the workers pass. Views first: no worker waits for them.
     LOOP
         BEGIN
+            v_began := clock_timestamp();
             PERFORM set_config('lock_timeout', '100', true);
-            FOREACH v_relation IN ARRAY v_relations LOOP
-                IF EXISTS (SELECT FROM pg_class AS c WHERE c.oid = v_relation AND c.relkind = 'v') THEN
-                    -- LOCK TABLE would lock all that the view reads; this locks it alone, and changes
-                    -- nothing.
-                    EXECUTE format('ALTER VIEW %s SET (security_barrier)', v_relation);
-                ELSE
-                    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', v_relation);
-                END IF;
+            FOREACH v_relation IN ARRAY v_views LOOP
+                -- LOCK TABLE would lock all that the view reads; this locks it alone, and changes nothing.
+                EXECUTE format('ALTER VIEW %s SET (security_barrier)', v_relation);
+            END LOOP;
+            FOREACH v_relation IN ARRAY v_tables LOOP
+                EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', v_relation);
             END LOOP;
             PERFORM set_config('lock_timeout', extract(epoch FROM v_limit) || 's', true);
             RETURN;
         EXCEPTION WHEN lock_not_available THEN
             IF v_limit > '0' AND clock_timestamp() > v_until THEN
-                SELECT string_agg(DISTINCT format('pid %s (%s, %s)', l.pid, a.usename,
-                                  coalesce(nullif(a.application_name, ''), a.backend_type)), ', ')
-                  INTO v_holders
-                  FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-                 WHERE l.relation = v_relation AND l.granted AND l.pid <> pg_backend_pid()
-                   AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database());
-                RAISE EXCEPTION '% was held by others for %, at last by %', v_relation, v_limit,
-                    coalesce(v_holders, 'nobody that can be named')
-                    USING ERRCODE = '55P03',
-                          HINT = 'Nothing was changed. Run it again when that transaction has ended, or wait '
-                                 'longer: pljobs migrate --lock-timeout 1m.';
+                PERFORM pljobs._refuse_held(v_relation, v_began);
             END IF;
         END;
         PERFORM pg_sleep(0.1 + 0.2 * random());
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION pljobs._lock_relations(text[])
+COMMENT ON FUNCTION pljobs._lock_relations(text[], boolean)
     IS 'Locks tables, and all views, without keeping workers waiting for long.';
 
 CREATE OR REPLACE FUNCTION pljobs._create_index(table_name text, statement text) RETURNS text

@@ -1,5 +1,9 @@
 -- What people read. Columns are only ever added at the end.
-SELECT pljobs._lock_relations();
+DO $$
+BEGIN
+    PERFORM pljobs._lock_relations();
+END
+$$;
 
 -- Of which jobs the reader of a view sees the rows, and of which all that is in them. In a view current_user
 -- is the role that reads.
@@ -57,7 +61,7 @@ SELECT w.id, w.name, w.host, w.pid,
 COMMENT ON VIEW pljobs.workers IS
     'Every worker: alive; stalled (its lease ran out, its jobs are about to be rescued); stopped. '
     'loop_lag: how late its event loop runs. tainted_at: since when it gets no more jobs, for it gave one up '
-    'whose code may still run. contract, driver, registered_by: what it speaks, what it is, which role it is.';
+    'whose code may still run. contract, driver, registered_by: what it speaks, what it is, whose role.';
 
 CREATE OR REPLACE VIEW pljobs.queues WITH (security_barrier) AS
 SELECT coalesce(c.queue, q.name) AS queue,
@@ -104,40 +108,45 @@ SELECT j.id, j.status, j.waiting_for, j.queue, j.task, j.args, j.priority, j.loc
 COMMENT ON VIEW pljobs.stalled_jobs
     IS 'Running jobs whose worker''s lease ran out: rescue_jobs() takes them.';
 
+-- Constants have names in every branch: else 14, and a dump's restored view, show another view than this one.
 CREATE OR REPLACE VIEW pljobs.history WITH (security_barrier) AS
 WITH entry AS (
     SELECT j.id AS job_id, j.created_at AS at, 0 AS place, 'deferred' AS event, NULL::integer AS attempt,
            NULL::bigint AS worker_id, j.deferred_by AS who, NULL::text AS detail, false AS is_secret
       FROM pljobs.job AS j
     UNION ALL
-    SELECT e.job_id, e.started_at, 1, 'started', e.attempt, e.worker_id, NULL, NULL, false
+    SELECT e.job_id, e.started_at, 1, 'started' AS event, e.attempt, e.worker_id, NULL AS who, NULL AS detail,
+           false AS is_secret
       FROM pljobs.job_event AS e WHERE e.started_at IS NOT NULL
     UNION ALL
-    SELECT e.job_id, e.at, 3, e.kind, e.attempt, e.worker_id, NULL, concat_ws(E'\n', e.message, e.error),
-           true
+    SELECT e.job_id, e.at, 3, e.kind, e.attempt, e.worker_id, NULL AS who,
+           concat_ws(E'\n', e.message, e.error), true AS is_secret
       FROM pljobs.job_event AS e WHERE e.kind <> 'cancelled'
     UNION ALL
-    SELECT j.id, j.started_at, 1, 'started', j.attempts, j.worker_id, NULL, NULL, false
+    SELECT j.id, j.started_at, 1, 'started' AS event, j.attempts, j.worker_id, NULL AS who, NULL AS detail,
+           false AS is_secret
       FROM pljobs.job AS j WHERE j.started_at IS NOT NULL
     UNION ALL
-    SELECT j.id, j.finished_at, 3, j.status, j.attempts, j.worker_id, NULL,
-           concat_ws(E'\n', j.message, j.error), true
+    SELECT j.id, j.finished_at, 3, j.status, j.attempts, j.worker_id, NULL AS who,
+           concat_ws(E'\n', j.message, j.error), true AS is_secret
       FROM pljobs.job AS j WHERE j.finished_at IS NOT NULL AND j.status <> 'cancelled'
     UNION ALL
     SELECT r.job_id, r.requested_at, 2,
-           CASE r.kind WHEN 'abort' THEN 'abort requested' ELSE r.resolution END, NULL, r.worker_id,
-           concat_ws(' for ', r.requested_by, r.actor), r.reason, false
+           CASE r.kind WHEN 'abort' THEN 'abort requested' ELSE r.resolution END, NULL AS attempt,
+           r.worker_id, concat_ws(' for ', r.requested_by, r.actor), r.reason, false AS is_secret
       FROM pljobs.request AS r WHERE r.job_id IS NOT NULL
     UNION ALL
-    SELECT r.job_id, r.delivered_at, 2, 'abort delivered', NULL, r.worker_id, NULL, r.handling, false
+    SELECT r.job_id, r.delivered_at, 2, 'abort delivered' AS event, NULL AS attempt, r.worker_id, NULL AS who,
+           r.handling, false AS is_secret
       FROM pljobs.request AS r WHERE r.delivered_at IS NOT NULL
     UNION ALL
-    SELECT r.job_id, r.escalated_at, 2, 'abort escalated', NULL, r.worker_id, NULL,
+    SELECT r.job_id, r.escalated_at, 2, 'abort escalated' AS event, NULL AS attempt, r.worker_id, NULL AS who,
            concat_ws(', ', CASE r.level WHEN 2 THEN 'its SQL' WHEN 3 THEN 'terminate' ELSE 'kill' END,
-                     'SQL: ' || r.sql_way), false
+                     'SQL: ' || r.sql_way), false AS is_secret
       FROM pljobs.request AS r WHERE r.level >= 2
     UNION ALL
-    SELECT r.job_id, r.resolved_at, 2, 'abort resolved', NULL, r.worker_id, NULL, r.resolution, false
+    SELECT r.job_id, r.resolved_at, 2, 'abort resolved' AS event, NULL AS attempt, r.worker_id, NULL AS who,
+           r.resolution, false AS is_secret
       FROM pljobs.request AS r
      WHERE r.kind = 'abort' AND r.resolved_at IS NOT NULL AND r.resolution <> 'joined'
 )

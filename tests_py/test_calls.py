@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pljobs import arguments, calls, calls_many, calls_people, calls_read, calls_sql, db
+from pljobs import arguments, calls, calls_many, calls_people, calls_read, calls_sql, checks, db
 from pljobs.answers import Call, FinishAnswer, Observation, RunEnd
 from pljobs.calls_read import JobFilter
 from pljobs.exceptions import InvalidArgument, InvalidJob, JobNotFound, WorkerNotRegistered
@@ -58,6 +58,7 @@ SAMPLES: dict[str, Call[object]] = {
     "get_words": calls_many.get_words([1], [1]),
     "get_job": calls_read.get_job(1),
     "get_job_status": calls_read.get_job_status(1),
+    "require_writes": calls_read.require_writes(),
     "get_job_history": calls_read.get_job_history(1),
     "list_jobs": calls_read.list_jobs(CHOSEN, limit=1),
     "list_queues": calls_read.list_queues(CHOSEN),
@@ -241,12 +242,37 @@ def test_a_retry_that_the_database_would_refuse_is_tamed(conn: psycopg.Connectio
 
 def test_relative_times_are_sent_as_they_are_for_the_database_to_add(conn: psycopg.Connection) -> None:
     encoded = json.loads(calls.encode_job(JOB.evolve(scheduled_in=timedelta(hours=1, microseconds=1))))
-    assert encoded["scheduled_in"] == "3600000001 microseconds"
+    assert encoded["scheduled_in"] == "1 hours 0.000001 seconds"
     assert "scheduled_at" not in encoded
     call = calls.finish_jobs([RunEnd(job_id=1, run_id=1, outcome="failed", retry_in=timedelta(minutes=5))])
     (sent,) = json.loads(str(call.params["runs"]))
-    assert sent["retry_in"] == "300000000 microseconds"
+    assert sent["retry_in"] == "0 hours 300.000000 seconds"
     assert "retry_at" not in sent
+
+
+@pytest.mark.parametrize("style", ["postgres", "postgres_verbose", "sql_standard", "iso_8601"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    "length",
+    [
+        timedelta(0),
+        timedelta(microseconds=1),
+        timedelta(seconds=0.5),
+        timedelta(minutes=59, seconds=59, microseconds=999999),
+        timedelta(hours=1, microseconds=1),
+        timedelta(days=100 * 365, microseconds=1),
+        timedelta(days=200_000 * 365),
+    ],
+)
+def test_the_database_reads_an_interval_to_the_microsecond(
+    conn: psycopg.Connection, style: str, sign: int, length: timedelta
+) -> None:
+    conn.execute(f"SET intervalstyle = {style}".encode())
+    row = conn.execute(
+        "SELECT extract(epoch FROM v) * 1000000, extract(day FROM v) FROM CAST(%s AS interval) AS v",
+        [checks.as_interval(sign * length)],
+    ).fetchone()
+    assert row == (sign * length // timedelta(microseconds=1), 0)
 
 
 @pytest.mark.parametrize(

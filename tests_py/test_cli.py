@@ -120,19 +120,13 @@ def test_list_without_jobs_says_so_on_stderr(pljobs: Pljobs) -> None:
 
 
 def test_list_needs_no_more_rights_than_a_readers(pljobs: Pljobs, conn: psycopg.Connection) -> None:
-    pljobs("defer", "a")
+    pljobs("defer", "a", '{"secret": 1}')
     conn.execute("DROP ROLE IF EXISTS cli_reader; CREATE ROLE cli_reader LOGIN")
-    conn.execute("GRANT USAGE ON SCHEMA pljobs TO cli_reader")
-    columns = (
-        "id, status, waiting_for, queue, task, priority, attempts, crashes, created_at, scheduled_at,"
-        " started_at, finished_at, worker_id, run_id, abort_requested, abort_requested_at,"
-        " parent_id, start_by, timeout, timeout_at, progress, progress_at"
-    )
-    conn.execute(f"GRANT SELECT ({columns}) ON pljobs.jobs TO cli_reader")
+    conn.execute("GRANT pljobs_reader TO cli_reader")
     try:
         url = ["--url", conn.info.dsn + " user=cli_reader"]
         assert len(json.loads(pljobs("list", "--json", *url).stdout)) == 1
-        assert "permission denied" in pljobs("list", "--full", *url, exits=1).stderr
+        assert json.loads(pljobs("list", "--json", "--full", *url).stdout)[0]["args"] is None
     finally:
         conn.execute("DROP OWNED BY cli_reader; DROP ROLE cli_reader")
 

@@ -34,7 +34,7 @@ def test_schema_check_says_what_differs_with_1(pljobs: Pljobs, conn: psycopg.Con
     conn.execute(
         "CREATE OR REPLACE FUNCTION pljobs.rescue_jobs() RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'"
     )
-    assert "pljobs.rescue_jobs" in pljobs("schema", "--check", exits=1).stdout
+    assert "function rescue_jobs(): differs" in pljobs("schema", "--check", exits=1).stdout
     assert fields(pljobs("schema", "--check", "--json", exits=1))["ok"] is False
 
 

@@ -285,11 +285,11 @@ def test_a_missing_schema_says_to_migrate(empty_db_url: str) -> None:
         ("PJ005", exceptions.MigrationEdited),
         ("PJ006", exceptions.SchemaTooNew),
         ("22003", exceptions.InvalidArgument),
-        ("42501", exceptions.ConnectorException),
+        ("42501", exceptions.NotPermitted),
         ("40001", exceptions.ConnectorException),
         ("57P01", exceptions.DatabaseUnavailable),
         ("53300", exceptions.DatabaseUnavailable),
-        ("25006", exceptions.DatabaseUnavailable),
+        ("25006", exceptions.DatabaseReadOnly),
         ("42883", exceptions.SchemaMissing),
     ],
 )

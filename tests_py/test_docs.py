@@ -6,7 +6,6 @@ import ast
 import inspect
 import os
 import re
-import shlex
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -26,10 +25,11 @@ PAGES = sorted(
     [
         *(REPO / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")),
         REPO / "sql" / "README.md",
+        REPO / "examples" / "README.md",
         *(REPO / "docs").rglob("*.md"),
     ]
 )
-WORKER = REPO / "docs" / "examples" / "worker.sh"
+WORKER = REPO / "examples" / "bash" / "worker.sh"
 
 # What a page's SQL finds: a worker (1) that runs job 33, and jobs in every other state.
 SCENE = """
@@ -86,6 +86,14 @@ def run_sql(server: Server, dbname: str, block: Block, *variables: str) -> str:
     return done.stdout
 
 
+def documented(words: str) -> Block:
+    """The one block of operating.md that has these words in it, for tests of what it does."""
+    (found,) = (
+        block for block in blocks(REPO / "docs" / "operating.md", "sql", "shell") if words in block.text
+    )
+    return found
+
+
 async def run_python(block: Block, names: dict[str, object]) -> None:
     """Run a block, which may await, in these names; `# True` and its like after an expression must be so."""
     claim = re.compile(r"^(\s*)(\S.*?)  # (True|False)\b.*$", re.MULTILINE)
@@ -140,42 +148,11 @@ async def test_the_python_of_the_python_page_runs(app_db: psycopg.AsyncConnectio
 
 async def test_the_python_of_the_other_pages_runs(app_db: psycopg.AsyncConnection) -> None:
     for page in PAGES:
-        if page.name not in {"README.md", "python.md"}:
+        # Those of migrations.md are for other tools: test_migration_tools.py.
+        if page.name not in {"README.md", "python.md", "migrations.md"}:
             names: dict[str, object] = {"__name__": "shop"}
             for block in blocks(page, "python"):
                 await run_python(block, names)
-
-
-def run_lines(lines: list[str]) -> None:
-    for line in lines:
-        subprocess.run(shlex.split(line), check=True)
-
-
-async def test_the_dba_page_installs_grants_and_uninstalls(
-    app_db: psycopg.AsyncConnection, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(REPO)
-    lines = [
-        line for block in blocks(REPO / "sql" / "README.md", "shell") for line in block.text.splitlines()
-    ]
-    assert len(lines) == 4
-    assert "uninstall" in lines[-1]
-    before = set(server.run_sql("SELECT rolname FROM pg_roles", "app").split("\n"))
-    await app_db.execute("DROP SCHEMA pljobs CASCADE")
-    try:
-        run_lines(lines[:-1])
-        granted = await app_db.execute(
-            "SELECT has_function_privilege('pljobs_canceller', p.oid, 'EXECUTE') FROM pg_proc AS p"
-            " WHERE p.oid = 'pljobs.cancel_job'::regproc"
-        )
-        assert await granted.fetchone() == (True,)
-        run_lines(lines[-1:])
-        left = await app_db.execute("SELECT FROM pg_namespace WHERE nspname = 'pljobs'")
-        assert await left.fetchone() is None
-    finally:
-        await app_db.execute("DROP SCHEMA IF EXISTS pljobs CASCADE")
-        for role in set(server.run_sql("SELECT rolname FROM pg_roles", "app").split("\n")) - before:
-            server.run_sql(f"DROP ROLE {role}", "app")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -186,7 +163,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 def test_the_sql_page_states_every_versioned_function(conn: psycopg.Connection) -> None:
-    text = (REPO / "docs" / "sql.md").read_text()
+    text = (REPO / "docs" / "sql-contract.md").read_text()
     functions = conn.execute(
         "SELECT p.proname, coalesce(p.proargnames[1:p.pronargs], '{}') FROM pg_proc AS p"
         " WHERE p.pronamespace = 'pljobs'::regnamespace AND p.proname ~ '_v[0-9]+$'"
@@ -194,13 +171,13 @@ def test_the_sql_page_states_every_versioned_function(conn: psycopg.Connection) 
     assert len(functions) >= 14
     for name, arguments in functions:
         heading = re.search(rf"^{name}\((.*?)\)", text, re.MULTILINE | re.DOTALL)
-        assert heading, f"docs/sql.md does not state {name}"
+        assert heading, f"the contract does not state {name}"
         for argument in arguments:
-            assert re.search(rf"\b{argument}\b", heading[1]), f"docs/sql.md: {name} without {argument}"
+            assert re.search(rf"\b{argument}\b", heading[1]), f"the contract: {name} without {argument}"
 
 
 def test_the_sql_page_states_every_error_code() -> None:
-    text = (REPO / "docs" / "sql.md").read_text()
+    text = (REPO / "docs" / "sql-contract.md").read_text()
     raised = {
         code for path in (REPO / "sql").rglob("*.sql") for code in re.findall(r"'(PJ\d+)'", path.read_text())
     } - {"PJ000"}  # caught where it is raised
@@ -358,7 +335,7 @@ def test_the_bash_worker_registers_again(
 
 
 def test_the_calls_of_the_driver_are_those_of_the_sql_page() -> None:
-    text = (REPO / "docs" / "sql.md").read_text()
+    text = (REPO / "docs" / "sql-contract.md").read_text()
     for call in (calls.heartbeat(1), calls.fetch_jobs(1), calls.wake_lanes()):
         function = re.search(r"pljobs\.(\w+_v\d+)\(", call.statement)
         assert function is not None

@@ -261,27 +261,37 @@ def test_sdist_and_wheel_carry_the_sql(tmp_path: Path) -> None:
         assert {"pljobs/py.typed", "pljobs/install.py"} <= names
 
 
-def test_an_upgrade_by_a_superuser_leaves_everything_with_its_owner(
-    empty_db_url: str,
-) -> None:
+@pytest.fixture
+def app_owner(empty_db_url: str) -> Iterator[psycopg.Connection]:
+    """A login, no superuser, that may create schemas in the test's database."""
     with psycopg.connect(empty_db_url, autocommit=True) as conn:
         name = conn.info.dbname
         conn.execute("DROP ROLE IF EXISTS app_owner; CREATE ROLE app_owner LOGIN")
         conn.execute(f"GRANT CREATE ON DATABASE {name} TO app_owner".encode())
         try:
             with psycopg.connect(empty_db_url, user="app_owner", autocommit=True) as owner:
-                install.migrate(owner)
-            # As if this release brought a function that the former had not.
-            conn.execute("DROP FUNCTION pljobs.rescue_jobs()")
-            install.migrate(conn)
-            owners = conn.execute(
-                "SELECT DISTINCT proowner::regrole::text FROM pg_proc"
-                " WHERE pronamespace = 'pljobs'::regnamespace"
-            ).fetchall()
-            assert owners == [("app_owner",)]
-            assert conn.execute("SELECT current_user = session_user").fetchone() == (True,)
+                yield owner
         finally:
             conn.execute("DROP SCHEMA IF EXISTS pljobs CASCADE; DROP OWNED BY app_owner; DROP ROLE app_owner")
+
+
+def test_a_superuser_upgrades_somebody_elses_schema_only_as_that_one(
+    empty_db_url: str, app_owner: psycopg.Connection
+) -> None:
+    install.migrate(app_owner)
+    with psycopg.connect(empty_db_url, autocommit=True) as conn:
+        # As if this release brought a function that the former had not.
+        conn.execute("DROP FUNCTION pljobs.rescue_jobs()")
+        with pytest.raises(exceptions.MigrationEdited, match="SET ROLE app_owner"):
+            install.migrate(conn)
+
+        conn.execute("SET ROLE app_owner")
+        install.migrate(conn)
+        owners = conn.execute(
+            "SELECT DISTINCT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'pljobs'::regnamespace"
+        ).fetchall()
+        assert owners == [("app_owner",)]
+        assert conn.execute("SELECT current_user::text").fetchone() == ("app_owner",)
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(empty_db_url: str) -> None:

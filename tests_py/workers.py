@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +117,15 @@ SIDE_TABLE = """
 """
 
 
-class Process:
-    """A worker process; what it logs is in `log`."""
+class Command:
+    """A process; what it says is in `log`."""
 
-    def __init__(self, url: str, log: Path, **options: object) -> None:
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, str(HERE / "worker_process.py"), url, json.dumps(options)],
-                env=environment() | {"PYTHONUNBUFFERED": "1"},
+                command,
+                env={**environment(), **env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -164,10 +164,20 @@ class Process:
         self.popen.wait(DEADLINE)
 
 
+class Process(Command):
+    """A worker process in Python; `variables`: for its environment, as to run another release of pljobs."""
+
+    def __init__(
+        self, url: str, log: Path, variables: Mapping[str, str] | None = None, **options: object
+    ) -> None:
+        command = [sys.executable, str(HERE / "worker_process.py"), url, json.dumps(options)]
+        super().__init__(command, log, {"PYTHONUNBUFFERED": "1", **(variables or {})})
+
+
 @contextlib.contextmanager
 def process(url: str, tmp_path: Path, name: str = "worker", **options: object) -> Iterator[Process]:
     """Run a worker process; wait until it works; kill it at the end if it still lives."""
-    started = Process(url, tmp_path / f"{name}.log", name=name, **options)
+    started = Process(url, tmp_path / f"{name}.log", None, name=name, **options)
     try:
         started.until_said("started")
         yield started

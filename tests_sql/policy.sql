@@ -17,14 +17,23 @@ SELECT is_empty($$SELECT name FROM ours WHERE prokind = 'f' AND NOT coalesce('se
 -- But those of the SQL bracket, whose locks and rights are to be the caller's: they touch no table.
 SELECT set_eq($$SELECT proname FROM ours WHERE prokind = 'f' AND prosecdef = is_helper$$, ARRAY['enter_sql_v1', 'leave_sql_v1', 'cancel_sql_v1'], 'public functions run with their owner''s rights, helpers do not');
 SELECT is_empty($$SELECT name FROM ours WHERE proname ~ '_sql_v1$' AND prosrc ~ 'pljobs\.'$$, 'what runs with the caller''s rights needs none in the schema');
+SELECT is_empty($$SELECT name, c FROM ours, unnest(proconfig) AS c WHERE c !~ '^(search_path=pg_catalog, pg_temp|plan_cache_mode=force_(generic|custom)_plan|(enable_(seqscan|sort|bitmapscan)|jit)=off|lock_timeout=(500ms|1s)|quote_all_identifiers=off|IntervalStyle=postgres|DateStyle=iso)$'$$, 'what else functions set is about plans, waiting, and how things are written');
+SELECT is_empty($$SELECT o.name FROM ours AS o JOIN pg_namespace AS n ON n.nspname = 'pljobs' WHERE o.proowner <> n.nspowner$$, 'every function is the schema''s owner''s');
+SELECT is_empty($$SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = 'pljobs' AND c.relowner <> n.nspowner$$, 'so is every table, view, index and sequence');
+SELECT results_eq($$SELECT r.rolname::text COLLATE "default", r.rolsuper, r.rolcanlogin, r.rolcreaterole, r.rolcreatedb, r.rolbypassrls, r.rolreplication FROM pg_namespace AS n JOIN pg_roles AS r ON r.oid = n.nspowner WHERE n.nspname = 'pljobs'$$,
+                  $$VALUES ('pljobs_owner', false, false, false, false, false, false)$$, 'who is nobody that can log in, and has no rights but these');
+SELECT do_as(a_login('pljobs_owner'), 'SET ROLE pljobs_owner; CREATE FUNCTION pljobs.made_later() RETURNS integer LANGUAGE sql RETURN 1; RESET ROLE') \g /dev/null
+SELECT is(has_function_privilege('pljobs_reader', 'pljobs.made_later()', 'EXECUTE'), false, 'what it makes is not everybody''s to call, not for a moment');
+DROP FUNCTION pljobs.made_later();
 -- What PostgreSQL lets commit: neither SECURITY DEFINER nor settings. So all that a procedure names is qualified, and
 -- whatever needs rights is done by the functions that it calls.
 SELECT set_eq($$SELECT proname FROM ours WHERE prosrc ~ '\mCOMMIT\M'$$, $$SELECT proname FROM ours WHERE prokind = 'p'$$, 'procedures are there to commit in between, and nothing else does');
 SELECT is_empty($$SELECT name FROM ours WHERE prokind = 'p' AND (prosecdef OR proconfig IS NOT NULL OR is_helper)$$, 'procedures run with the caller''s rights, without settings');
 SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '(?<![.\w])(?!LEAST|ARRAY|FILTER|OPERATOR|ALL|AND)([[:alpha:]_]+)\s*\(', 'g') AS m WHERE prokind = 'p'$$, 'procedures qualify each function that they call');
 SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '(?:\s|\w)(<>|<=|>=|[-+*/<]|[^:=]=)\s', 'g') AS m WHERE prokind = 'p'$$, 'and each operator');
+SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(substring(prosrc FROM '\mDECLARE\M(.*?)\mBEGIN\M'), '\n\s+v_\w+ (?!bigint|integer|numeric|boolean|record|pg_catalog\.)(\w+)', 'g') AS m WHERE prokind = 'p'$$, 'and each type, but for SQL''s own words');
 SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(prosrc, '(FROM|JOIN|UPDATE|INTO)\s+pljobs\.(\w+)(?!\w|\()', 'g') AS m WHERE prokind = 'p'$$, 'and touch no table');
-SELECT is_empty($$SELECT name FROM ours WHERE NOT is_helper AND provolatile <> CASE WHEN proname LIKE 'get\_%' THEN 's' ELSE 'v' END$$, 'public functions are VOLATILE, but for those that only get');
+SELECT is_empty($$SELECT name FROM ours WHERE NOT is_helper AND provolatile <> CASE WHEN proname ~ '^(get|check)_' THEN 's' ELSE 'v' END$$, 'public functions are VOLATILE, but for those that only get or check');
 SELECT set_eq($$SELECT proname FROM ours WHERE proisstrict OR proparallel <> 'u'$$, ARRAY['_lane_key', '_tree_key'], 'only a pure helper is STRICT or PARALLEL SAFE');
 SELECT is_empty($$SELECT name FROM ours WHERE proname !~ '^_?[a-z]+(_[a-z]+)*(_v[1-9])?$'$$, 'functions are named verb_noun, with a version for drivers');
 SELECT is_empty($$SELECT o.name FROM ours AS o JOIN pg_type AS t ON t.oid = o.prorettype JOIN pg_class AS c ON c.oid = t.typrelid WHERE c.relkind IN ('r', 'v')$$, 'no function returns a table''s row type');

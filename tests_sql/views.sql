@@ -124,5 +124,78 @@ UPDATE pljobs.job SET start_by = now() WHERE id = :overdue;
 SELECT pljobs.enforce_limits() \g /dev/null
 SELECT results_eq(format('SELECT event, detail FROM pljobs.history WHERE job_id = %s', :overdue), $$VALUES ('deferred', NULL::text), ('expired', 'not started in time')$$, 'and of what did not start in time');
 
+
+-- Who sees which rows, and how much of them.
+SELECT a_login('pljobs_producer') AS ann, a_login('pljobs_producer') AS bob, a_login('pljobs_reader') AS eve, a_login('pljobs_canceller') AS guard, a_login('pljobs_operator') AS ops, a_login('pljobs_worker') AS hand \gset
+SELECT a_login('pljobs_producer', 'pljobs_reader') AS both, a_login('pljobs_producer', :'ann') AS pool, a_login('pljobs_owner') AS dba, a_name('queue') AS q \gset
+CREATE FUNCTION seen(login text, query text, role text DEFAULT 'none') RETURNS text LANGUAGE sql VOLATILE
+RETURN as_login(login, format('SELECT array_agg(v.x ORDER BY v.x) FROM (%s) AS v(x)', query), role);
+SELECT as_login(who, format('SELECT pljobs.defer_job(%L, ''{"secret": 1}'', queue => %L)', who, :'q')) FROM unnest(ARRAY[:'ann', :'bob', :'both']) AS w(who) \g /dev/null
+SELECT max(j.id) FILTER (WHERE j.deferred_by = :'ann') AS anns, max(j.id) FILTER (WHERE j.deferred_by = :'bob') AS bobs, max(j.id) FILTER (WHERE j.deferred_by = :'both') AS boths, a_worker() AS w FROM pljobs.job AS j \gset
+SELECT f.run_id AS anns_run FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q']) AS f \gset
+SELECT pljobs.heartbeat_v1(:w, ARRAY[:anns_run]::bigint[], format('[{"job_id": %s, "run_id": %s, "progress": 0.5, "progress_message": "secret"}]', :anns, :anns_run)::jsonb),
+       finish_run(:anns, :anns_run, 'failed', '{"message": "secret", "error": "secret", "retry_in": "0 s"}') \g /dev/null
+SELECT f.run_id AS anns_run FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q']) AS f \gset
+SELECT finish_run(:anns, :anns_run, 'failed', '{"message": "secret", "error": "secret"}') \g /dev/null
+SELECT f.run_id AS bobs_run FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q']) AS f \gset
+SELECT finish_run(:bobs, :bobs_run, 'succeeded', '{"message": "secret", "result": "secret"}') \g /dev/null
+SELECT f.run_id AS boths_run FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q']) AS f \gset
+SELECT lose_worker(:w) \g /dev/null
+
+SELECT is(seen(who, format('SELECT id FROM pljobs.jobs WHERE queue = %L', :'q'))::bigint[], ids::bigint[], what || ' sees the rows of ' || whose)
+  FROM (VALUES (:'ann', ARRAY[:anns], 'a producer', 'its own jobs'), (:'bob', ARRAY[:bobs], 'a producer', 'its own jobs'), (:'pool', ARRAY[:anns], 'a member of another role', 'that one''s'),
+               (:'eve', ARRAY[:anns, :bobs, :boths], 'a reader', 'all jobs'), (:'guard', ARRAY[:anns, :bobs, :boths], 'a canceller', 'all jobs'), (:'ops', ARRAY[:anns, :bobs, :boths], 'an operator', 'all jobs'),
+               (:'both', ARRAY[:anns, :bobs, :boths], 'a producer who is a reader', 'all jobs'), (:'dba', ARRAY[:anns, :bobs, :boths], 'a member of the owner', 'all jobs')) AS w(who, ids, what, whose);
+SELECT is(seen(:'pool', format('SELECT id FROM pljobs.jobs WHERE queue = %L', :'q'), :'ann')::bigint[], ARRAY[:anns]::bigint[], 'after SET ROLE those of that role');
+SELECT is(seen(:'ann', format('SELECT id FROM pljobs.jobs WHERE queue = %L', :'q'), 'pljobs_producer'), NULL, 'of a group none');
+SELECT is(seen(:'hand', 'SELECT id FROM pljobs.jobs'), '42501', 'a worker sees none');
+SELECT is(seen(a_login(), 'SELECT id FROM pljobs.jobs'), '42501', 'who has no group sees nothing');
+
+CREATE FUNCTION secrets(login text, id bigint) RETURNS text LANGUAGE sql VOLATILE
+RETURN as_login(login, format('SELECT format(''%%s %%s %%s %%s %%s'', args, result, message, error, progress_message) FROM pljobs.jobs WHERE id = %s', id));
+SELECT is(secrets(who, :anns), CASE WHEN all_of_it THEN '{"secret": 1}  secret secret secret' ELSE '    ' END, format('%s: args, message, error, progress_message', what))
+  FROM (VALUES (:'ann', true, 'its own'), (:'pool', true, 'a role''s that it is a member of'), (:'ops', true, 'an operator, anybody''s'), (:'dba', true, 'a member of the owner, anybody''s'), (current_user::text, true, 'a superuser, anybody''s'),
+               (:'eve', false, 'a reader, none'), (:'guard', false, 'a canceller, none'), (:'both', false, 'a reader who is a producer, none of others')) AS w(who, all_of_it, what);
+SELECT is(secrets(who, :bobs), word, 'result: ' || what) FROM (VALUES (:'bob', '{"secret": 1} "secret" secret  ', 'its own'), (:'ops', '{"secret": 1} "secret" secret  ', 'an operator'), (:'eve', '    ', 'a reader, none')) AS w(who, word, what);
+SELECT is(secrets(:'both', :boths), '{"secret": 1}    ', 'a reader who is a producer sees what is in its own');
+SELECT is(seen(who, format('SELECT id FROM pljobs.stalled_jobs WHERE queue = %L', :'q'))::bigint[], ids::bigint[], 'stalled jobs: ' || what)
+  FROM (VALUES (:'both', ARRAY[:boths], 'its own'), (:'ann', NULL, 'not another''s'), (:'eve', ARRAY[:boths], 'a reader, all')) AS w(who, ids, what);
+SELECT is(seen(:'eve', format('SELECT args::text FROM pljobs.stalled_jobs WHERE queue = %L', :'q')), '{NULL}', 'without what is in them');
+
+-- A filter finds out no more than the columns show.
+SELECT is(seen(who, $$SELECT id FROM pljobs.jobs WHERE args @> '{"secret": 1}' OR args::text ~ 'secret' OR error = 'secret' OR message = 'secret' OR result IS NOT NULL OR progress_message ~ 'secret'$$), NULL, what)
+  FROM (VALUES (:'eve', 'a reader'), (:'guard', 'a canceller'), (a_login('pljobs_producer'), 'another producer')) AS w(who, what);
+SELECT do_as(:'ann', 'CREATE FUNCTION pg_temp.peep(x anyelement) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS $$BEGIN RAISE EXCEPTION USING ERRCODE = ''TS001''; END$$') \g /dev/null
+SELECT is(as_login(:'ann', format('SELECT count(*) FROM pljobs.jobs AS j WHERE j.id = %s AND pg_temp.peep(j.task)', :bobs)), '0', 'however cheap, a function of its own sees no row that the view hides');
+SELECT is(as_login(:'ann', format('SELECT count(*) FROM pljobs.jobs AS j WHERE j.id = %s AND pg_temp.peep(j.task)', :anns)), 'TS001', 'only its own');
+
+-- History.
+SELECT is(seen(who, format('SELECT DISTINCT job_id FROM pljobs.history WHERE job_id IN (%s, %s)', :anns, :bobs))::bigint[], ids::bigint[], 'history: ' || what)
+  FROM (VALUES (:'ann', ARRAY[:anns], 'of its own jobs'), (:'eve', ARRAY[:anns, :bobs], 'a reader, of all'), (:'guard', ARRAY[:anns, :bobs], 'a canceller, of all'), (:'ops', ARRAY[:anns, :bobs], 'an operator, of all')) AS w(who, ids, what);
+SELECT is(as_login(who, format('SELECT count(*) FROM pljobs.history WHERE job_id = %s AND detail ~ ''secret''', :anns)), n::text, 'messages and errors of it: ' || what)
+  FROM (VALUES (:'ann', 2, 'its own'), (:'ops', 2, 'an operator'), (:'eve', 0, 'a reader, none'), (:'guard', 0, 'a canceller, none')) AS w(who, n, what);
+SELECT is(as_login(:'hand', 'SELECT count(*) FROM pljobs.history'), '42501', 'a worker reads no history');
+
+-- Requests.
+SELECT as_login(:'ann', format('SELECT pljobs.defer_job(''t'', queue => %L)', a_name('queue'))) AS anns, as_login(:'bob', format('SELECT pljobs.defer_job(''t'', queue => %L)', a_name('queue'))) AS bobs \gset
+SELECT start_job(:anns), start_job(:bobs) \g /dev/null
+SELECT as_login(:'guard', format('SELECT request_id FROM pljobs.cancel_job_v1(%s, abort => true, reason => ''why'')', :anns)) AS of_anns, as_login(:'bob', format('SELECT request_id FROM pljobs.cancel_job_v1(%s, abort => true)', :bobs)) AS of_bobs \gset
+CREATE TABLE asked AS
+SELECT w.* FROM (VALUES (:'ann', ARRAY[:of_anns]::bigint[], ARRAY[:anns]::bigint[], 'about its own job, whoever asked'), (:'bob', ARRAY[:of_bobs], ARRAY[:bobs], 'about its own job'), (:'eve', ARRAY[:of_anns, :of_bobs], ARRAY[:anns, :bobs], 'a reader, all'),
+                        (:'guard', ARRAY[:of_anns, :of_bobs], ARRAY[:anns, :bobs], 'a canceller, all'), (:'ops', ARRAY[:of_anns, :of_bobs], ARRAY[:anns, :bobs], 'an operator, all')) AS w(who, ids, jobs, what);
+SELECT is(seen(a.who, format('SELECT id FROM pljobs.requests WHERE id IN (%s, %s)', :of_anns, :of_bobs))::bigint[], a.ids, 'requests: ' || a.what) FROM asked AS a;
+SELECT is(seen(a.who, format('SELECT job_id FROM pljobs.stuck_aborts WHERE job_id IN (%s, %s)', :anns, :bobs))::bigint[], a.jobs, 'aborts under way: ' || a.what) FROM asked AS a;
+SELECT is(seen(a_login('pljobs_producer'), 'SELECT id FROM pljobs.requests'), NULL, 'another producer: none');
+SELECT as_login(:'bob', format('SELECT pljobs.cancel_job(%s, force => true, delete_job => true)', :bobs)) \g /dev/null
+SELECT is(seen(:'bob', format('SELECT id FROM pljobs.requests WHERE id = %s', :of_bobs))::bigint[], ARRAY[:of_bobs]::bigint[], 'who asked still sees it when the job is gone');
+
+-- Queues and workers, to who may look at all.
+SELECT is(as_login(who, format('SELECT count(*) FROM pljobs.queues WHERE queue = %L', :'q')), '1', 'queues: all of them') FROM unnest(ARRAY[:'ann', :'eve', :'guard', :'ops', :'hand']) AS w(who);
+SELECT is(as_login(who, format('SELECT count(*) FROM pljobs.workers WHERE id = %s', :w)), '1', 'workers: all of them') FROM unnest(ARRAY[:'eve', :'guard', :'ops', :'hand']) AS w(who);
+SELECT is(as_login(who, view), '42501', what) FROM (VALUES (:'ann', 'SELECT 1 FROM pljobs.workers', 'a producer sees no workers'), (:'ann', 'SELECT 1 FROM pljobs.queue_limits', 'nor limits'), (:'eve', 'SELECT 1 FROM pljobs.queue_limits', 'limits are for operators'),
+       (:'ops', 'SELECT 1 FROM pljobs.job', 'nobody reads a table'), (:'ops', 'SELECT 1 FROM pljobs._scope', 'nor a helper'), (:'ops', 'DELETE FROM pljobs.queue_limits RETURNING 1', 'nor writes through a view')) AS w(who, view, what);
+SELECT pljobs.limit_queues(:'ann', 'defer', '{a}') \g /dev/null
+SELECT is(as_login(:'ops', format('SELECT queues FROM pljobs.queue_limits WHERE role = %L', :'ann')), '{a}', 'an operator sees the limits');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -18,7 +18,7 @@ _PGSPOT_IGNORES = "PS010"
 _LINE = 110
 # A procedure that commits may have no settings: tests_sql/policy.sql sees that it qualifies all names.
 _PGSPOT_PROCEDURES = re.compile(r"PS005: .*: pljobs\.(cancel_jobs_in_batches|wait_for_job)\(")
-# Running the text that it is given is what _migrate is for; only the installer may call it.
+# Running the text that they are given is what these two are for; only the installer may call them.
 _CHECK = """
 SELECT p.oid::regprocedure || ' line ' || coalesce(c.lineno::text, '?') || ': ' || c.level || ': '
        || c.message || coalesce(' (' || c.detail || ')', '')
@@ -26,7 +26,9 @@ SELECT p.oid::regprocedure || ' line ' || coalesce(c.lineno::text, '?') || ': ' 
        LATERAL plpgsql_check_function_tb(p.oid, fatal_errors := false, extra_warnings := true,
                                          performance_warnings := true, security_warnings := true) AS c
  WHERE p.pronamespace = 'pljobs'::regnamespace AND l.lanname = 'plpgsql'
-   AND (p.proname, c.level, c.statement) IS DISTINCT FROM ('_migrate', 'security', 'EXECUTE')
+   AND NOT (p.proname IN ('_migrate', '_create_index') AND (c.level, c.statement) = ('security', 'EXECUTE'))
+   -- A constant today, but not in the next release.
+   AND NOT (p.proname = 'get_contract_v1' AND c.message LIKE '%should be IMMUTABLE')
  ORDER BY 1
 """
 
@@ -63,7 +65,7 @@ def _texts() -> Iterator[str]:
             # Whatever the client's encoding, psql and Python then send the same bytes.
             if not line.isascii():
                 yield f"sql/{name}:{number}: not ASCII"
-            if len(line) > _LINE:
+            if len(line) > _LINE and name != "manifest.sql":  # generated
                 yield f"sql/{name}:{number}: {len(line)} characters; a line has at most {_LINE}"
             if line != line.rstrip():
                 yield f"sql/{name}:{number}: ends in a blank"

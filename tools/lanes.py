@@ -1,4 +1,4 @@
-"""Run pytest in lanes, two at once: each on one server, or on the newer Pythons.
+"""Run tests in lanes, two at once: each on one server, or on the newer Pythons.
 
 The tests mostly wait, for a worker or a server: two lanes take little longer than one.
 """
@@ -13,42 +13,50 @@ import sys
 import time
 from collections.abc import Mapping
 
-from servers import REPO, debian_version
+from servers import REPO, bin_dir, debian_version
 
 AT_ONCE = 2
+PYTHONS = "pythons"
 LONGEST_LINE = 2**24
 
 
 def main() -> int:
     """Run the lanes that are asked for; return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("lanes", nargs="+", help="18 or debian (servers); pythons (the newer ones)")
+    parser.add_argument("lanes", nargs="+", help="14 to 18, debian (servers); pythons (the newer ones)")
+    parser.add_argument("--sql", action="store_true", help="in the lanes of servers, the SQL tests first")
     parser.add_argument("--args", default="", help="more for pytest, in the lanes of servers")
     options = parser.parse_args()
-    return asyncio.run(_all(options.lanes, shlex.split(options.args)))
+    lanes = [debian_version() if lane == "debian" else lane for lane in options.lanes]
+    # Fetched before the first begins: a machine without a network says so at once.
+    for lane in lanes:
+        if lane != PYTHONS:
+            bin_dir(lane)
+    return asyncio.run(_all(lanes, shlex.split(options.args), sql=options.sql))
 
 
-async def _all(lanes: list[str], arguments: list[str]) -> int:
+async def _all(lanes: list[str], arguments: list[str], *, sql: bool) -> int:
     turn = asyncio.Semaphore(AT_ONCE)
-    codes = await asyncio.gather(*(_lane(lane, arguments, turn) for lane in lanes))
+    codes = await asyncio.gather(*(_lane(lane, arguments, turn, sql=sql) for lane in lanes))
     return max(codes)
 
 
-async def _lane(lane: str, arguments: list[str], turn: asyncio.Semaphore) -> int:
+async def _lane(lane: str, arguments: list[str], turn: asyncio.Semaphore, *, sql: bool) -> int:
     async with turn:
         began = time.monotonic()
-        if lane == "pythons":
-            what, command, more = "newer Pythons", [str(REPO / "tools" / "newer_pythons")], {}
+        more: dict[str, str] = {}
+        if lane == PYTHONS:
+            what, commands = "newer Pythons", [[str(REPO / "tools" / "newer_pythons")]]
         else:
-            version = debian_version() if lane == "debian" else lane
-            what = f"PostgreSQL {version}"
-            command = [sys.executable, "-m", "pytest", "-q", *arguments]
-            more = {"PLJOBS_TEST_PG": version}
+            what, commands = f"PostgreSQL {lane}", [[sys.executable, "-m", "pytest", "-q", *arguments]]
+            more["PLJOBS_TEST_PG"] = lane
+            if sql:
+                commands.insert(0, [sys.executable, str(REPO / "tools" / "run_tests.py"), "--server", lane])
         print(f"== {what}: begins", flush=True)
-        code = await _run(what, command, more)
+        codes = [await _run(what, command, more) for command in commands]
         took = time.monotonic() - began
-        print(f"== {what}: {'passed' if code == 0 else 'FAILED'} in {took:.0f} s", flush=True)
-        return min(abs(code), 1)
+        print(f"== {what}: {'FAILED' if any(codes) else 'passed'} in {took:.0f} s", flush=True)
+        return int(any(codes))
 
 
 async def _run(what: str, command: list[str], more: Mapping[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""The servers that the tools run: 18 from the wheel, 15 from Debian, each with the schema in a template."""
+"""The servers that the tools run, with the schema: 18 from the wheel, Debian's 15, others from .majors/."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from majors import unpacked
 from pljobs.embedded import THROW_AWAY, Server
 
 REPO = Path(__file__).resolve().parent.parent
@@ -25,29 +26,32 @@ def debian_version() -> str:
     sys.exit("no PostgreSQL of Debian's with pgtap and plpgsql_check: run tools/bootstrap")
 
 
-def debian_bin_dir() -> Path:
-    """Where Debian keeps the server's binaries."""
-    return Path(f"/usr/lib/postgresql/{debian_version()}/bin")
+def bin_dir(version: str) -> Path | None:
+    """Where a major's binaries are, Debian's before those of .majors/; None: the wheel's."""
+    if version == WHEEL:
+        return None
+    debian = Path(f"/usr/lib/postgresql/{version}/bin")
+    return debian if (debian / "initdb").exists() else unpacked(version) / "bin"
 
 
 def isolationtester() -> Path:
-    """Debian's isolationtester; it serves both servers, so that one expected output does."""
+    """Debian's isolationtester; it serves every server, so that one expected output does."""
     return Path(f"/usr/lib/postgresql/{debian_version()}/lib/pgxs/src/test/isolation/isolationtester")
 
 
 @contextmanager
 def throw_away(version: str, *, profiled: bool = False) -> Iterator[Server]:
     """Start a server with the schema in the database TEMPLATE; `profiled` counts what PL/pgSQL executes."""
-    bin_dir = None if version == WHEEL else debian_bin_dir()
     settings = dict(THROW_AWAY)
-    if bin_dir is not None:
+    checked = version == debian_version()
+    if checked:
         settings["shared_preload_libraries"] = _PROFILER
         # Each function in each database takes chunks of shared memory; each spec has a database of its own.
         settings["plpgsql_check.profiler_max_shared_chunks"] = "60000"
         settings["plpgsql_check.profiler"] = "on" if profiled else "off"
-    with Server.start(bin_dir, settings=settings) as server:
+    with Server.start(bin_dir(version), settings=settings) as server:
         server.create_database(TEMPLATE)
-        if bin_dir is not None:
+        if checked:
             server.run_sql("CREATE EXTENSION plpgsql_check", TEMPLATE)
         install(server, TEMPLATE)
         yield server
@@ -61,7 +65,7 @@ def install(server: Server, dbname: str) -> None:
 
 
 def install_pgtap(server: Server, dbname: str) -> None:
-    """Load pgTAP's SQL: so it needs no files beside the server, which may be the wheel's."""
+    """Load pgTAP's SQL: so it needs no files beside the server, which may not be Debian's."""
     script = Path(f"/usr/share/postgresql/{debian_version()}/extension/pgtap.sql")
     server.run_sql(f"SET client_min_messages = error;\n\\i '{script}'", dbname)
 

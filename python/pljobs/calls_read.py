@@ -9,7 +9,7 @@ from typing import TypedDict, cast
 from pljobs import arguments, checks
 from pljobs.answers import Call, Row, length
 from pljobs.arguments import JsonLoads
-from pljobs.exceptions import InvalidArgument, JobNotFound
+from pljobs.exceptions import DatabaseReadOnly, InvalidArgument, JobNotFound
 from pljobs.jobs import Job, Status
 
 COUNTS = ", ".join(
@@ -212,6 +212,16 @@ def get_stalled_workers() -> Call[list[StalledWorker]]:
 def server_time() -> Call[datetime]:
     """Read the database's clock."""
     return Call("SELECT pg_catalog.clock_timestamp() AS now", {}, lambda rows: rows[0]["now"])
+
+
+def require_writes() -> Call[None]:
+    """Raise `DatabaseReadOnly` where nothing can be written, as on a standby."""
+
+    def read(rows: list[Row]) -> None:
+        if rows[0]["read_only"]:
+            raise DatabaseReadOnly("all transactions are read-only", sqlstate="25006")
+
+    return Call("SELECT current_setting('transaction_read_only')::boolean AS read_only", {}, read)
 
 
 def has_schema() -> Call[bool]:

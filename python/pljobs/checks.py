@@ -169,4 +169,24 @@ def positive_interval(
 
 def as_interval(length: timedelta) -> str:
     """Return a length of time as PostgreSQL reads an interval, to the microsecond."""
-    return f"{length // timedelta(microseconds=1)} microseconds"
+    # Each number within 32 bits, or 14 refuses it; each with its sign, which sql_standard would hand to the
+    # next; no days, which may have 23 hours.
+    sign = "-" if length < timedelta(0) else ""
+    hours, rest = divmod(abs(length), timedelta(hours=1))
+    return f"{sign}{hours} hours {sign}{rest.seconds}.{rest.microseconds:06d} seconds"
+
+
+def positive(**values: float) -> None:
+    """Check that each of these is more than 0."""
+    for what, value in values.items():
+        if not value > 0:
+            raise exceptions.InvalidArgument(f"{what} must be more than 0, not {value}")
+
+
+def lease(seconds: float, *, heartbeat: float) -> None:
+    """Check that a worker's lease outlasts a late heartbeat."""
+    if seconds < max(1.0, 2 * heartbeat):
+        raise exceptions.InvalidArgument(
+            f"stalled_worker_timeout ({seconds} s) must be at least 1 s and twice"
+            f" update_heartbeat_interval ({heartbeat} s), lest a late heartbeat lose jobs"
+        )

@@ -45,6 +45,8 @@ class Exit(IntEnum):
     REFUSED = 4
     TIMED_OUT = 5
     TAINTED = 6
+    WARNING = 7
+    CRITICAL = 8
     INTERRUPTED = 130
 
 
@@ -85,6 +87,9 @@ def _explained(error: exceptions.PljobsException) -> tuple[str, Exit]:
             said = str(error).split("\n", 1)[0]
             missing = "the schema pljobs is not (or not wholly) in this database"
             return f"{missing} ({said}): run `pljobs migrate`", Exit.ERROR
+        case exceptions.DatabaseReadOnly():
+            said = str(error).split("\n", 1)[0]
+            return f"the database is read-only ({said}): connect to the primary", Exit.ERROR
         case exceptions.DatabaseUnavailable():
             where = "say where it is with --url, PLJOBS_URL, or libpq's own PGHOST, PGDATABASE ..."
             return f"can't reach the database: {error} ({where})", Exit.ERROR

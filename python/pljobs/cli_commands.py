@@ -6,7 +6,7 @@ import importlib.metadata
 
 import click
 
-from pljobs import cli_act, cli_database, cli_demo, cli_many, cli_read, cli_stop, cli_worker
+from pljobs import cli_act, cli_database, cli_demo, cli_doctor, cli_many, cli_read, cli_stop, cli_worker
 from pljobs.cli_base import Commands
 
 
@@ -34,6 +34,8 @@ def cli(url: str | None) -> None:  # read by `connector`, from the context
       4  refused in this state: the job runs (and --abort wasn't given), or is finished
       5  timed out, with --wait SECONDS
       6  a worker gave up a job that could not be stopped: start another
+      7  doctor found warnings
+      8  doctor found something critical
       130  interrupted by Ctrl-C
     """
 
@@ -42,6 +44,7 @@ for command in (
     cli_database.migrate,
     cli_database.schema,
     cli_database.healthcheck,
+    cli_doctor.doctor,
     cli_worker.worker,
     cli_worker.manager,
     cli_act.defer,

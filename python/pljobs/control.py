@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 from psycopg import sql
 
-from pljobs import calls, calls_sql, db
+from pljobs import calls, calls_read, calls_sql, db
 from pljobs.aborting import AbortRequest
 from pljobs.answers import Call, RunEnd, Verdict
-from pljobs.exceptions import PljobsException, WorkerNotRegistered
+from pljobs.exceptions import DatabaseReadOnly, PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
 from pljobs.lag import LoopLag
 from pljobs.link import KEEPALIVES, SESSION, cut
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
     from pljobs.job_context import JobContext
     from pljobs.run import Run
+    from pljobs.standby import Standby
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Control:
         heartbeat_interval: float,
         abort_interval: float,
         interrupt: Callable[[JobContext], None],
+        standby: Standby,
     ) -> None:
         self._connector = connector
         self._worker_id = worker_id
@@ -79,6 +81,7 @@ class Control:
         self._heartbeat_interval = heartbeat_interval
         self._abort_interval = abort_interval
         self._interrupt = interrupt
+        self._standby = standby
         self._loop = asyncio.get_running_loop()
         self._conn: psycopg.Connection[Any] | None = None
         self._busy_since: float | None = None
@@ -140,6 +143,8 @@ class Control:
             try:
                 self._serve()
                 return
+            except DatabaseReadOnly as error:
+                self._standby.met(error)
             except PljobsException as error:
                 logger.warning(
                     "Worker %s has lost its line to the database, reconnecting: %s", self._worker_id, error
@@ -158,6 +163,8 @@ class Control:
             try:
                 for statement in SESSION:
                     conn.execute(statement)
+                db.run(conn, calls_read.require_writes())
+                self._standby.over()
                 if self._listen:
                     self._start_listening(conn)
                 self._beat(conn)

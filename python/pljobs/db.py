@@ -20,8 +20,8 @@ UNAVAILABLE = (
     "08",  # connection exceptions
     "57P",  # shut down, crashed, starting up, dropped, idle too long
     "53300",  # too many connections
-    "25006",  # read-only: a standby, after a failover
 )
+READ_ONLY = "25006"
 _NOT_PERMITTED = (
     "Rights come from the groups pljobs_reader, pljobs_producer, pljobs_worker, pljobs_canceller and "
     "pljobs_operator: GRANT the one that has this right to the login (docs/security.md lists them)."
@@ -101,6 +101,12 @@ def translate(error: psycopg.Error) -> exceptions.PljobsException:
         )
     if code == "42501":
         return exceptions.NotPermitted(f"{message}\n{_NOT_PERMITTED}", sqlstate=code)
+    if code == READ_ONLY:
+        return exceptions.DatabaseReadOnly(
+            f"{message}\nThis is a standby, or a read-only transaction: connect to the primary."
+            " Among several hosts target_session_attrs=read-write finds it.",
+            sqlstate=code,
+        )
     if (code or "").startswith("22") or isinstance(error, psycopg.DataError):
         return exceptions.InvalidArgument(message)
     if (code is None and isinstance(error, psycopg.OperationalError)) or (code or "").startswith(UNAVAILABLE):

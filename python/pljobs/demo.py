@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+from psycopg.conninfo import make_conninfo
 
 from pljobs import demo_files, demo_report, demo_tasks, embedded, install
 from pljobs.cli_base import Failure
 from pljobs.cli_output import visible
 from pljobs.connector import PsycopgConnector
 from pljobs.demo_report import Connection, Screen
-from pljobs.demo_server import DATABASE, SIGNALS, Home, find_home, interruptible_later, worker
+from pljobs.demo_server import DATABASE, LOGIN, SIGNALS, Home, find_home, interruptible_later, worker
 from pljobs.embedded import Server
 
 CONCURRENCY = 10
@@ -92,7 +93,8 @@ class _Demo:
         with demo_tasks.app.open(), connector.connect() as conn:
             self._defer()
             screen = Screen(len(self.found.files))
-            with worker(self.place, self.url, concurrency=CONCURRENCY) as alive:
+            url = make_conninfo(self.url, user=LOGIN)
+            with worker(self.place, url, concurrency=CONCURRENCY) as alive:
                 with screen.live():
                     self._play(conn, screen, alive)
                 demo_report.print_report(conn, self.asked)
@@ -272,6 +274,9 @@ def _database(server: Server) -> str:
     url = server.create_database(DATABASE)
     install.migrate(url)
     server.run_sql(f"ALTER DATABASE {DATABASE} SET search_path = pljobs, public")
+    # As a DBA does it: logins are in groups, and the owner may cancel their statements, no superuser's.
+    server.run_sql(f"CREATE ROLE {LOGIN} LOGIN; GRANT pljobs_operator TO {LOGIN}")
+    server.run_sql("GRANT pg_signal_backend TO pljobs_owner")
     return url
 
 

@@ -24,6 +24,7 @@ from pljobs.embedded import EmbeddedServerError, Server
 from pljobs.processes import LIFELINE
 
 DATABASE = "demo"
+LOGIN = "demo_app"
 LOCK = "pljobs-demo.lock"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What the server's folder, its socket and a margin need of the 103 to 107 bytes that a socket's path has.

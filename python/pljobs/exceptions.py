@@ -28,6 +28,7 @@ class PljobsException(Exception):  # noqa: N818 - procrastinate's naming
           AppNotOpen                    open the app before you use it
           ConnectorException            the database refused; `sqlstate` says why
             DatabaseUnavailable         no connection, or a broken one: trying again later may work
+              DatabaseReadOnly          a standby, or a read-only transaction
             SchemaMissing               run `pljobs migrate`
             MigrationEdited     PJ005   the database ran another text of a migration
             SchemaTooNew        PJ006   the database was migrated by a newer pljobs
@@ -128,6 +129,10 @@ class ConnectorException(PljobsException):
 
 class DatabaseUnavailable(ConnectorException):
     """Say that no connection could be had, or that the one in use broke: trying again later may work."""
+
+
+class DatabaseReadOnly(DatabaseUnavailable):
+    """Say that nothing can be written here: connect to the primary, or wait until this is one."""
 
 
 class SchemaMissing(ConnectorException):

@@ -17,10 +17,10 @@ from pljobs.install_files import install_files
 logger = logging.getLogger(__name__)
 
 _ANOTHER = 0.2  # seconds: how often it is looked whether another session's builds are done
-_SETTINGS = "current_setting('role'), current_setting('lock_timeout'), current_setting('search_path')"
-_RESTORE = (
-    "set_config('role', %s, true), set_config('lock_timeout', %s, true), set_config('search_path', %s, true)"
-)
+# Every name is qualified: nothing may be found in the search_path that the connection came with.
+_KEPT = ("role", "lock_timeout", "search_path")
+_SETTINGS = ", ".join(f"pg_catalog.current_setting('{name}')" for name in _KEPT)
+_RESTORE = ", ".join(f"pg_catalog.set_config('{name}', %s, true)" for name in _KEPT)
 _INDEX_KEY = "pg_catalog.hashtextextended('pljobs.indexes', 0)"
 
 
@@ -56,7 +56,7 @@ def _install(conn: Connection, lock_timeout: timedelta | None) -> tuple[str, ...
             conn.execute(text.encode(conn.info.encoding), prepare=False)
             if name == "begin.sql" and lock_timeout is not None:
                 milliseconds = int(lock_timeout.total_seconds() * 1000)
-                conn.execute("SELECT set_config('lock_timeout', %s, true)", [str(milliseconds)])
+                conn.execute("SELECT pg_catalog.set_config('lock_timeout', %s, true)", [str(milliseconds)])
             elif name == "ledger.sql":
                 before = set(ledger(conn))
         # What the files set is for them, not for the rest of the caller's transaction.
@@ -82,16 +82,20 @@ def _make_indexes(conn: Connection) -> None:
 def _settings(conn: Connection, **values: str) -> Iterator[None]:
     former = {name: rows(conn, f"SHOW {name}")[0][0] for name in values}
     for name, value in values.items():
-        conn.execute("SELECT set_config(%s, %s, false)", [name, value])
+        conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
     try:
         yield
     finally:
         for name, value in former.items():
-            conn.execute("SELECT set_config(%s, %s, false)", [name, value])
+            conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
 
 
 @contextmanager
 def _as_owner(conn: Connection) -> Iterator[None]:
-    owner = rows(conn, "SELECT nspowner::regrole::text FROM pg_catalog.pg_namespace WHERE nspname = 'pljobs'")
+    owner = rows(
+        conn,
+        "SELECT pg_catalog.pg_get_userbyid(n.nspowner) FROM pg_catalog.pg_namespace AS n"
+        " WHERE n.nspname OPERATOR(pg_catalog.=) 'pljobs'",
+    )
     with _settings(conn, role=str(owner[0][0])):
         yield

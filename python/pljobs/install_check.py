@@ -117,7 +117,7 @@ def index_fixes(conn: Connection) -> list[str]:
     found = rows(
         conn,
         "SELECT pg_catalog.regexp_split_to_table(c.fix, '(?<=;) ') FROM pljobs.check_install() AS c"
-        " WHERE c.kind = 'index' AND c.problem <> 'unknown'",
+        " WHERE c.kind OPERATOR(pg_catalog.=) 'index' AND c.problem OPERATOR(pg_catalog.<>) 'unknown'",
     )
     return [str(fix) for (fix,) in found]
 

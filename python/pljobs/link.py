@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from pljobs import db
+from pljobs import calls_read, db
 from pljobs.answers import Call
-from pljobs.exceptions import DatabaseUnavailable
+from pljobs.exceptions import DatabaseReadOnly, DatabaseUnavailable
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
+    from pljobs.standby import Standby
 
 T = TypeVar("T")
 
@@ -50,23 +51,29 @@ def cut(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
 class Link:
     """Execute calls one at a time, each in a short transaction of its own; reconnect when it must."""
 
-    def __init__(self, connector: PsycopgConnector) -> None:
+    def __init__(self, connector: PsycopgConnector, standby: Standby) -> None:
         self._connector = connector
+        self._standby = standby
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._lock = asyncio.Lock()
 
     async def execute(self, call: Call[T]) -> T:
         """Execute a call; raises DatabaseUnavailable if the connection is lost, or stalls for 15 seconds.
 
-        Never cancel it: the answer would be lost, of a call that may have been committed.
+        DatabaseReadOnly needs no line in the log: there was one. Never cancel it: the answer would be lost,
+        of a call that may have been committed.
         """
         async with self._lock:
-            conn = await self._connected()
+            self._standby.refuse_early()
             try:
+                conn = await self._connected()
                 with _deadline(conn):
                     return await db.run_async(conn, call)
-            except DatabaseUnavailable:
+            except DatabaseUnavailable as error:
+                # A read-only one, too: another of the addresses may be the primary's by now.
                 await self._drop()
+                if isinstance(error, DatabaseReadOnly):
+                    self._standby.met(error)
                 raise
 
     async def close(self) -> None:
@@ -81,9 +88,11 @@ class Link:
                 with db.translated(), _deadline(conn):
                     for statement in SESSION:
                         await conn.execute(statement)
+                    await db.run_async(conn, calls_read.require_writes())
             except BaseException:
                 await self._drop()
                 raise
+            self._standby.over()
         return self._conn
 
     async def _drop(self) -> None:

@@ -12,17 +12,18 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from pljobs import calls, logs
+from pljobs import calls, checks, logs
 from pljobs.answers import RunEnd
 from pljobs.control import Control, reason_of
 from pljobs.endings import Ended
-from pljobs.exceptions import InvalidArgument, PljobsException, WorkerNotRegistered, WorkerTainted
+from pljobs.exceptions import DatabaseReadOnly, PljobsException, WorkerNotRegistered, WorkerTainted
 from pljobs.finisher import Finisher
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.link import Link
 from pljobs.maintenance import Maintenance
 from pljobs.run import Run
 from pljobs.signals import Interrupter, stop_on_signals
+from pljobs.standby import Standby, until_writable
 from pljobs.starting import Starter, Unfit
 
 if TYPE_CHECKING:
@@ -73,17 +74,13 @@ class Worker:
     ) -> None:
         if abort_job_polling_interval is None:
             abort_job_polling_interval = fetch_job_polling_interval
-        _positive(
+        checks.positive(
             concurrency=concurrency,
             fetch_job_polling_interval=fetch_job_polling_interval,
             abort_job_polling_interval=abort_job_polling_interval,
             update_heartbeat_interval=update_heartbeat_interval,
         )
-        if stalled_worker_timeout < max(1.0, 2 * update_heartbeat_interval):
-            raise InvalidArgument(
-                f"stalled_worker_timeout ({stalled_worker_timeout} s) must be at least 1 s and twice"
-                f" update_heartbeat_interval ({update_heartbeat_interval} s), lest a late heartbeat lose jobs"
-            )
+        checks.lease(stalled_worker_timeout, heartbeat=update_heartbeat_interval)
         self.app = app
         self.queues = None if queues is None else list(queues)
         self.name = name or "worker"
@@ -115,7 +112,8 @@ class Worker:
 
         Cancelled, it stops at once: running jobs are asked to abort and will run again; it ends when they
         have. Raises what the connector does if the database can't be reached, or has no schema, at the start;
-        `WorkerTainted` at the end if it gave up a job that could not be stopped.
+        `WorkerTainted` at the end if it gave up a job that could not be stopped. Waits for a database that is
+        read-only, unless wait=False.
         """
         main = asyncio.create_task(self._main(), name="pljobs worker")
         cancelled = False
@@ -144,7 +142,8 @@ class Worker:
         if self._stopping.is_set():
             self.abort()
             return
-        logger.info("Worker %s stops, with %s jobs", self.worker_id, len(self._runs), extra=self._ids())
+        who = self.worker_id or self.name
+        logger.info("Worker %s stops, with %s jobs", who, len(self._runs), extra=self._ids())
         self._stopping.set()
         self._look.set()
 
@@ -159,36 +158,40 @@ class Worker:
                     run.abort(AbortReason.SHUTDOWN)
 
     async def _main(self) -> None:
-        self._link = Link(self.app.connector)
+        self._standby = Standby(f"Worker {self.name}")
+        self._link = Link(self.app.connector, self._standby)
         self._finisher = Finisher(self._link, dumps=self.app.connector.json_dumps)
         self._starter = Starter(self, on_end=self._ended)
         try:
             self._starter.open()
-            self.worker_id = await self._link.execute(self._registration(None))
-            logger.info("Worker %s (%s) started", self.worker_id, self.name, extra=self._ids())
             interrupter = Interrupter()
-            self._control = Control(
-                self.app.connector,
-                worker_id=self.worker_id,
-                register_again=self._registration(self.worker_id),
-                queues=self.queues,
-                runs=self._runs,
-                on_todo=self._look.set,
-                listen=self.listen_notify,
-                heartbeat_interval=self.heartbeat_interval,
-                abort_interval=self.abort_interval,
-                interrupt=interrupter.interrupt,
-            )
             with (
                 stop_on_signals(self.stop, install=self.install_signal_handlers),
                 interrupter.installed(install=self.install_signal_handlers),
             ):
-                await self._work(self.worker_id)
+                register = partial(self._link.execute, self._registration(None))
+                self.worker_id = await until_writable(register, self._sleep, self._stopping, wait=self.wait)
+                if self.worker_id is not None:
+                    await self._work(self.worker_id, interrupter)
         finally:
             await self._starter.close()
             await self._link.close()
 
-    async def _work(self, worker_id: int) -> None:
+    async def _work(self, worker_id: int, interrupter: Interrupter) -> None:
+        logger.info("Worker %s (%s) started", worker_id, self.name, extra=self._ids())
+        self._control = Control(
+            self.app.connector,
+            worker_id=worker_id,
+            register_again=self._registration(worker_id),
+            queues=self.queues,
+            runs=self._runs,
+            on_todo=self._look.set,
+            listen=self.listen_notify,
+            heartbeat_interval=self.heartbeat_interval,
+            abort_interval=self.abort_interval,
+            interrupt=interrupter.interrupt,
+            standby=self._standby,
+        )
         self._control.start()
         maintenance = Maintenance(
             self.app, self._link.execute, interval=self.stalled_timeout / 3, retention=self.retention
@@ -218,7 +221,8 @@ class Worker:
                 pause = FIRST_PAUSE
             except PljobsException as error:
                 # The control thread registers again, or says that the database is away.
-                logger.warning("Worker %s can't fetch jobs: %s", self.worker_id, error, extra=self._ids())
+                if not isinstance(error, DatabaseReadOnly):
+                    logger.warning("Worker %s can't fetch jobs: %s", self.worker_id, error, extra=self._ids())
                 if isinstance(error, WorkerNotRegistered):
                     self._control.look_now()
                 await self._sleep(pause)
@@ -340,9 +344,3 @@ class Worker:
 
     def _ids(self) -> dict[str, object]:
         return {"worker_id": self.worker_id, "worker_name": self.name}
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise InvalidArgument(f"{name} must be more than 0, not {value}")

@@ -21,22 +21,53 @@ END
 $$;
 COMMENT ON FUNCTION pljobs._own_roles(text[]) IS 'Whose jobs are the caller''s own; null: all.';
 
+CREATE OR REPLACE FUNCTION pljobs._limit_of(role text, verb text) RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- The queues that a role is limited to: those of all limited roles that it is a member of. Null, no limit: if
+-- it is a member of none, for operators and for the owner of the schema.
+BEGIN
+    IF pg_has_role(_limit_of.role, to_regrole('pljobs_operator'), 'USAGE') OR EXISTS (
+        SELECT FROM pg_namespace AS n
+         WHERE n.nspname = 'pljobs' AND pg_has_role(_limit_of.role, n.nspowner, 'MEMBER')
+    ) THEN
+        RETURN NULL;
+    END IF;
+    RETURN (SELECT array_agg(DISTINCT q.name)
+              FROM pljobs.queue_limit AS l
+              JOIN pg_roles AS r ON r.rolname = l.role
+             CROSS JOIN unnest(l.queues) AS q(name)
+             WHERE l.verb = _limit_of.verb AND pg_has_role(_limit_of.role, r.oid, 'MEMBER'));
+END
+$$;
+COMMENT ON FUNCTION pljobs._limit_of(text, text) IS 'The queues that a role is limited to; null: none.';
+
 CREATE OR REPLACE FUNCTION pljobs._allowed_queues(verb text) RETURNS text[]
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- The queues that the caller may 'defer' to, or 'fetch' from: those of all limited roles that it is a member
--- of. Null, no limit: if there is none for any of these, for operators and for the owner of the schema.
+-- The queues that the caller may 'defer' to, or 'fetch' from; null: all. Nobody gets out of a limit by SET
+-- ROLE (to pljobs_producer, say): what limits the login holds as well, unless the role in force is an
+-- operator or the owner of the schema.
 DECLARE
-    v_roles text[];
+    v_caller text;
+    v_queues text[];
+    v_of_login text[];
 BEGIN
-    IF NOT EXISTS (SELECT FROM pljobs.queue_limit AS l WHERE l.verb = _allowed_queues.verb) THEN
+    IF NOT EXISTS (SELECT FROM pljobs.queue_limit AS l WHERE l.verb = _allowed_queues.verb)
+       OR pljobs._own_roles('pljobs_operator') IS NULL THEN
         RETURN NULL;
     END IF;
-    v_roles := pljobs._own_roles('pljobs_operator');
-    RETURN (SELECT array_agg(DISTINCT q.name)
-              FROM pljobs.queue_limit AS l CROSS JOIN unnest(l.queues) AS q(name)
-             WHERE l.verb = _allowed_queues.verb AND l.role = ANY (v_roles));
+    v_caller := pljobs._caller();
+    v_queues := pljobs._limit_of(v_caller, _allowed_queues.verb);
+    IF v_caller <> session_user THEN
+        v_of_login := pljobs._limit_of(session_user, _allowed_queues.verb);
+    END IF;
+    IF v_queues IS NOT NULL AND v_of_login IS NOT NULL THEN
+        RETURN ARRAY(SELECT q.name FROM unnest(v_queues) AS q(name) WHERE q.name = ANY (v_of_login));
+    END IF;
+    RETURN coalesce(v_queues, v_of_login);
 END
 $$;
 COMMENT ON FUNCTION pljobs._allowed_queues(text) IS 'The queues that the caller is limited to; null: none.';

@@ -42,7 +42,7 @@ BEGIN
         RAISE EXCEPTION 'only jobs that are todo or doing can be cancelled, not %',
             quote_literal(cancel_jobs_v1.status) USING ERRCODE = 'PJ004';
     END IF;
-    v_ids := pljobs._matching_jobs(
+    v_ids := pljobs._matching_own_jobs(
         cancel_jobs_v1.job_ids, cancel_jobs_v1.queue, cancel_jobs_v1.task, v_statuses, cancel_jobs_v1.lock,
         cancel_jobs_v1.args, cancel_jobs_v1.older_than, cancel_jobs_v1.parent_id, cancel_jobs_v1.after_id,
         cancel_jobs_v1.max_jobs, v_own);
@@ -61,7 +61,7 @@ BEGIN
     END IF;
 
     SELECT l.matching, l.others INTO v_ids, v_changed
-      FROM pljobs._lock_matching_jobs(
+      FROM pljobs._lock_matching_own_jobs(
            v_ids, cancel_jobs_v1.queue, cancel_jobs_v1.task, v_statuses, cancel_jobs_v1.lock,
            cancel_jobs_v1.args, cancel_jobs_v1.older_than, cancel_jobs_v1.parent_id, v_own) AS l;
     SELECT array_agg(j.id) FILTER (WHERE j.status = 'todo'),

@@ -62,8 +62,12 @@ COMMENT ON FUNCTION pljobs._inventory() IS 'What is in schema pljobs.';
 
 CREATE OR REPLACE FUNCTION pljobs.check_install()
 RETURNS TABLE (kind text, name text, problem text, fix text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+-- What definitions are printed with.
+SET quote_all_identifiers = off
+SET intervalstyle = postgres
+SET datestyle = iso
 AS $$
 -- Compares schema pljobs with what this release of it should be, and names each difference and what to do
 -- about it; no row: all is as it should be. Migrations, functions, views, tables, columns, constraints,
@@ -71,7 +75,7 @@ AS $$
 -- anybody has on tables, and whether the groups have what they should, and nothing else. Changes and locks
 -- nothing.
 DECLARE
-    v_schema oid := 'pljobs'::regnamespace;
+    v_schema oid := (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'pljobs');
     v_owner oid := (SELECT n.nspowner FROM pg_namespace AS n WHERE n.nspname = 'pljobs');
 BEGIN
     RETURN QUERY
@@ -116,7 +120,11 @@ BEGIN
             SELECT CASE c.relkind WHEN 'v' THEN 'view' WHEN 'S' THEN 'sequence' ELSE 'table' END,
                    c.oid::regclass::text, c.relowner,
                    CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END
-              FROM pg_class AS c WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'v', 'S')) AS o
+              FROM pg_class AS c
+             WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'v', 'S')
+               -- An identity's sequence is always its table's owner's.
+               AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'i'
+                                  AND c.relkind = 'S')) AS o
      WHERE o.owner <> v_owner ORDER BY 1, 2;
 
     RETURN QUERY
@@ -131,14 +139,14 @@ BEGIN
                a.privilege_type, a.is_grantable
           FROM pg_proc AS p
          CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
-         WHERE p.pronamespace = v_schema
+         WHERE p.pronamespace = v_schema AND a.grantee <> p.proowner
         UNION ALL
         SELECT CASE c.relkind WHEN 'v' THEN 'view' WHEN 'S' THEN 'sequence' ELSE 'table' END, c.oid,
                c.relname::text,
                format('%s %s', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass),
                a.grantee, a.privilege_type, a.is_grantable
           FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
-         WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'v', 'S')
+         WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'v', 'S') AND a.grantee <> c.relowner
         UNION ALL
         SELECT CASE c.relkind WHEN 'v' THEN 'view' ELSE 'table' END, c.oid, c.relname::text,
                format('TABLE %s', c.oid::regclass), a.grantee, a.privilege_type || ' (some columns)',

@@ -7,8 +7,9 @@ AS $$
 -- - -> todo, at most once for each tick of (the job's task, periodic_id), whoever calls and however many at
 -- once: 'deferred' with the job's id.  `job`: an object as defer_jobs_v1 takes.  That tick or a later one
 -- already done -> nothing changed, 'already_deferred'.  A waiting job holds the queueing lock -> the tick
--- counts as done, 'already_enqueued'. Raises PJ002 as defer_jobs_v1 does, and for a null or infinite tick.
--- Locks the periodic task's row. Notifies the queue's workers.
+-- counts as done, 'already_enqueued'. Raises PJ002 as defer_jobs_v1 does, and for a null or infinite tick;
+-- PJ010 for a queue that the caller's role may not defer to, nor, if it is no producer, fetch from. Locks the
+-- periodic task's row. Notifies the queue's workers.
 DECLARE
     v_task text := defer_periodic_job_v1.job ->> 'task';
 BEGIN
@@ -16,6 +17,11 @@ BEGIN
        OR (char_length(defer_periodic_job_v1.periodic_id) <= 255) IS NOT TRUE THEN
         RAISE EXCEPTION 'a periodic job needs a tick, and a task and a periodic_id of at most 255 characters'
             USING ERRCODE = 'PJ002';
+    END IF;
+    IF pljobs._own_roles('pljobs_producer', 'pljobs_operator') IS NOT NULL THEN
+        PERFORM pljobs._refuse_queues(
+            'fetch', ARRAY[coalesce(defer_periodic_job_v1.job ->> 'queue', 'default')],
+            'nothing was deferred');
     END IF;
     INSERT INTO pljobs.periodic AS p (task, periodic_id, last_tick)
     VALUES (v_task, defer_periodic_job_v1.periodic_id, defer_periodic_job_v1.tick)

@@ -25,16 +25,17 @@ AS $$
 -- it would have ended. Returns the status written, or 'deleted', for each run. A run that isn't this job's
 -- changes nothing: it is answered the status then written if that run itself ended the job (so a lost reply
 -- can be replayed), else 'stale'; 'not_found' if the job is gone, or its worker another's and the caller's
--- role limited to queues. With wait => false a job that somebody else
--- holds locked (a person's open transaction) is left as it is, and answered 'locked': report it again a
--- little later. Message and error are cut at 1,000 and 16,384 characters, a result of more than 1 MiB is left
--- out: what a task produced never keeps it from ending. Raises PJ004 for an unknown outcome or a retry's
--- queue or lock not of 1 to 255 characters. Locks the jobs by ascending id, then their requests, then their
--- lanes. Notifies workers of retries and of woken lanes.
+-- role limited to queues; such a role retries a job in none but these, or in the job's own queue. With wait
+-- => false a job that somebody else holds locked (a person's open transaction) is left as it is, and answered
+-- 'locked': report it again a little later. Message and error are cut at 1,000 and 16,384 characters, a
+-- result of more than 1 MiB is left out: what a task produced never keeps it from ending. Raises PJ004 for an
+-- unknown outcome or a retry's queue or lock not of 1 to 255 characters. Locks the jobs by ascending id, then
+-- their requests, then their lanes. Notifies workers of retries and of woken lanes.
 DECLARE
     c_longest CONSTANT interval := interval '10 years';
     v_now timestamptz := clock_timestamp();
     v_own bigint[] := pljobs._own_workers();
+    v_allowed text[];
     v_ids bigint[];
     v_held bigint[];
     v_done_jobs bigint[];
@@ -49,8 +50,11 @@ BEGIN
         SELECT x.job_id, x.run_id, 'not_found'
           FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(job_id bigint, run_id bigint)
          WHERE NOT EXISTS (SELECT FROM pljobs.job AS j WHERE j.id = x.job_id AND j.worker_id = ANY (v_own));
+        -- Better put back to its own queue than not at all; but into no other by a role that is kept from it.
+        v_allowed := pljobs._allowed_queues('fetch');
         runs := coalesce((
-            SELECT jsonb_agg(e.run)
+            SELECT jsonb_agg(CASE WHEN e.run ->> 'retry_queue' = ANY (v_allowed) THEN e.run
+                                  ELSE e.run - 'retry_queue' END)
               FROM jsonb_array_elements(finish_jobs_v1.runs) AS e(run)
               JOIN pljobs.job AS j ON j.id = (e.run ->> 'job_id')::bigint
              WHERE j.worker_id = ANY (v_own)), '[]');

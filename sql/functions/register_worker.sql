@@ -15,8 +15,8 @@ AS $$
 -- that this schema does not serve; PJ010 for a queue that the caller's role may not fetch from; PJ003 for the
 -- worker_id of somebody else. Locks the worker. Notifies nobody.
 DECLARE
-    v_now timestamptz := clock_timestamp();
-    v_served record := pljobs.get_contract_v1();
+    v_now timestamptz;
+    v_served record;
     v_own bigint[];
     v_id bigint;
 BEGIN
@@ -25,7 +25,12 @@ BEGIN
        OR register_worker_v2.pid IS NULL OR register_worker_v2.contract IS NULL THEN
         RAISE EXCEPTION 'a worker needs a name, a host, a pid, a contract, and a lease of 1 s to 1 day'
             USING ERRCODE = 'PJ004';
-    ELSIF register_worker_v2.contract NOT BETWEEN v_served.oldest AND v_served.newest THEN
+    END IF;
+    -- A contract migration holds this table until it is committed: what it serves then is what counts.
+    LOCK TABLE pljobs.worker IN ROW EXCLUSIVE MODE;
+    v_served := pljobs.get_contract_v1();
+    v_now := clock_timestamp();
+    IF register_worker_v2.contract NOT BETWEEN v_served.oldest AND v_served.newest THEN
         RAISE EXCEPTION 'worker % of % speaks contract %, and this schema, of release %, serves % to %',
             register_worker_v2.name, coalesce(register_worker_v2.driver, 'an unnamed driver'),
             register_worker_v2.contract, v_served.release, v_served.oldest, v_served.newest
@@ -36,8 +41,12 @@ BEGIN
     END IF;
     PERFORM pljobs._refuse_queues('fetch', register_worker_v2.queues, 'a worker was not registered');
     v_own := pljobs._own_workers();
-    IF register_worker_v2.worker_id <> ALL (v_own)
-       AND EXISTS (SELECT FROM pljobs.worker AS w WHERE w.id = register_worker_v2.worker_id) THEN
+    IF register_worker_v2.worker_id <> ALL (v_own) AND (
+        EXISTS (SELECT FROM pljobs.worker AS w WHERE w.id = register_worker_v2.worker_id)
+        -- Of a worker that was pruned there may be runs left.
+        OR EXISTS (SELECT FROM pljobs.job AS j
+                    WHERE j.worker_id = register_worker_v2.worker_id AND j.status = 'doing')
+    ) THEN
         RAISE EXCEPTION 'worker % was registered by another role', register_worker_v2.worker_id
             USING ERRCODE = 'PJ003', HINT = 'Register without a worker_id.';
     END IF;
@@ -54,7 +63,8 @@ BEGIN
             ON CONFLICT ON CONSTRAINT worker_pkey
             DO UPDATE SET stopped_at = NULL, heartbeat_at = EXCLUDED.heartbeat_at,
                           expires_at = EXCLUDED.expires_at, lease = EXCLUDED.lease,
-                          contract = EXCLUDED.contract, driver = EXCLUDED.driver
+                          contract = EXCLUDED.contract, driver = EXCLUDED.driver,
+                          registered_by = coalesce(w.registered_by, EXCLUDED.registered_by)
             WHERE register_worker_v2.worker_id IS NOT NULL
         RETURNING w.id INTO v_id;
         -- A promoted standby may draw an id again: a new worker never takes another's.

@@ -11,8 +11,8 @@ AS $$
 -- scheduled_at, in another queue, priority or lock if given. todo -> unchanged, 'todo'.  doing -> unchanged,
 -- 'running'.  succeeded -> unchanged, 'succeeded'. Unknown id, or another's job for who is no operator ->
 -- 'not_found'.  `status` is the one before. Raises PJ004 for a name that is not of 1 to 255 characters, or a
--- time outside of the years 1 to 9999; PJ010 for a queue that the caller may not defer to. Locks the job.
--- Notifies the queue's workers.
+-- time outside of the years 1 to 9999; PJ010 for a queue, given or its own, that the caller's role may not
+-- defer to. Locks the job. Notifies the queue's workers.
 DECLARE
     v_own text[] := pljobs._own_roles('pljobs_operator');
     v_job record;
@@ -25,7 +25,6 @@ BEGIN
                         'scheduled_at is in the years 1 to 9999, priority is above -2147483648',
             retry_job_v1.job_id USING ERRCODE = 'PJ004';
     END IF;
-    PERFORM pljobs._refuse_queues('defer', ARRAY[retry_job_v1.queue], 'nothing was put back');
     SELECT j.status, j.queue, j.task, j.message, j.error INTO v_job
       FROM pljobs.job AS j
      WHERE j.id = retry_job_v1.job_id AND (v_own IS NULL OR j.deferred_by = ANY (v_own)) FOR UPDATE;
@@ -37,6 +36,8 @@ BEGIN
     ELSIF status IN ('todo', 'succeeded') THEN
         outcome := status;
     ELSE
+        PERFORM pljobs._refuse_queues('defer', ARRAY[coalesce(retry_job_v1.queue, v_job.queue)],
+                                      'nothing was put back');
         outcome := 'requeued';
         PERFORM pljobs._record_request('retry', retry_job_v1.job_id, v_job.queue, v_job.task,
                                        retry_job_v1.reason, retry_job_v1.actor, 'requeued');

@@ -15,7 +15,8 @@ AS $$
 -- these are (its own, for who is no operator). Returns a row for each of them, in no order: requeued, or with
 -- dry_run, the default, would_requeue; or 'changed', 'not_found' for one that matched until it was locked,
 -- and was left alone. Raises PJ004 without a filter, for another status, a max_jobs below 1, a negative
--- older_than. Locks the jobs by ascending id, waiting for each. Notifies the queues' workers.
+-- older_than; PJ010 as retry_job_v1 does. Locks the jobs by ascending id, waiting for each. Notifies the
+-- queues' workers.
 DECLARE
     v_statuses text[] := CASE WHEN retry_jobs_v1.status IS NULL THEN '{failed,cancelled,aborted}'::text[]
                               ELSE ARRAY[retry_jobs_v1.status] END;
@@ -27,7 +28,7 @@ BEGIN
         RAISE EXCEPTION 'only jobs that failed, or were cancelled or aborted, can be retried, not %',
             quote_literal(retry_jobs_v1.status) USING ERRCODE = 'PJ004';
     END IF;
-    v_ids := pljobs._matching_jobs(
+    v_ids := pljobs._matching_own_jobs(
         retry_jobs_v1.job_ids, retry_jobs_v1.queue, retry_jobs_v1.task, v_statuses, retry_jobs_v1.lock,
         retry_jobs_v1.args, retry_jobs_v1.older_than, retry_jobs_v1.parent_id, retry_jobs_v1.after_id,
         retry_jobs_v1.max_jobs, v_own);
@@ -38,7 +39,7 @@ BEGIN
     END IF;
 
     SELECT l.matching, l.others INTO v_ids, v_changed
-      FROM pljobs._lock_matching_jobs(
+      FROM pljobs._lock_matching_own_jobs(
            v_ids, retry_jobs_v1.queue, retry_jobs_v1.task, v_statuses, retry_jobs_v1.lock, retry_jobs_v1.args,
            retry_jobs_v1.older_than, retry_jobs_v1.parent_id, v_own) AS l;
     RETURN QUERY

@@ -64,7 +64,8 @@ AS $$
 -- inside a transaction. With the caller's rights and no settings of its own, for PostgreSQL lets nothing
 -- else commit: all names are qualified.
 DECLARE
-    v_until timestamptz := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) wait_for_job.timeout;
+    v_until pg_catalog.timestamptz := pg_catalog.clock_timestamp()
+                                      OPERATOR(pg_catalog.+) wait_for_job.timeout;
     v_pause numeric := 0.01;
     v_left numeric;
 BEGIN

@@ -2,6 +2,8 @@ SELECT pljobs._migrate('0002_expand_roles', $migration$
 
 -- Storage and vacuum, as far as 0001 left them to the server. Settings that somebody has changed stay, now
 -- and in later upgrades: a migration runs once.
+SELECT pljobs._lock_relations('{job,job_event,request,progress,worker,queue,periodic,closed_tree,
+                                deleted_parent}', exclusively => false);
 DO $$
 DECLARE
     v_setting record;

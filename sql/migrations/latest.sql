@@ -1,2 +1,6 @@
 -- The name of the newest migration in this folder.
-SELECT pljobs._refuse_newer('0003_expand_idempotency');
+DO $$
+BEGIN
+    PERFORM pljobs._refuse_newer('0003_expand_idempotency');
+END
+$$;

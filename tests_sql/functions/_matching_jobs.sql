@@ -17,7 +17,7 @@ CREATE FUNCTION matching(
     own_roles text[] DEFAULT NULL
 ) RETURNS bigint[]
 LANGUAGE sql
-RETURN pljobs._matching_jobs(job_ids, queue, task, statuses, lock, args, older_than, parent_id, after_id, max_jobs, own_roles);
+RETURN pljobs._matching_own_jobs(job_ids, queue, task, statuses, lock, args, older_than, parent_id, after_id, max_jobs, own_roles);
 
 SELECT is(matching(queue => :'q'), ARRAY[:one, :two, :three]::bigint[], 'all of a queue, whatever they wait for, by ascending id');
 SELECT is(matching(task => :'t'), ARRAY[:one, :two, :three]::bigint[], 'all of a task');
@@ -50,9 +50,12 @@ SELECT throws_ok('SELECT matching(queue => ''q'', ' || a || ')', 'PJ004', NULL, 
   FROM unnest('{"max_jobs => 0","max_jobs => -1","max_jobs => NULL","older_than => ''-1 s''"}'::text[]) AS a;
 SELECT throws_ok('SELECT matching(older_than => ''100000000 years'')', '22008', NULL, 'a time before all time');
 
-SELECT results_eq(format('SELECT matching, others FROM pljobs._lock_matching_jobs(ARRAY[%s, -1, %s, %s]::bigint[], NULL, NULL, ''{todo}'', %L, NULL, NULL, NULL, NULL)', :three, :two, :four, :'l'),
+SELECT results_eq(format('SELECT matching, others FROM pljobs._lock_matching_own_jobs(ARRAY[%s, -1, %s, %s]::bigint[], NULL, NULL, ''{todo}'', %L, NULL, NULL, NULL, NULL)', :three, :two, :four, :'l'),
                   format('SELECT ARRAY[%s]::bigint[], ARRAY[-1, %s, %s]::bigint[]', :two, :three, :four), 'what was locked and matches, and the others');
-SELECT results_eq('SELECT matching, others FROM pljobs._lock_matching_jobs(''{}'', NULL, NULL, ''{todo}'', NULL, NULL, NULL, NULL, NULL)', 'SELECT ''{}''::bigint[], ''{}''::bigint[]', 'nothing to lock');
+SELECT results_eq('SELECT matching, others FROM pljobs._lock_matching_own_jobs(''{}'', NULL, NULL, ''{todo}'', NULL, NULL, NULL, NULL, NULL)', 'SELECT ''{}''::bigint[], ''{}''::bigint[]', 'nothing to lock');
+SELECT is(pljobs._matching_jobs(NULL, :'q', NULL, '{todo}', NULL, NULL, NULL, NULL, :one, 1), ARRAY[:two]::bigint[], 'as 0.1.0 asks');
+SELECT results_eq(format('SELECT matching, others FROM pljobs._lock_matching_jobs(ARRAY[%s, %s]::bigint[], NULL, NULL, ''{todo}'', %L, NULL, NULL, NULL)', :three, :two, :'l'),
+                  format('SELECT ARRAY[%s]::bigint[], ARRAY[%s]::bigint[]', :two, :three), 'as 0.1.0 asks');
 SELECT set_eq(format('SELECT job_id, status_before, outcome FROM pljobs._changed_jobs(ARRAY[-1, %s]::bigint[])', :four), format($$VALUES (-1::bigint, NULL::text, 'not_found'), (%s, 'failed', 'changed')$$, :four), 'what is told of them');
 
 SELECT * FROM finish();

@@ -145,5 +145,23 @@ SELECT * FROM a_timed_out_job() \gset
 SELECT is(pljobs.cancel_job(:job_id), 'running', 'without abort it is left alone');
 SELECT is(pljobs.cancel_job(:job_id, force => true), 'aborted', 'by force it is ended');
 
+-- Whose job it is.
+SELECT a_login('pljobs_producer') AS ann, a_login('pljobs_producer') AS bob, a_login('pljobs_canceller') AS guard, a_login('pljobs_operator') AS ops \gset
+CREATE FUNCTION job_of(login text, more text DEFAULT '') RETURNS bigint LANGUAGE sql VOLATILE RETURN as_login(login, format('SELECT pljobs.defer_job(''t'', queue => %L%s)', a_name('queue'), more))::bigint;
+SELECT job_of(:'ann') AS anns \gset
+SELECT is(as_login(:'bob', format('SELECT pljobs.cancel_job(%s, abort => true, delete_job => true, force => true)', :anns)), 'not_found', 'another producer''s job is as if it were not there');
+SELECT results_eq(format('SELECT status, (SELECT count(*) FROM pljobs.request AS r WHERE r.job_id = j.id) FROM pljobs.job AS j WHERE j.id = %s', :anns), $$VALUES ('todo', 0::bigint)$$, 'nothing happens to it, and nobody asked');
+SELECT results_eq(format('SELECT outcome, status_before, status_after, request_id, worker_id, run_id, sql_way FROM pljobs.cancel_job_v1(-1)'), $$VALUES ('not_found', NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::bigint, NULL::text)$$, 'an unknown id');
+SELECT is(as_login(:'bob', format('SELECT ROW(c.*) FROM pljobs.cancel_job_v1(%s) AS c', :anns)), (SELECT ROW(c.*)::text FROM pljobs.cancel_job_v1(-1) AS c), 'is answered the same, in every column');
+SELECT is(as_login(:'ann', format('SELECT pljobs.cancel_job(%s)', :anns)), 'cancelled', 'its own it cancels');
+SELECT is(as_login(who, format('SELECT pljobs.cancel_job(%s, reason => ''why'')', job_of(:'ann'))), 'cancelled', 'of anybody: ' || what) FROM (VALUES (:'guard', 'a canceller'), (:'ops', 'an operator'), (current_user::text, 'a superuser')) AS w(who, what);
+SELECT is(r.requested_by, :'guard', 'who did it is written down') FROM pljobs.request AS r WHERE r.requested_by = :'guard';
+SELECT a_login('pljobs_producer', :'ann') AS pool \gset
+SELECT is(as_login(:'pool', format('SELECT pljobs.cancel_job(%s)', job_of(:'ann'))), 'cancelled', 'a member of the role that deferred it owns it, too');
+SELECT is(as_login(:'pool', format('SELECT pljobs.cancel_job(%s)', job_of(:'ann')), :'ann'), 'cancelled', 'and after SET ROLE to it');
+SELECT is(as_login(:'pool', format('SELECT pljobs.cancel_job(%s)', job_of(:'bob')), :'ann'), 'not_found', 'but not what others have');
+SELECT is(as_login(:'ann', format('SELECT pljobs.cancel_job(%s)', job_of(:'pool'))), 'not_found', 'nor does the role own what its members defer as themselves');
+SELECT is(as_login(a_login('pljobs_worker'), format('SELECT pljobs.cancel_job(%s)', job_of(:'ann'))), '42501', 'a worker cancels nothing');
+
 SELECT * FROM finish();
 ROLLBACK;

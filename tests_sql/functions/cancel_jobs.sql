@@ -95,5 +95,25 @@ SELECT results_eq(format('SELECT source, round(extract(epoch FROM term_at - requ
 SELECT throws_ok('SELECT pljobs.cancel_jobs(queue => ''q'', ' || a || ')', 'PJ004', NULL, 'refused: ' || a) FROM unnest('{"grace => ''-1 s''","term_grace => ''1 s''","grace => ''1 s'', term_grace => ''-1 s'', dry_run => false"}'::text[]) AS a;
 SELECT isnt(a_child_of(:child), NULL, 'whose children are cancelled may defer others: its tree is not closed');
 
+-- Whose jobs they are.
+SELECT a_login('pljobs_producer') AS ann, a_login('pljobs_producer') AS bob, a_login('pljobs_canceller') AS guard, a_login('pljobs_operator') AS ops \gset
+SELECT a_name('task') AS mine \gset
+SELECT as_login(:'ann', format('SELECT pljobs.defer_job(%L, ''{"secret": "of ann"}'')', :'mine')) AS anns, as_login(:'bob', format('SELECT pljobs.defer_job(%L, ''{"secret": "of bob"}'')', :'mine')) AS bobs \gset
+CREATE FUNCTION found(login text, more text, dry_run boolean DEFAULT true) RETURNS bigint[] LANGUAGE sql VOLATILE
+RETURN as_login(login, format('SELECT array_agg(c.job_id ORDER BY c.job_id) FROM pljobs.cancel_jobs_v1(%s, dry_run => %L) AS c', more, dry_run))::bigint[];
+SELECT is(found(:'bob', format('task => %L', :'mine')), ARRAY[:bobs]::bigint[], 'a producer finds its own, whatever it asks by: a task');
+SELECT is(found(:'bob', format('job_ids => ''{%s,%s}''', :anns, :bobs)), ARRAY[:bobs]::bigint[], 'ids');
+SELECT is(found(:'bob', format('task => %L, args => ''{"secret": "of ann"}''', :'mine')), NULL, 'arguments');
+SELECT is(found(who, format('task => %L', :'mine')), ARRAY[:anns, :bobs]::bigint[], 'anybody''s: ' || what) FROM (VALUES (:'guard', 'a canceller'), (:'ops', 'an operator')) AS w(who, what);
+SELECT is(found(:'guard', format('task => %L, args => ''{"secret": "of ann"}''', :'mine')), NULL, 'a canceller, who may not see arguments, does not find them out by a filter');
+SELECT is(found(:'guard', format('task => %L, args => ''{"secret": "of ann"}''', :'mine'), false), NULL, 'nor by cancelling');
+SELECT is(status_of(:anns), 'todo', 'nothing was cancelled so');
+SELECT is(found(:'ops', format('task => %L, args => ''{"secret": "of ann"}''', :'mine')), ARRAY[:anns]::bigint[], 'an operator sees them');
+SELECT is(found(:'bob', format('task => %L', :'mine'), false), ARRAY[:bobs]::bigint[], 'a producer cancels its own');
+SELECT is(status_of(:anns), 'todo', 'and leaves the others''');
+SELECT a_login('pljobs_canceller', 'pljobs_producer') AS both \gset
+SELECT as_login(:'both', format('SELECT pljobs.defer_job(%L, ''{"secret": "of both"}'')', :'mine')) AS its \gset
+SELECT is(found(:'both', format('task => %L, args => ''{}''', :'mine')), ARRAY[:its]::bigint[], 'a canceller who is a producer finds its own by arguments');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -217,5 +217,25 @@ SELECT ok(pljobs._tree_key(x) BETWEEN 7205759010000 AND 7205759011023, 'a key of
 SELECT is(pljobs._claim_children(x), x, 'no parent: ' || coalesce(x::text, 'null')) FROM (VALUES ('{}'::bigint[])) AS v(x);
 SELECT is(pljobs._claim_children(NULL), '{}', 'nothing to claim');
 
+-- Whose tree it is.
+SELECT a_login('pljobs_producer') AS ann, a_login('pljobs_producer') AS bob, a_login('pljobs_canceller') AS guard, a_login('pljobs_operator') AS ops \gset
+CREATE FUNCTION job_of(login text, more text DEFAULT '') RETURNS bigint LANGUAGE sql VOLATILE RETURN as_login(login, format('SELECT pljobs.defer_job(''t'', queue => %L%s)', a_name('queue'), more))::bigint;
+SELECT job_of(:'ann') AS root \gset
+SELECT job_of(:'bob', format(', parent_id => %s', :root)) AS child \gset
+CREATE FUNCTION tree(login text, root bigint, more text DEFAULT '') RETURNS text LANGUAGE sql VOLATILE
+RETURN as_login(login, format('SELECT string_agg(format(''%%s %%s'', c.job_id, c.outcome), '', '' ORDER BY c.job_id) FROM pljobs.cancel_tree_v1(%s%s) AS c', root, more));
+SELECT is(tree(:'bob', :root, ', force => true'), NULL, 'the tree of another''s job is as if it were not there');
+SELECT is(tree(:'bob', :root, ', dry_run => true'), NULL, 'not to be looked at either');
+SELECT is(tree(:'bob', 1000000), NULL, 'as an unknown id is');
+SELECT results_eq(format('SELECT j.status, EXISTS (SELECT FROM pljobs.closed_tree AS t WHERE t.job_id = j.id) FROM pljobs.job AS j WHERE j.id = %s', :root), $$VALUES ('todo', false)$$, 'it is not closed');
+SELECT is(tree(who, :root, ', dry_run => true'), format('%s would_cancel, %s would_cancel', :root, :child), what || ' sees all of it') FROM (VALUES (:'guard', 'a canceller'), (:'ops', 'an operator')) AS w(who, what);
+SELECT is(tree(:'bob', :child), format('%s cancelled', :child), 'who has deferred a part of it cancels that');
+SELECT job_of(:'bob', format(', parent_id => %s', :root)) AS child \gset
+SELECT is(tree(:'ann', :root), format('%s cancelled, %s cancelled', :root, :child), 'who has deferred the root cancels all that came of it, whoever deferred that');
+SELECT job_of(:'ann') AS gone \gset
+SELECT pljobs.cancel_job(:gone, delete_job => true) \g /dev/null
+SELECT is(tree(:'ann', :gone), NULL, 'of a root that is gone nobody knows whose it was');
+SELECT is(EXISTS (SELECT FROM pljobs.closed_tree AS t WHERE t.job_id = :gone), false, 'and it is not closed');
+
 SELECT * FROM finish();
 ROLLBACK;

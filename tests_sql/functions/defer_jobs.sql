@@ -134,5 +134,19 @@ SELECT count(*) FROM pljobs.cancel_tree(:root) \g /dev/null
 SELECT throws_ok(format('SELECT pljobs.defer_jobs_v1(%L)', format('[{"task": "good"}, {"task": "good", "parent_id": %s}]', :root)), 'PJ007', NULL, 'the child of a cancelled tree is refused');
 SELECT is_empty($$SELECT FROM pljobs.job WHERE task = 'good'$$, 'and with it all of the call');
 
+-- Limited to queues.
+SELECT a_login('pljobs_producer') AS ann \gset
+SELECT pljobs.limit_queues(:'ann', 'defer', '{mail,default}') \g /dev/null
+CREATE FUNCTION deferred(login text, jobs text, role text DEFAULT 'none') RETURNS text LANGUAGE sql VOLATILE RETURN as_login(login, format('SELECT cardinality(pljobs.defer_jobs_v1(%L))', jobs), role);
+SELECT is(deferred(:'ann', '[{"task": "t", "queue": "mail"}, {"task": "t"}]'), '2', 'a role defers to the queues that it is limited to');
+SELECT is(deferred(:'ann', '[{"task": "t", "queue": "mail"}, {"task": "t", "queue": "money"}]'), 'PJ010', 'one job for another refuses all');
+SELECT is(deferred(:'ann', '[{"task": "t", "queue": "Mail"}]'), 'PJ010', 'case matters');
+SELECT is(deferred(:'ann', '[{"task": "t", "queue": "money"}]', 'pljobs_producer'), 'PJ010', 'SET ROLE to the group does not help');
+SELECT is(as_login(:'ann', 'SELECT pljobs.defer_job(''t'', queue => ''money'')'), 'PJ010', 'defer_job is the same');
+SELECT pljobs.limit_queues(:'ann', 'defer', '{mail}') \g /dev/null
+SELECT is(deferred(:'ann', '[{"task": "t"}]'), 'PJ010', 'without a queue it is ''default''');
+SELECT is(deferred(a_login('pljobs_producer'), '[{"task": "t", "queue": "money"}]'), '1', 'others are not limited');
+SELECT is(count(*), 0::bigint, 'nothing else was deferred') FROM pljobs.job AS j WHERE j.deferred_by = :'ann' AND j.queue NOT IN ('mail', 'default');
+
 SELECT * FROM finish();
 ROLLBACK;

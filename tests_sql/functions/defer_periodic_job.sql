@@ -41,5 +41,18 @@ SELECT count(*) FROM pljobs.cancel_tree(:parent) \g /dev/null
 SELECT throws_ok(format($$SELECT a_tick('closed', now(), 'a task', '{"parent_id": %s}')$$, :parent), 'PJ007', NULL, 'not as the child of a cancelled tree');
 SELECT is_empty($$SELECT FROM pljobs.periodic WHERE periodic_id = 'closed'$$, 'then its tick is not done');
 
+-- Limited to queues.
+SELECT a_login('pljobs_worker') AS worker, a_login('pljobs_worker', 'pljobs_producer') AS both \gset
+CREATE FUNCTION ticked(login text, queue text) RETURNS text LANGUAGE sql VOLATILE
+RETURN as_login(login, format('SELECT outcome FROM pljobs.defer_periodic_job_v1(%L, clock_timestamp(), %L)', a_name('id'), jsonb_strip_nulls(jsonb_build_object('task', 't', 'queue', queue))));
+SELECT is(ticked(:'worker', 'money'), 'deferred', 'a worker without limits defers to any queue');
+SELECT pljobs.limit_queues(login, 'fetch', '{mail}') FROM unnest(ARRAY[:'worker', :'both']) AS u(login) \g /dev/null
+SELECT is(ticked(:'worker', 'mail'), 'deferred', 'one that is limited in what it fetches only to where it fetches from');
+SELECT is(ticked(:'worker', 'money'), 'PJ010', 'not to others');
+SELECT is(ticked(:'worker', NULL), 'PJ010', 'nor, without a queue, to ''default''');
+SELECT is(ticked(:'both', 'money'), 'deferred', 'who is a producer, too, has that for it');
+SELECT pljobs.limit_queues(:'both', 'defer', '{news}') \g /dev/null
+SELECT is(ticked(:'both', 'money'), 'PJ010', 'and the limits of that');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -26,5 +26,22 @@ SELECT is(r.delete_job, false, 'nor is deletion asked for') FROM pljobs.request 
 SELECT results_eq(format('SELECT outcome, status FROM pljobs.delete_job_v1(%L)', x), $$VALUES ('not_found', NULL::text)$$, 'not found: ' || coalesce(x::text, 'null')) FROM unnest('{-1,0,9223372036854775807,NULL}'::bigint[]) AS x;
 SELECT is(pljobs.delete_job(a_finished_job('failed'), repeat('r', 5000), repeat(chr(128512), 5000)), 'deleted', 'a long explanation is no hindrance');
 
+-- Whose job it is.
+SELECT a_login('pljobs_producer') AS ann, a_login('pljobs_producer') AS bob, a_login('pljobs_canceller') AS guard, a_login('pljobs_operator') AS ops \gset
+CREATE FUNCTION ended_job_of(login text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_id bigint := as_login(login, format('SELECT pljobs.defer_job(''t'', queue => %L)', a_name('queue')));
+BEGIN
+    PERFORM finish_run(v_id, start_job(v_id), 'failed');
+    RETURN v_id;
+END
+$$;
+SELECT ended_job_of(:'ann') AS anns \gset
+SELECT is(as_login(:'bob', format('SELECT ROW(d.*) FROM pljobs.delete_job_v1(%s) AS d', :anns)), '(not_found,)', 'another producer''s job is as if it were not there');
+SELECT is(status_of(:anns), 'failed', 'and stays');
+SELECT is(as_login(:'guard', format('SELECT pljobs.delete_job(%s)', :anns)), '42501', 'a canceller deletes nothing');
+SELECT is(as_login(:'ann', format('SELECT pljobs.delete_job(%s)', :anns)), 'deleted', 'its own it deletes');
+SELECT is(as_login(:'ops', format('SELECT pljobs.delete_job(%s)', ended_job_of(:'ann'))), 'deleted', 'an operator anybody''s');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -164,5 +164,25 @@ SELECT a_todo_job(queue => :'q1') AS one \gset
 SELECT is(fetch_ids(:'q1', 10), ARRAY[:one]::bigint[], 'also in one queue');
 SELECT is(count(*), 500::bigint, 'and so on') FROM pljobs.job AS j WHERE j.queue IN (:'q1', :'q2') AND j.status = 'todo';
 
+-- Limited to queues.
+SELECT a_login('pljobs_worker') AS ann, a_login('pljobs_worker') AS bob, a_name('queue') AS mail, a_name('queue') AS money \gset
+SELECT a_todo_job(queue => :'mail') AS m1, a_todo_job(queue => :'money', priority => 9) AS m2, a_todo_job(queue => :'mail') AS m3 \gset
+SELECT pljobs.limit_queues(:'ann', 'fetch', ARRAY[:'mail', 'another']) \g /dev/null
+SELECT as_login(:'ann', 'SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 2)') AS anns, as_login(:'bob', 'SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 2)') AS bobs \gset
+CREATE FUNCTION got(login text, worker_id bigint, more text DEFAULT '', role text DEFAULT 'none') RETURNS text LANGUAGE sql VOLATILE
+RETURN as_login(login, format('SELECT array_agg(f.job_id) FROM pljobs.fetch_jobs_v1(%s, 1%s) AS f', worker_id, more), role);
+SELECT is(got(:'ann', :anns, format(', queues => ARRAY[%L]', :'money')), NULL, 'a role that is limited gets nothing from another queue');
+SELECT is(got(:'ann', :anns, format(', queues => ARRAY[%L, %L]', :'money', :'mail')), format('{%s}', :m1), 'of several only those that it may');
+SELECT is(got(:'ann', :anns, '', 'pljobs_worker'), 'PJ003', 'SET ROLE to the group does not help: the worker is not that one''s');
+SELECT is(got(:'ann', :bobs), 'PJ003', 'nor another''s worker');
+SELECT is(got(:'ann', :anns), format('{%s}', :m3), 'without queues: from those that it may');
+SELECT is(got(:'ann', :anns), NULL, 'and then no more');
+SELECT is(got(:'bob', :anns, format(', queues => ARRAY[%L]', :'money')), format('{%s}', :m2), 'others are not limited, and workers trust each other');
+SELECT is(pljobs.pause_queue(:'mail'), 'paused', 'a queue that is paused');
+SELECT a_todo_job(queue => :'mail') AS m4 \gset
+SELECT is(got(:'ann', :anns), NULL, 'is so for who is limited to it, too');
+SELECT pljobs.resume_queue(:'mail'), pljobs.limit_queues(:'ann', 'fetch', NULL) \g /dev/null
+SELECT is(got(:'ann', :bobs, format(', queues => ARRAY[%L]', :'mail')), format('{%s}', :m4), 'without the limit it may again speak for other workers');
+
 SELECT * FROM finish();
 ROLLBACK;

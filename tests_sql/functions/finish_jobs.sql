@@ -228,5 +228,31 @@ SELECT * FROM a_doing_job() \gset
 SELECT is(finish_run(:job_id, :run_id, 'succeeded', '{"progress": 1, "delete_job": true}'), 'deleted', 'a job that is deleted at its end');
 SELECT is_empty(format('SELECT FROM pljobs.progress WHERE job_id = %s', :job_id), 'leaves no progress behind');
 
+-- Limited to queues.
+SELECT a_login('pljobs_worker') AS ann, a_login('pljobs_worker') AS bob, a_name('queue') AS mail, a_name('queue') AS news \gset
+SELECT pljobs.limit_queues(:'ann', 'fetch', ARRAY[:'mail', :'news']) \g /dev/null
+SELECT as_login(:'ann', 'SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 2)') AS anns, as_login(:'bob', 'SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 2)') AS bobs \gset
+CREATE TABLE scene AS SELECT n, a_todo_job(queue => CASE WHEN n = 9 THEN a_name('queue') ELSE :'mail' END) AS job_id, NULL::bigint AS run_id FROM unnest('{1,2,3,4,5,9}'::integer[]) AS n;
+UPDATE scene AS s SET run_id = f.run_id FROM (SELECT f.* FROM pljobs.fetch_jobs_v1(:anns, 10, ARRAY[:'mail']) AS f) AS f WHERE f.job_id = s.job_id;
+UPDATE scene AS s SET run_id = start_job(s.job_id, :bobs) WHERE s.n = 9;
+CREATE FUNCTION ended(login text, n integer, outcome text, more jsonb DEFAULT '{}') RETURNS text LANGUAGE sql VOLATILE
+RETURN (SELECT as_login(login, format('SELECT string_agg(f.status, '','') FROM pljobs.finish_jobs_v1(%L) AS f', jsonb_build_array(jsonb_build_object('job_id', s.job_id, 'run_id', s.run_id, 'outcome', outcome) || more))) FROM scene AS s WHERE s.n = ended.n);
+SELECT is(ended(:'ann', 9, 'succeeded'), 'not_found', 'a role that is limited ends no run of another''s worker');
+SELECT is(ended(:'ann', 9, 'abandoned', '{"progress": 1}'), 'not_found', 'in no way');
+SELECT is((SELECT w.tainted_at FROM pljobs.worker AS w WHERE w.id = :bobs), NULL, 'nor taints that one');
+SELECT is_empty('SELECT FROM pljobs.progress AS p JOIN scene AS s ON s.job_id = p.job_id WHERE s.n = 9', 'nor says how far its run is');
+SELECT is(ended(:'ann', 1, 'succeeded'), 'succeeded', 'those of its own it ends');
+SELECT is(ended(:'ann', 1, 'succeeded'), 'succeeded', 'and may say so again');
+SELECT is(ended(:'ann', 2, 'failed', jsonb_build_object('retry_in', '0 s', 'retry_queue', 'money')), 'todo', 'it retries');
+SELECT results_eq('SELECT j.queue FROM pljobs.job AS j JOIN scene AS s ON s.job_id = j.id WHERE s.n = 2', ARRAY[:'mail'], 'but into no queue that it is kept from');
+SELECT is(ended(:'ann', 3, 'failed', jsonb_build_object('retry_in', '0 s', 'retry_queue', :'news')), 'todo', 'into another of its own');
+SELECT results_eq('SELECT j.queue FROM pljobs.job AS j JOIN scene AS s ON s.job_id = j.id WHERE s.n = 3', ARRAY[:'news'], 'it does');
+SELECT is(as_login(:'ann', format('SELECT string_agg(format(''%%s %%s'', f.job_id, f.status), '', '' ORDER BY f.job_id) FROM pljobs.finish_jobs_v1(%L) AS f',
+             (SELECT jsonb_agg(jsonb_build_object('job_id', s.job_id, 'run_id', s.run_id, 'outcome', 'succeeded')) FROM scene AS s WHERE s.n IN (4, 9)))),
+          (SELECT string_agg(format('%s %s', s.job_id, CASE s.n WHEN 4 THEN 'succeeded' ELSE 'not_found' END), ', ' ORDER BY s.job_id) FROM scene AS s WHERE s.n IN (4, 9)), 'each run is answered for itself');
+SELECT is(as_login(:'ann', 'SELECT f.status FROM pljobs.finish_jobs_v1(''[{"job_id": -1, "run_id": 1, "outcome": "succeeded"}]'') AS f'), 'not_found', 'a job that is not there');
+SELECT is(as_login(:'ann', 'SELECT count(*) FROM pljobs.finish_jobs_v1(''[]'')'), '0', 'nothing');
+SELECT is(ended(:'bob', 5, 'succeeded'), 'succeeded', 'who is not limited ends anybody''s: workers trust each other');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -132,5 +132,18 @@ SELECT age_runs(:run_id) \g /dev/null
 SELECT pljobs.heartbeat_v1(:worker_id) \g /dev/null
 SELECT is(status_of(:job_id), 'todo', 'a run that its worker never received and that is over its timeout goes back');
 
+-- Limited to queues.
+SELECT a_login('pljobs_worker') AS ann, a_login('pljobs_worker') AS bob, a_name('queue') AS mail \gset
+SELECT pljobs.limit_queues(:'ann', 'fetch', ARRAY[:'mail']) \g /dev/null
+SELECT as_login(:'ann', 'SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 2)') AS anns, as_login(:'bob', 'SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 2)') AS bobs, a_todo_job(queue => :'mail') AS own, a_todo_job() AS others \gset
+SELECT start_job(:own, :anns) AS own_run, start_job(:others, :bobs) AS others_run \gset
+CREATE FUNCTION beaten(login text, worker_id bigint, VARIADIC runs bigint[]) RETURNS text LANGUAGE sql VOLATILE
+RETURN as_login(login, format('SELECT string_agg(h.verdict, '','' ORDER BY h.run_id) FROM pljobs.heartbeat_v1(%s, %L, %L) AS h', worker_id, runs,
+    (SELECT jsonb_agg(jsonb_build_object('job_id', j.id, 'run_id', j.run_id, 'progress', 0.5, 'progress_message', login)) FROM pljobs.job AS j WHERE j.run_id = ANY (runs))));
+SELECT is(beaten(:'ann', :bobs, :others_run), 'PJ003', 'a role that is limited keeps no other''s worker alive');
+SELECT is(beaten(:'ann', :anns, :own_run, :others_run), 'ok,lost', 'of another''s run it is told nothing');
+SELECT results_eq(format('SELECT p.job_id, p.message FROM pljobs.progress AS p WHERE p.job_id IN (%s, %s)', :own, :others), format('VALUES (%s::bigint, %L)', :own, :'ann'), 'nor says how far that one is');
+SELECT is(beaten(:'bob', :anns, :own_run), 'ok', 'who is not limited may: workers trust each other');
+
 SELECT * FROM finish();
 ROLLBACK;

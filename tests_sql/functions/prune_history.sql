@@ -46,5 +46,11 @@ SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'then it goes, from below'
 SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'one after the other');
 SELECT is_empty(format('SELECT FROM pljobs.deleted_parent WHERE job_id IN (%s, %s, %s)', :one, :two, :leaf), 'all of it');
 
+-- Limited to queues.
+SELECT a_login('pljobs_worker') AS ann \gset
+SELECT matches(as_login(:'ann', 'SELECT pljobs.prune_history_v1(''100 years'')'), '^\d+$', 'a worker prunes the history');
+SELECT pljobs.limit_queues(:'ann', 'fetch', '{mail}') \g /dev/null
+SELECT is(as_login(:'ann', 'SELECT pljobs.prune_history_v1(''100 years'')'), 'PJ010', 'one that is limited does not, for it is that of all');
+
 SELECT * FROM finish();
 ROLLBACK;

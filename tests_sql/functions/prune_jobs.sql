@@ -29,5 +29,12 @@ SELECT is(pljobs.prune_jobs('12 h', '{}'), 0::bigint, 'no statuses, no jobs');
 SELECT throws_ok(format('SELECT pljobs.prune_jobs(%s)', a), 'PJ004', NULL, 'refused: ' || a)
   FROM unnest(ARRAY['NULL', '''-1 s''', '''1 day'', ''{todo}''', '''1 day'', ''{succeeded,doing}''', '''1 day'', ''{nonsense}''', '''1 day'', NULL', '''1 day'', ''{NULL}''']) AS a;
 
+-- Limited to queues.
+SELECT a_login('pljobs_worker') AS ann, a_finished_job('succeeded') AS own, a_finished_job('succeeded') AS others \gset
+SELECT pljobs.limit_queues(:'ann', 'fetch', ARRAY[j.queue]) FROM pljobs.job AS j WHERE j.id = :own \g /dev/null
+SELECT is(as_login(:'ann', 'SELECT pljobs.prune_jobs(''0'')'), '1', 'a role that is limited prunes in its queues');
+SELECT is(status_of(:own) || ', ' || status_of(:others), 'gone, succeeded', 'and in no others');
+SELECT is(as_login(:'ann', format('SELECT pljobs.prune_jobs(''0'', queue => %L)', (SELECT j.queue FROM pljobs.job AS j WHERE j.id = :others))), '0', 'not by name, either');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -43,5 +43,45 @@ SELECT tainted_at FROM pljobs.worker WHERE id = :worker_id \gset
 SELECT pljobs.register_worker_v1('w', 'h', 42, worker_id => :worker_id) \g /dev/null
 SELECT is(w.tainted_at, :'tainted_at'::timestamptz, 'stays tainted when it registers again') FROM pljobs.worker AS w WHERE w.id = :worker_id;
 
+-- Contract 2.
+SELECT pljobs.register_worker_v2('w', 'h', 42, 2, 'pljobs 0.2.0', '{a,b}', 5, '10 s') AS w \gset
+SELECT results_eq(format('SELECT name, host, pid, contract, driver, registered_by = session_user, queues, concurrency, lease FROM pljobs.worker WHERE id = %s', :w),
+                  $$VALUES ('w', 'h', 42, 2, 'pljobs 0.2.0', true, '{a,b}'::text[], 5, interval '10 s')$$, 'a worker says which contract it speaks, and what it is; who it is, the database says');
+SELECT results_eq(format('SELECT contract, driver, registered_by = session_user FROM pljobs.worker WHERE id = %s', pljobs.register_worker_v1('w', 'h', 42)), $$VALUES (1, NULL::text, true)$$, 'register_worker_v1 is for workers of contract 1');
+SELECT results_eq(format('SELECT contract, driver, queues, concurrency, lease FROM pljobs.worker WHERE id = %s', pljobs.register_worker_v2('w', 'h', 42, 1, concurrency => NULL)),
+                  $$VALUES (1, NULL::text, NULL::text[], 1, interval '30 s')$$, 'the defaults are those of register_worker_v1');
+SELECT throws_ok(format('SELECT pljobs.register_worker_v2(''w'', ''h'', 1, %s)', c), 'PJ008', NULL, 'contract ' || c || ' is refused') FROM unnest('{0,3,-1}'::integer[]) AS c;
+SELECT throws_like('SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 3, ''node 9'')', '%node 9%contract 3%0.2.0%', 'naming who asked, and what is served');
+SELECT throws_ok(format('SELECT pljobs.register_worker_v2(%s)', a), 'PJ004', NULL, 'refused: ' || a)
+  FROM unnest(ARRAY[$$'w', 'h', 1, NULL$$, $$NULL, 'h', 1, 2$$, $$'w', NULL, 1, 2$$, $$'w', 'h', NULL, 2$$, $$'w', 'h', 1, 2, lease => NULL$$, $$'w', 'h', 1, 2, lease => '0.9 s'$$]) AS a;
+SELECT pljobs.register_worker_v2('w', 'h', 1, 2, repeat('d', 300)) AS talker \gset
+SELECT is((SELECT char_length(w.driver) FROM pljobs.worker AS w WHERE w.id = :talker), 255, 'a long driver is cut');
+SELECT pljobs.register_worker_v2('w', 'h', 42, 1, 'older', worker_id => :w) \g /dev/null
+SELECT results_eq(format('SELECT contract, driver, queues FROM pljobs.worker WHERE id = %s', :w), $$VALUES (1, 'older', '{a,b}'::text[])$$, 'who registers again says what it speaks now');
+
+-- Limited to queues.
+SELECT a_login('pljobs_worker') AS limited, a_login('pljobs_worker') AS other \gset
+SELECT as_login(:'other', 'SELECT pljobs.register_worker_v1(''w'', ''h'', 1)') AS others \gset
+SELECT is(w.registered_by, :'other', 'the worker is its login''s') FROM pljobs.worker AS w WHERE w.id = :others;
+SELECT pljobs.limit_queues(:'limited', 'fetch', '{mail,news}') \g /dev/null
+CREATE FUNCTION registered(more text) RETURNS text LANGUAGE sql VOLATILE RETURN as_login(current_setting('tests.limited'), format('SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 2%s)', more));
+SELECT set_config('tests.limited', :'limited', true) \g /dev/null
+SELECT registered('') AS own \gset
+SELECT is(w.queues, '{mail,news}', 'a role that is limited to queues works for these') FROM pljobs.worker AS w WHERE w.id = :own;
+SELECT matches(registered(', queues => ''{mail}'''), '^\d+$', 'or for some of them');
+SELECT is(registered(', queues => ''{mail,money}'''), 'PJ010', 'not for others');
+SELECT is(registered(format(', worker_id => %s', :own)), :'own', 'it registers again under its id');
+SELECT is(registered(format(', worker_id => %s', :others)), 'PJ003', 'not under another role''s');
+SELECT matches(registered(', worker_id => 1000000'), '^1000000$', 'under one that nobody has it may: its own row may have been pruned');
+SELECT a_todo_job() AS job_id \gset
+SELECT start_job(:job_id, :others) AS run_id \gset
+DELETE FROM pljobs.worker WHERE id = :others;
+SELECT is(registered(format(', worker_id => %s', :others)), 'PJ003', 'but not where runs are left of somebody who was pruned');
+SELECT is(as_login(:'other', format('SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 2, worker_id => %s)', :others)), :'others', 'who is not limited may');
+UPDATE pljobs.worker SET registered_by = NULL WHERE id = :others;
+SELECT is(registered(format(', worker_id => %s', :others)), 'PJ003', 'a worker from before there were roles is not a limited role''s');
+SELECT as_login(:'other', format('SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 2, worker_id => %s)', :others)) \g /dev/null
+SELECT is(w.registered_by, :'other', 'it becomes that of who registers it again') FROM pljobs.worker AS w WHERE w.id = :others;
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -41,5 +41,16 @@ SELECT is(h.verdict, 'ok', 'then the run has all the time it wants') FROM verdic
 SELECT * FROM a_timed_out_job() \gset
 SELECT is(pljobs.rescind_request(:job_id), 'already_delivered', 'not once it was delivered');
 
+-- Whose job it is.
+SELECT a_login('pljobs_producer') AS ann, a_login('pljobs_producer') AS bob, a_login('pljobs_canceller') AS guard, a_login('pljobs_operator') AS ops \gset
+SELECT as_login(:'ann', format('SELECT pljobs.defer_job(''t'', queue => %L)', a_name('queue'))) AS job_id \gset
+SELECT start_job(:job_id) \g /dev/null
+SELECT is(as_login(:'guard', format('SELECT pljobs.cancel_job(%s, abort => true)', :job_id)), 'abort_requested', 'somebody has asked it to abort');
+SELECT is(as_login(:'bob', format('SELECT ROW(r.*) FROM pljobs.rescind_request_v1(%s) AS r', :job_id)), '(not_found,)', 'another producer''s job is as if it were not there');
+SELECT is(as_login(:'ann', format('SELECT pljobs.rescind_request(%s)', :job_id)), 'rescinded', 'whose job it is takes the request back, whoever made it');
+SELECT is(as_login(:'ann', format('SELECT pljobs.cancel_job(%s, abort => true)', :job_id)), 'abort_requested', 'asks itself');
+SELECT is(as_login(:'guard', format('SELECT pljobs.rescind_request(%s)', :job_id)), 'rescinded', 'and a canceller takes that back');
+SELECT is(as_login(:'ops', format('SELECT pljobs.rescind_request(%s)', :job_id)), 'no_request', 'an operator sees that there is none');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -67,5 +67,29 @@ SELECT is(pljobs.retry_job(:job_id), 'requeued', 'what did not start in time may
 SELECT results_eq(format('SELECT start_by, timeout, grace, on_cancelled FROM pljobs.job WHERE id = %s', :job_id), $$VALUES (NULL::timestamptz, interval '1 h', interval '3 s', 'tidy up')$$, 'then it may start at any time; its other limits stay');
 SELECT isnt(start_job(:job_id), NULL, 'and it starts, too');
 
+-- Whose job it is, and where it may go.
+SELECT a_login('pljobs_producer') AS ann, a_login('pljobs_producer') AS bob, a_login('pljobs_canceller') AS guard, a_login('pljobs_operator') AS ops \gset
+CREATE FUNCTION ended_job_of(login text, queue text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_id bigint := as_login(login, format('SELECT pljobs.defer_job(''t'', queue => %L)', queue));
+BEGIN
+    PERFORM finish_run(v_id, start_job(v_id), 'failed');
+    RETURN v_id;
+END
+$$;
+SELECT a_name('queue') AS q \gset
+SELECT ended_job_of(:'ann', :'q') AS anns \gset
+SELECT is(as_login(:'bob', format('SELECT ROW(r.*) FROM pljobs.retry_job_v1(%s) AS r', :anns)), '(not_found,)', 'another producer''s job is as if it were not there');
+SELECT is(status_of(:anns), 'failed', 'and stays as it is');
+SELECT is(as_login(:'guard', format('SELECT pljobs.retry_job(%s)', :anns)), '42501', 'a canceller puts nothing back');
+SELECT pljobs.limit_queues(:'ann', 'defer', '{elsewhere}'), pljobs.limit_queues(:'bob', 'defer', '{elsewhere}') \g /dev/null
+SELECT is(as_login(:'bob', format('SELECT pljobs.retry_job(%s, queue => ''nowhere'')', :anns)), 'not_found', 'whatever queue is asked for');
+SELECT is(as_login(:'ann', format('SELECT pljobs.retry_job(%s)', :anns)), 'PJ010', 'who may not defer to its queue any more does not put it back there');
+SELECT is(as_login(:'ann', format('SELECT pljobs.retry_job(%s, queue => ''nowhere'')', :anns)), 'PJ010', 'nor into another that is not allowed');
+SELECT is(status_of(:anns), 'failed', 'nothing was put back');
+SELECT is(as_login(:'ann', format('SELECT pljobs.retry_job(%s, queue => ''elsewhere'')', :anns)), 'requeued', 'but into one that is');
+SELECT pljobs.limit_queues(:'ann', 'defer', NULL) \g /dev/null
+SELECT is(as_login(:'ops', format('SELECT pljobs.retry_job(%s)', ended_job_of(:'ann', :'q'))), 'requeued', 'an operator puts back anybody''s');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -41,5 +41,27 @@ SELECT count(*) FROM pljobs.cancel_tree(:parent) \g /dev/null
 SELECT bag_eq(format('SELECT job_id, outcome FROM pljobs.retry_jobs(parent_id => %s, dry_run => false)', :parent), format($$VALUES (%s::bigint, 'requeued'), (%s, 'requeued')$$, :child, :other), 'those that one job deferred itself');
 SELECT is(fetch_ids((SELECT queue FROM pljobs.job WHERE id = :child)), ARRAY[:child]::bigint[], 'they start, though their tree was cancelled');
 
+-- Whose jobs they are.
+SELECT a_login('pljobs_producer') AS ann, a_login('pljobs_producer') AS bob, a_login('pljobs_canceller') AS guard, a_login('pljobs_operator') AS ops \gset
+SELECT a_name('task') AS mine \gset
+CREATE FUNCTION ended_job_of(login text, task text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_id bigint := as_login(login, format('SELECT pljobs.defer_job(%L, ''{"secret": 1}'', queue => %L)', task, a_name('queue')));
+BEGIN
+    PERFORM finish_run(v_id, start_job(v_id), 'failed');
+    RETURN v_id;
+END
+$$;
+CREATE FUNCTION put_back(login text, more text) RETURNS text LANGUAGE sql VOLATILE
+RETURN as_login(login, format('SELECT string_agg(format(''%%s %%s'', c.job_id, c.outcome), '', '' ORDER BY c.job_id) FROM pljobs.retry_jobs(%s) AS c', more));
+SELECT ended_job_of(:'ann', :'mine') AS anns, ended_job_of(:'bob', :'mine') AS bobs \gset
+SELECT is(put_back(:'bob', format('task => %L', :'mine')), format('%s would_requeue', :bobs), 'a producer finds its own');
+SELECT is(put_back(:'bob', format('job_ids => ''{%s}'', dry_run => false', :anns)), NULL, 'by its id, too');
+SELECT is(put_back(:'bob', format('task => %L, args => ''{"secret": 1}'', dry_run => false', :'mine')), format('%s requeued', :bobs), 'and puts back its own');
+SELECT is(put_back(:'guard', format('task => %L', :'mine')), '42501', 'a canceller puts nothing back');
+SELECT pljobs.limit_queues(:'ann', 'defer', '{elsewhere}') \g /dev/null
+SELECT is(put_back(:'ann', format('task => %L, dry_run => false', :'mine')), 'PJ010', 'nobody puts back where it may not defer');
+SELECT is(put_back(:'ops', format('task => %L, dry_run => false', :'mine')), format('%s requeued', :anns), 'an operator puts back anybody''s');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -22,5 +22,28 @@ SELECT finish_run(:job_id, :run_id, 'aborted'), pljobs.retry_job(:job_id) \g /de
 SELECT results_eq(format('SELECT resolution FROM pljobs.get_resolutions_v1(ARRAY[%s]::bigint[])', :request_id), $$VALUES ('aborted')$$, 'or what became of it, though its job waits again');
 SELECT is_empty('SELECT FROM pljobs.get_resolutions_v1(NULL)', 'nothing asked, nothing answered');
 
+-- Whose jobs and requests they are.
+SELECT a_login('pljobs_producer') AS ann, a_login('pljobs_producer') AS bob, a_login('pljobs_canceller') AS guard, a_login('pljobs_operator') AS ops \gset
+SELECT a_login('pljobs_reader') AS eve \gset
+SELECT as_login(:'ann', format('SELECT pljobs.defer_job(''t'', queue => %L)', a_name('queue'))) AS waiting, as_login(:'ann', format('SELECT pljobs.defer_job(''t'', queue => %L)', a_name('queue'))) AS gone,
+       as_login(:'ann', format('SELECT pljobs.defer_job(''t'', queue => %L)', a_name('queue'))) AS running \gset
+SELECT start_job(:running) \g /dev/null
+SELECT as_login(:'ann', format('SELECT pljobs.cancel_job(%s, delete_job => true)', :gone)) \g /dev/null
+SELECT as_login(:'guard', format('SELECT request_id FROM pljobs.cancel_job_v1(%s, abort => true)', :running)) AS request_id \gset
+CREATE FUNCTION statuses(login text, ids bigint[]) RETURNS text LANGUAGE sql VOLATILE
+RETURN as_login(login, format('SELECT string_agg(s.status, '','' ORDER BY s.job_id) FROM pljobs.get_job_statuses_v1(%L) AS s', ids));
+CREATE FUNCTION resolution(login text, request_id bigint) RETURNS text LANGUAGE sql VOLATILE RETURN as_login(login, format('SELECT r.resolution FROM pljobs.get_resolutions_v1(''{%s}'') AS r', request_id));
+SELECT is(statuses(:'ann', ARRAY[:waiting, :gone, :running, -1]::bigint[]), 'not_found,todo,deleted,doing', 'a producer is told of its own jobs');
+SELECT is(statuses(:'bob', ARRAY[:waiting, :gone, :running, -1]::bigint[]), 'not_found,not_found,not_found,not_found', 'of others'' as of unknown ones');
+SELECT is(statuses(who, ARRAY[:waiting, :gone, :running]::bigint[]), 'todo,deleted,doing', what || ' is told of all') FROM (VALUES (:'guard', 'a canceller'), (:'ops', 'an operator'), (:'eve', 'a reader')) AS w(who, what);
+SELECT is(statuses(a_login('pljobs_worker'), '{1}'), '42501', 'a worker asks nothing');
+SELECT is(resolution(:'ann', :request_id), 'open', 'whose job it is is told of requests about it');
+SELECT is(resolution(:'bob', :request_id), 'not_found', 'others are not');
+SELECT is(resolution(who, :request_id), 'open', what || ' is told of all') FROM (VALUES (:'guard', 'a canceller'), (:'ops', 'an operator'), (:'eve', 'a reader')) AS w(who, what);
+SELECT as_login(:'bob', format('SELECT pljobs.defer_job(''t'', queue => %L)', a_name('queue'))) AS bobs \gset
+SELECT as_login(:'bob', format('SELECT request_id FROM pljobs.cancel_job_v1(%s, delete_job => true)', :bobs)) AS request_id \gset
+SELECT is(resolution(:'bob', :request_id), 'deleted', 'who asked is told, though the job is gone');
+SELECT is(resolution(:'ann', :request_id), 'not_found', 'and nobody else');
+
 SELECT * FROM finish();
 ROLLBACK;

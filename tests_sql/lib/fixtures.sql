@@ -205,3 +205,49 @@ SELECT pg_advisory_xact_lock(hashtextextended('pljobs.rescue_jobs', 0));
 SELECT pg_advisory_xact_lock(hashtextextended('pljobs.wake_lanes', 0));
 SELECT pg_advisory_xact_lock(hashtextextended('pljobs.enforce_limits', 0));
 $$;
+
+-- A login that is a member of these groups (or other roles), and no superuser. Each file's own, and rolled back.
+CREATE FUNCTION a_login(VARIADIC groups text[] DEFAULT '{}') RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    v_login text := format('pljobs_tests_%s_%s', pg_backend_pid(), nextval('name_number'));
+    v_group text;
+BEGIN
+    EXECUTE format('CREATE ROLE %I LOGIN', v_login);
+    FOREACH v_group IN ARRAY groups LOOP
+        EXECUTE format('GRANT %I TO %I', v_group, v_login);
+    END LOOP;
+    RETURN v_login;
+END
+$$;
+
+-- What the query answers (its first column of its first row, as text) to who logs in as this, after SET ROLE, if one is
+-- given; or the code of the error that it raises, and then nothing has happened.
+CREATE FUNCTION as_login(login text, query text, role text DEFAULT 'none') RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    v_answer text;
+BEGIN
+    PERFORM set_config('session_authorization', as_login.login, true), set_config('role', as_login.role, true);
+    BEGIN
+        EXECUTE as_login.query INTO v_answer;
+    EXCEPTION WHEN OTHERS THEN
+        v_answer := SQLSTATE;
+    END;
+    RESET SESSION AUTHORIZATION;
+    RETURN v_answer;
+END
+$$;
+
+-- Runs commands as who logs in as this; an error is raised.
+CREATE FUNCTION do_as(login text, commands text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    PERFORM set_config('session_authorization', do_as.login, true);
+    EXECUTE do_as.commands;
+    RESET SESSION AUTHORIZATION;
+END
+$$;

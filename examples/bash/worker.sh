@@ -5,7 +5,7 @@
 #
 # A task is an executable in FOLDER. It gets the arguments as JSON on stdin; what it prints is the result. When the job
 # should stop it gets SIGTERM; dying of it means aborted. When its grace is over it is killed. libpq's variables name
-# the database. Contract: docs/sql.md.
+# the database. Contract: docs/sql-contract.md.
 set -u
 folder=$1 queues=${2-} lease=${LEASE:-30} every=${POLL:-1} stopping=''
 tmp=$(mktemp -d)
@@ -17,8 +17,9 @@ sql() { # runs the statement on stdin, in a transaction of its own; values are p
 
 register() { # answers the worker's id: a new one, or the old one again
     sql -v host="$(hostname)" -v pid=$$ -v lease="$lease" <<'SQL'
-SELECT pljobs.register_worker_v1('bash', :'host', :pid, queues => string_to_array(nullif(:'queues', ''), ','),
-    lease => make_interval(secs => :lease), worker_id => nullif(:'worker', '')::bigint);
+SELECT pljobs.register_worker_v2('bash', :'host', :pid, contract => 2, driver => 'example-bash',
+    queues => string_to_array(nullif(:'queues', ''), ','), lease => make_interval(secs => :lease),
+    worker_id => nullif(:'worker', '')::bigint);
 SQL
 }
 
