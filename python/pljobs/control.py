@@ -86,6 +86,8 @@ class Control:
         self._conn: psycopg.Connection[Any] | None = None
         self._busy_since: float | None = None
         self._beat_at = 0.0
+        # When the last heartbeat that was answered was sent, in seconds of time.monotonic().
+        self.renewed_at = time.monotonic()
         self._early: dict[int, Verdict] = {}
         self._stopping = threading.Event()
         self._waker, self._woken = socket.socketpair()
@@ -226,7 +228,7 @@ class Control:
         )  # fmt: skip
 
     def _beat(self, conn: psycopg.Connection[Any]) -> None:
-        self._beat_at = time.monotonic()
+        began = self._beat_at = time.monotonic()
         runs = dict(self._runs)
         observed = [seen for run in runs.values() if run is not None and (seen := run.observe()) is not None]
         beat = calls.heartbeat(
@@ -242,6 +244,7 @@ class Control:
                 if (run := runs[seen.run_id]) is not None:
                     run.unobserve(seen)
             raise
+        self.renewed_at = began
         self._early = {
             v.run_id: v for v in verdicts if v.run_id not in runs and v.verdict in {"abort", "kill"}
         }
