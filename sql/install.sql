@@ -51,6 +51,7 @@
 \ir functions/unregister_worker.sql
 \ir functions/fetch_jobs.sql
 \ir functions/finish_jobs.sql
+\ir functions/finish_job.sql
 \ir functions/heartbeat.sql
 \ir functions/cancel_sql.sql
 
@@ -81,6 +82,7 @@
 -- Tables, sequences, indexes. Released migrations are frozen.
 \ir migrations/0001_expand_core.sql
 \ir migrations/0002_expand_roles.sql
+\ir migrations/0003_expand_idempotency.sql
 
 -- What people read, and who may do what.
 \ir views.sql

@@ -145,6 +145,16 @@ CREATE TABLE pljobs.deleted_parent (
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', vacuum_truncate='false');
 
+CREATE TABLE pljobs.idempotency (
+    deferred_by text NOT NULL,
+    key text NOT NULL,
+    job_id bigint,
+    task text NOT NULL,
+    args_hash bigint NOT NULL,
+    deferred_at timestamp with time zone NOT NULL
+)
+WITH (fillfactor='50', vacuum_truncate='false', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000');
+
 ALTER TABLE pljobs.job ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME pljobs.job_id_seq
     START WITH 1
@@ -210,6 +220,9 @@ ALTER TABLE ONLY pljobs.closed_tree
 ALTER TABLE ONLY pljobs.deleted_parent
     ADD CONSTRAINT deleted_parent_pkey PRIMARY KEY (job_id);
 
+ALTER TABLE ONLY pljobs.idempotency
+    ADD CONSTRAINT idempotency_pkey PRIMARY KEY (deferred_by, key);
+
 ALTER TABLE ONLY pljobs.job
     ADD CONSTRAINT job_pkey PRIMARY KEY (id);
 
@@ -239,6 +252,8 @@ CREATE INDEX closed_tree_closed ON pljobs.closed_tree USING btree (closed_at);
 CREATE INDEX deleted_parent_deleted ON pljobs.deleted_parent USING btree (deleted_at);
 
 CREATE INDEX deleted_parent_parent ON pljobs.deleted_parent USING btree (parent_id);
+
+CREATE INDEX idempotency_deferred ON pljobs.idempotency USING btree (deferred_at);
 
 CREATE INDEX job_doing ON pljobs.job USING btree (worker_id) WHERE (status = 'doing'::text);
 

@@ -137,6 +137,11 @@ class Command:
     def pid(self) -> int:
         return self.popen.pid
 
+    @property
+    def running(self) -> bool:
+        """Say whether it lives."""
+        return self.popen.poll() is None
+
     def said(self, text: str) -> bool:
         """Say whether this is in the log."""
         return text in self.log.read_text(errors="replace")

@@ -31,7 +31,8 @@ class WorkerOptions(TypedDict, total=False):
     SIGTERM. `additional_context`: for `JobContext`. `update_heartbeat_interval`: how often to tell the
     database that the worker lives; `stalled_worker_timeout`: after how long without that its jobs are taken
     from it. `unknown_tasks`: fail jobs whose task isn't registered here, or leave them for other workers.
-    `retention`: delete jobs and history that ended longer ago; None keeps them.
+    `stop_without_database`: whether a worker that can't reach the database stops its jobs before others may
+    start them. `retention`: delete jobs and history that ended longer ago; None keeps them.
     """
 
     queues: Iterable[str] | None
@@ -48,6 +49,7 @@ class WorkerOptions(TypedDict, total=False):
     update_heartbeat_interval: float
     stalled_worker_timeout: float
     unknown_tasks: Literal["fail", "leave"]
+    stop_without_database: bool
     retention: timedelta | None
 
 

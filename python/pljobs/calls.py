@@ -33,8 +33,8 @@ NOW, LONGEST_WAIT = timedelta(0), timedelta(days=3650)
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-def encode_job(job: Job, dumps: JsonDumps | None = None) -> str:
-    """Return a job as the JSON object that defer_jobs_v1 takes; raise `InvalidJob` if it can't be."""
+def encode_job(job: Job, dumps: JsonDumps | None = None, *, idempotency_key: str | None = None) -> str:
+    """Return a job as the JSON object that defer_jobs_v2 takes; raise `InvalidJob` if it can't be."""
     fields: dict[str, object] = {
         "task": checks.name("the name of the task", job.task_name, error=InvalidJob),
         "queue": checks.name("queue", job.queue, error=InvalidJob),
@@ -54,6 +54,8 @@ def encode_job(job: Job, dumps: JsonDumps | None = None) -> str:
     fields |= {key: checks.as_interval(length) for key, length in lengths.items() if length is not None}
     if job.on_cancelled is not None:
         fields["on_cancelled"] = checks.name("on_cancelled", job.on_cancelled, error=InvalidJob)
+    if idempotency_key is not None:
+        fields["idempotency_key"] = checks.name("idempotency_key", idempotency_key, error=InvalidJob)
     if job.parent_id is not None:
         fields["parent_id"] = checks.identifier("parent", job.parent_id)
     args = arguments.encode_arguments(job.task_name, job.task_kwargs, dumps)
@@ -73,6 +75,16 @@ def defer_encoded(jobs: Iterable[str], *, notify: bool = True) -> Call[list[int]
         "SELECT pljobs.defer_jobs_v1(jobs => %(jobs)s::jsonb, notify => %(notify)s::boolean) AS ids",
         {"jobs": f"[{', '.join(jobs)}]", "notify": notify},
         lambda rows: list(rows[0]["ids"]),
+    )
+
+
+def defer_once(job: str) -> Call[list[int]]:
+    """Defer what `encode_job` made, once under its idempotency key; answers its id, new or not."""
+    return Call(
+        "SELECT d.job_id FROM pljobs.defer_jobs_v2(jobs => %(jobs)s::jsonb,"
+        " notify => %(notify)s::boolean) AS d",
+        {"jobs": f"[{job}]", "notify": True},
+        lambda rows: [int(row["job_id"]) for row in rows],
     )
 
 

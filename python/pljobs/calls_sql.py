@@ -1,4 +1,4 @@
-"""The SQL functions around a job's own SQL: its bracket, and cancelling what runs inside of it."""
+"""The SQL functions around a job's own SQL: its bracket, cancelling it, ending the job with it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ def cancel_sql(run_id: int) -> Call[str]:
         "SELECT pljobs.cancel_sql_v1(run_id => %(run_id)s::bigint) AS way",
         {"run_id": run_id},
         lambda rows: str(rows[0]["way"]),
+    )
+
+
+def finish_job(job_id: int, run_id: int, *, result: str | None) -> Call[str]:
+    """End a run as succeeded in this transaction; `result` is JSON text."""
+    return Call(
+        "SELECT pljobs.finish_job_v1(job_id => %(job_id)s::bigint, run_id => %(run_id)s::bigint,"
+        " result => %(result)s::jsonb, message => %(message)s::text) AS status",
+        {"job_id": job_id, "run_id": run_id, "result": result, "message": None},
+        lambda rows: str(rows[0]["status"]),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import math
 import selectors
@@ -16,15 +15,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from psycopg import sql
 
 from pljobs import calls, calls_read, calls_sql, db
 from pljobs.aborting import AbortRequest
-from pljobs.answers import Call, Verdict
+from pljobs.answers import Call, RunEnd, Verdict
 from pljobs.exceptions import DatabaseReadOnly, PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
 from pljobs.lag import LoopLag
 from pljobs.link import KEEPALIVES, SESSION, cut
+from pljobs.listener import Listener
 from pljobs.pace import PAUSE
 from pljobs.run import KILL, LAST_WORDS, SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TODO_CHANNEL = "pljobs_todo"
 PROBE_PATIENCE = 5.0
 FROZEN_AFTER = 10.0
 ENDED_EVERY = 0.01
@@ -73,12 +71,10 @@ class Control:
     ) -> None:
         self._connector = connector
         self._worker_id = worker_id
-        self._channel = f"pljobs_worker_{worker_id}"
         self._register_again = register_again
-        self._queues = None if queues is None else {queue_hash(queue) for queue in queues}
         self._runs = runs
         self._on_todo = on_todo
-        self._listen = listen
+        self._listener = Listener(worker_id, queues, polls_every=abort_interval) if listen else None
         self._heartbeat_interval = heartbeat_interval
         self._abort_interval = abort_interval
         self._interrupt = interrupt
@@ -87,6 +83,8 @@ class Control:
         self._conn: psycopg.Connection[Any] | None = None
         self._busy_since: float | None = None
         self._beat_at = 0.0
+        # When the last heartbeat that was answered was sent, in seconds of time.monotonic().
+        self.renewed_at = time.monotonic()
         self._asked, self._quiet_until = False, 0.0
         self._told: set[tuple[int, str, int]] = set()
         self._early: dict[int, Verdict] = {}
@@ -168,8 +166,9 @@ class Control:
                     conn.execute(statement)
                 db.run(conn, calls_read.require_writes())
                 self._standby.over()
-                if self._listen:
-                    self._start_listening(conn)
+                if self._listener is not None:
+                    # No longer than from heartbeat to heartbeat: the lease runs on meanwhile.
+                    self._listener.start(conn, patience=min(PROBE_PATIENCE, self._heartbeat_interval))
                 self._beat(conn)
                 # Whatever was said while nobody listened: look.
                 self._in_loop(self._on_todo)
@@ -208,33 +207,15 @@ class Control:
 
     def _heard(self, conn: psycopg.Connection[Any]) -> bool:
         """Take the notifications that have arrived; say whether one is about this worker's runs."""
-        ours = todo = False
-        for note in conn.notifies(timeout=0):
-            ours = ours or note.channel == self._channel
-            todo = todo or (
-                note.channel == TODO_CHANNEL and (self._queues is None or note.payload in self._queues)
-            )
+        if self._listener is None:
+            return False
+        ours, todo = self._listener.heard(conn)
         if todo:
             self._in_loop(self._on_todo)
         return ours
 
-    def _start_listening(self, conn: psycopg.Connection[Any]) -> None:
-        for channel in (self._channel, TODO_CHANNEL):
-            conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-        # Behind a transaction pooler LISTEN is accepted, and nothing ever arrives.
-        conn.execute("SELECT pg_catalog.pg_notify(%s, 'probe')", [self._channel])
-        # No longer than from heartbeat to heartbeat: the lease runs on meanwhile.
-        patience = min(PROBE_PATIENCE, self._heartbeat_interval)
-        for _ in conn.notifies(timeout=patience, stop_after=1):
-            return  # whichever arrived first
-        logger.warning(
-            "Notifications don't arrive on this connection (a transaction pooler?): worker %s polls"
-            " every %s s instead. Connect directly, or set listen_notify=False.",
-            self._worker_id, self._abort_interval,
-        )  # fmt: skip
-
     def _beat(self, conn: psycopg.Connection[Any]) -> None:
-        self._beat_at = time.monotonic()
+        began = self._beat_at = time.monotonic()
         runs = dict(self._runs)
         observed = [seen for run in runs.values() if run is not None and (seen := run.observe()) is not None]
         beat = calls.heartbeat(
@@ -250,9 +231,11 @@ class Control:
                 if (run := runs[seen.run_id]) is not None:
                     run.unobserve(seen)
             raise
+        self.renewed_at = began
         self._early = {
             v.run_id: v for v in verdicts if v.run_id not in runs and v.verdict in {"abort", "kill"}
         }
+        verdicts = [verdict for verdict in verdicts if not self._has_ended_itself(conn, verdict)]
         told: set[tuple[int, str, int]] = {
             (v.run_id, v.verdict, v.level) for v in verdicts if v.verdict != "ok"
         }
@@ -274,6 +257,16 @@ class Control:
             logger.warning("The lease of worker %s had run out: registering again", self._worker_id)
             self._timed(conn, self._register_again)
             return self._timed(conn, beat)
+
+    def _has_ended_itself(self, conn: psycopg.Connection[Any], verdict: Verdict) -> bool:
+        """Say whether a run that is not its job's any more has ended it, by `context.finish`: let it be."""
+        run = self._runs.get(verdict.run_id)
+        if verdict.verdict != "lost" or run is None or run.ended or run.job.id is None:
+            return False
+        # A lost run's report changes nothing; one that had succeeded already is answered so.
+        end = RunEnd(job_id=run.job.id, run_id=verdict.run_id, outcome="succeeded")
+        answers = self._timed(conn, calls.finish_jobs([end], wait=False))
+        return [answer.status for answer in answers] == ["succeeded"]
 
     def _cancel_sql(self, conn: psycopg.Connection[Any], verdict: Verdict) -> None:
         """Cancel a run's SQL where that is left to its worker: the database may not, or the run is lost."""
@@ -341,8 +334,3 @@ def reason_of(verdict: Verdict) -> AbortReason:
     if verdict.verdict == "lost":
         return AbortReason.RUN_LOST
     return AbortReason.DEADLINE if verdict.source == "deadline" else AbortReason.USER_REQUEST
-
-
-def queue_hash(queue: str) -> str:
-    """Return what a notification calls this queue: the md5 of its name, as PostgreSQL writes it."""
-    return hashlib.md5(queue.encode(), usedforsecurity=False).hexdigest()

@@ -67,10 +67,11 @@ def outcome(reason: AbortReason | None, error: BaseException | None) -> Outcome:
     """Classify the end of a body, by what it raised and why it should have stopped."""
     if error is None:
         return "succeeded"
-    if reason is AbortReason.SHUTDOWN and sql_was_cancelled(error):
+    interrupted = reason is not None and reason.will_run_again
+    if interrupted and sql_was_cancelled(error):
         return "interrupted"
     if isinstance(_stop_in(error), STOPS):
-        return "interrupted" if reason is AbortReason.SHUTDOWN else "aborted"
+        return "interrupted" if interrupted else "aborted"
     return "failed"
 
 

@@ -14,6 +14,7 @@ class PljobsException(Exception):  # noqa: N818 - procrastinate's naming
           AlreadyEnqueued       PJ001   a waiting job holds the queueing lock
           InvalidJob            PJ002   this can't be deferred: arguments, names, times (also a ValueError)
           InvalidArgument       PJ004   a call with an argument that makes no sense (also a ValueError)
+          KeyReused             PJ012   an idempotency key was used for another job
           TreeCancelled         PJ007   a job of a cancelled tree deferred another: stop
           JobNotFound                   no job has this id
           TaskNotFound                  no task has this name
@@ -34,6 +35,7 @@ class PljobsException(Exception):  # noqa: N818 - procrastinate's naming
             WorkerNotRegistered PJ003   this worker has to register again
             VersionMismatch     PJ008   this worker and this schema are too far apart: upgrade one of them
             OldWorkersAlive     PJ009   a migration takes away what live workers call: upgrade these first
+            RunLost             PJ011   this run is not its job's any more: roll back, and stop
             NotPermitted        PJ010   the role in force may not do this (also PostgreSQL's 42501)
           WorkerTainted                 this worker gave up a job whose code may still run: end the process
         JobAborted                      raised by a task to end as aborted (a BaseException)
@@ -69,6 +71,12 @@ class TreeCancelled(PljobsException):
     """Say that a job can't defer others, for its tree was cancelled; nothing was deferred."""
 
     code = "PJ007"
+
+
+class KeyReused(PljobsException):
+    """Say that an idempotency key was used for another task or other arguments; nothing was deferred."""
+
+    code = "PJ012"
 
 
 class JobNotFound(PljobsException):
@@ -161,6 +169,12 @@ class OldWorkersAlive(ConnectorException):
     code = "PJ009"
 
 
+class RunLost(ConnectorException):
+    """Say that a run is not its job's any more, so that what it did must not be committed."""
+
+    code = "PJ011"
+
+
 class NotPermitted(ConnectorException):
     """Say what the role in force may not do: no group grants it, or it is limited to other queues."""
 
@@ -196,5 +210,7 @@ BY_CODE: dict[str | None, type[PljobsException]] = {
         VersionMismatch,
         OldWorkersAlive,
         NotPermitted,
+        RunLost,
+        KeyReused,
     )
 }

@@ -36,6 +36,8 @@ OPTIONAL_TEXT = ("message", "error", "retry_queue", "retry_lock")
 class IsolatedRun(Run):
     """Run a task's function in a process of its own."""
 
+    killable = True
+
     def __init__(
         self,
         context: JobContext,
@@ -99,7 +101,7 @@ class IsolatedRun(Run):
             end = RunEnd(
                 job_id=self.job_id,
                 run_id=self.run_id,
-                outcome="interrupted" if reason is AbortReason.SHUTDOWN else "killed",
+                outcome="interrupted" if reason is not None and reason.will_run_again else "killed",
                 message=f"{self._forced} ({how})",
                 delete_job=self._delete_jobs == DeleteJobCondition.ALWAYS,
                 progress=self.context.reported_progress.take(),

@@ -8,10 +8,14 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pljobs import arguments
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from pljobs import arguments, calls_sql, connections, db
 from pljobs.aborting import AbortFlag, AbortRequest
+from pljobs.answers import Call
 from pljobs.exceptions import InvalidArgument, JobAborted
 from pljobs.job_sql import JobConnection
 from pljobs.jobs import AbortReason, Job
@@ -169,6 +173,46 @@ class JobContext:
         connecting raises.
         """
         return JobConnection(self, source)
+
+    def finish(self, connection: object, *, result: object = None) -> None:
+        """End this job as succeeded in the transaction of a connection of yours, with all that it wrote.
+
+        ::
+
+            with psycopg.connect(...) as conn:
+                conn.execute("UPDATE accounts ...")
+                context.finish(conn)
+
+        The last thing to do in that transaction: committed, the job has succeeded, whatever the task does
+        afterwards, and never runs again; rolled back, nothing has happened. `connection` leads to the
+        database of pljobs: psycopg's, SQLAlchemy's or Django's, as `defer` takes it, in a transaction. Commit
+        at once: until then, whoever cancels this job waits. The row stays, whatever `delete_jobs` says.
+
+        Raises `RunLost` if this run is not the job's any more (its worker was taken for dead, somebody forced
+        the job): let it through, so that the transaction is rolled back. `InvalidArgument` outside of a
+        transaction, or for a result that is not JSON.
+        """
+        conn = connections.unwrap(connection)
+        db.run(conn, self._finish_call(result, conn))
+
+    async def finish_async(self, connection: object, *, result: object = None) -> None:
+        """Do what `finish` does, on an async connection."""
+        conn = await connections.unwrap_async(connection)
+        await db.run_async(conn, self._finish_call(result, conn))
+
+    def _finish_call(
+        self, result: object, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+    ) -> Call[str]:
+        if self.job.id is None or self.job.run_id is None:
+            raise InvalidArgument(f"{self.job.call_string} is not running: there is nothing to finish")
+        if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
+            raise InvalidArgument(
+                "the connection is in no transaction: there is nothing for the job to end with"
+            )
+        encoded, unfit = arguments.encode_result(result, self.app.connector.json_dumps)
+        if unfit is not None:
+            raise InvalidArgument(unfit)
+        return calls_sql.finish_job(self.job.id, self.job.run_id, result=encoded)
 
     def evolve(self, **changes: object) -> JobContext:
         """Return a copy with some fields changed."""

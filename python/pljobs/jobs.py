@@ -46,13 +46,20 @@ class AbortReason(StrEnum):
 
     `USER_REQUEST`: somebody asked for it. `RUN_LOST`: this run is no longer the job's (it was forced to end,
     or rescued while its worker seemed dead), so that whatever it does will not be recorded. `DEADLINE`: it
-    ran longer than its timeout. `SHUTDOWN`: the worker stops; the job will run again.
+    ran longer than its timeout. `LEASE`: its worker can't reach the database, so that another one may soon
+    start the job; it will run again. `SHUTDOWN`: the worker stops; the job will run again.
     """
 
     USER_REQUEST = "user_request"
     RUN_LOST = "run_lost"
     DEADLINE = "deadline"
+    LEASE = "lease"
     SHUTDOWN = "shutdown"
+
+    @property
+    def will_run_again(self) -> bool:
+        """Say whether it is about the worker, not about the job."""
+        return self in {AbortReason.LEASE, AbortReason.SHUTDOWN}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,15 +63,15 @@ def asked_to_stop(job: Job, request: Verdict) -> None:
     )
 
 
-def escalated(job: Job, verdict: Verdict) -> None:
+def escalated(job: Job, level: int, verdict: Verdict | None) -> None:
     """Say that an abort has got further: its SQL is cancelled, it is terminated, killed."""
     what = {2: "its SQL is cancelled", 3: "it is terminated", 4: "it is killed, or given up"}
     logger.warning(
         "Job %s has not stopped: %s (level %s)",
         job.call_string,
-        what.get(verdict.level, "it is stopped by force"),
-        verdict.level,
-        extra={**job.log_context(), "request_id": verdict.request_id, "level": verdict.level},
+        what.get(level, "it is stopped by force"),
+        level,
+        extra={**job.log_context(), "request_id": verdict and verdict.request_id, "level": level},
     )
 
 
@@ -112,6 +112,13 @@ def recorded(job: Job, end: RunEnd, status: str | None) -> None:
             job.call_string,
             end.outcome,
             status,
+            extra=extra,
+        )
+    elif status == "succeeded" != end.outcome:
+        logger.warning(
+            "Job %s had ended itself, as succeeded: that it %s afterwards changes nothing",
+            job.call_string,
+            end.outcome,
             extra=extra,
         )
     elif status is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pljobs import logs
 from pljobs.aborting import AbortRequest
@@ -32,6 +32,9 @@ class Run(ABC):
     thread reads.
     """
 
+    killable: ClassVar[bool] = False
+    """Whether `_kill` ends the task's code; else only the end of the whole process does."""
+
     def __init__(self, context: JobContext, *, on_end: OnEnd) -> None:
         self.context = context
         self.job = context.job
@@ -49,8 +52,8 @@ class Run(ABC):
     def start(self) -> None:
         """Start the task. What it raises, the run must end with."""
 
-    def abort(self, reason: AbortReason, verdict: Verdict | None = None) -> None:
-        """Ask the task to stop, and stop it by force as far as the verdict says.
+    def abort(self, reason: AbortReason, verdict: Verdict | None = None, *, level: int = 0) -> None:
+        """Ask the task to stop, and stop it by force as far as the verdict, or `level`, says.
 
         `should_abort()` turns true; an async task is cancelled, once: asking again, for whatever reason,
         never cancels a second time, for that would break a task that is shielding its last words.
@@ -63,10 +66,11 @@ class Run(ABC):
             self.request = verdict
             logs.asked_to_stop(self.job, verdict)
         self._stop(reason)
-        if verdict is not None and verdict.level > self.level:
-            self.level = verdict.level
+        level = max(level, 0 if verdict is None else verdict.level)
+        if level > self.level:
+            self.level = level
             if self.level > 1:
-                logs.escalated(self.job, verdict)
+                logs.escalated(self.job, self.level, verdict)
             if self.level >= KILL:
                 self._kill()
             elif self.level >= TERM:

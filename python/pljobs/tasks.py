@@ -42,8 +42,10 @@ class DeferOptions(TypedDict, total=False):
     itself (10 seconds), as `schedule_in` has it. `start_by`: when to cancel the job if it has not started; a
     timezone-aware time, or how long after it could. `on_cancelled`: a task, or the name of one, that runs
     after the job was cancelled or aborted. `parent`: the id of the job that this one belongs to, None for no
-    one; where it is left out, the job inside of which it is deferred. `connection`: defer in the transaction
-    of this connection.
+    one; where it is left out, the job inside of which it is deferred. `idempotency_key`: the first job that
+    the database role defers under it is deferred; for whoever comes again `defer` returns that job's id, so
+    that a call whose answer was lost can be repeated. `connection`: defer in the transaction of this
+    connection.
     """
 
     lock: str | None
@@ -58,6 +60,7 @@ class DeferOptions(TypedDict, total=False):
     start_by: datetime | checks.Interval | None
     on_cancelled: AnyTask | str | None
     parent: int | Literal["current"] | None
+    idempotency_key: str | None
     connection: object
 
 
@@ -70,13 +73,15 @@ class JobDeferrer:
         job: Job,
         connector: PsycopgConnector,
         parent: int | Literal["current"] | None = "current",
+        idempotency_key: str | None = None,
         connection: object = None,
     ) -> None:
         self.job = job
         self._connector = connector
+        self._key = idempotency_key
         self._parent = parent if parent == "current" else checks.optional_identifier("parent", parent)
         self._connection = connection
-        calls.encode_job(job.evolve(task_kwargs={}))
+        calls.encode_job(job.evolve(task_kwargs={}), idempotency_key=idempotency_key)
 
     def defer(self, /, *args: object, **task_kwargs: object) -> int:
         """Defer a job with these arguments; return its id. Raises as `Task.defer` does."""
@@ -110,11 +115,15 @@ class JobDeferrer:
             parent = None if inside is None else inside.job.id
         for task_kwargs in batch:
             job = self.job.evolve(parent_id=parent, task_kwargs={**self.job.task_kwargs, **task_kwargs})
-            encoded.append(calls.encode_job(job, self._connector.json_dumps))
+            encoded.append(calls.encode_job(job, self._connector.json_dumps, idempotency_key=self._key))
             size += len(encoded[-1])
             if len(encoded) == BATCH_JOBS or size >= BATCH_CHARACTERS:
                 batches.append(calls.defer_encoded(encoded))
                 encoded, size = [], 0
+        if self._key is not None:
+            if batches or len(encoded) > 1:
+                raise InvalidJob(f"idempotency_key {self._key!a} stands for one job, not for a batch")
+            return [calls.defer_once(job) for job in encoded]
         if encoded:
             batches.append(calls.defer_encoded(encoded))
         return batches
@@ -219,6 +228,7 @@ class Task(Generic[P, R_co, Args]):
         start_by: datetime | checks.Interval | None = None,
         on_cancelled: AnyTask | str | None = None,
         parent: int | Literal["current"] | None = "current",
+        idempotency_key: str | None = None,
         connection: object = None,
     ) -> JobDeferrer:
         """Return something with a `defer` like the task's own, set up as `DeferOptions` says.
@@ -241,6 +251,7 @@ class Task(Generic[P, R_co, Args]):
             start_by=start_by if start_by is not None else self.start_by,
             on_cancelled=on_cancelled if on_cancelled is not None else self.on_cancelled,
             parent=parent,
+            idempotency_key=idempotency_key,
             connection=connection,
         )
 
@@ -270,6 +281,7 @@ def configure(
     start_by: datetime | checks.Interval | None = None,
     on_cancelled: AnyTask | str | None = None,
     parent: int | Literal["current"] | None = "current",
+    idempotency_key: str | None = None,
     connection: object = None,
 ) -> JobDeferrer:
     """Return a deferrer for a task by its name, set up as `DeferOptions` says."""
@@ -293,7 +305,9 @@ def configure(
         start_within=checks.optional_interval("start_by", start_within, error=InvalidJob),
         on_cancelled=_task_name(on_cancelled),
     )
-    return JobDeferrer(job=job, connector=connector, parent=parent, connection=connection)
+    return JobDeferrer(
+        job=job, connector=connector, parent=parent, idempotency_key=idempotency_key, connection=connection
+    )
 
 
 def _task_name(task: AnyTask | str | None) -> str | None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from functools import partial
@@ -19,6 +17,7 @@ from pljobs.endings import Ended
 from pljobs.exceptions import DatabaseReadOnly, PljobsException, WorkerNotRegistered, WorkerTainted
 from pljobs.finisher import Finisher
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
+from pljobs.lease import LeaseWatch, registration
 from pljobs.link import Link
 from pljobs.maintenance import Maintenance
 from pljobs.pace import Pace
@@ -34,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 FETCH_AT_MOST = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-WATCH_EVERY = 1.0
 REMIND_EVERY = 10.0
 
 
@@ -47,7 +45,8 @@ class Worker:
     request is, while jobs run (default: the former); with `listen_notify` both take milliseconds.
     `shutdown_graceful_timeout`: seconds that running jobs have to end after a stop, before they are asked to
     abort (None: as long as they take). `update_heartbeat_interval` and `stalled_worker_timeout`: seconds
-    between signs of life, and without one until other workers take its jobs. `delete_jobs`: which ended jobs
+    between signs of life, and without one until other workers take its jobs; before that they are stopped
+    here, unless `stop_without_database` is False. `delete_jobs`: which ended jobs
     to delete. `unknown_tasks`: whether a job whose task is not registered here fails, or is left for other
     workers. `retention`: how long finished jobs and the audit trail are kept (None: for ever). Names and
     defaults follow procrastinate's worker.
@@ -70,6 +69,7 @@ class Worker:
         additional_context: Mapping[str, object] | None = None,
         update_heartbeat_interval: float = 10.0,
         stalled_worker_timeout: float = 30.0,
+        stop_without_database: bool = True,
         unknown_tasks: Literal["fail", "leave"] = "fail",
         retention: timedelta | None = None,
     ) -> None:
@@ -96,6 +96,7 @@ class Worker:
         self.additional_context = dict(additional_context or {})
         self.heartbeat_interval = update_heartbeat_interval
         self.stalled_timeout = stalled_worker_timeout
+        self.stop_without_database = stop_without_database
         self.unknown_tasks = unknown_tasks
         self.retention = retention
         self.worker_id: int | None = None
@@ -104,6 +105,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._aborting = False
         self._given_up: list[str] = []
+        self._lost = asyncio.Event()
         self._look = asyncio.Event()
         self._pace = Pace(self._look.set)
         self._drained = asyncio.Event()
@@ -117,19 +119,22 @@ class Worker:
         read-only, unless wait=False.
         """
         main = asyncio.create_task(self._main(), name="pljobs worker")
+        lost = asyncio.create_task(self._lost.wait(), name="pljobs lost")
         cancelled = False
-        while not main.done():
+        while not (main.done() or lost.done()):
             try:
                 # Nothing cancels what is inside: a fetch or a report that is cut off would lose its answer.
-                await asyncio.shield(main)
+                await asyncio.wait({main, lost}, return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 cancelled = task is not None and task.cancelling() > 0
                 if not main.done():
                     self.abort()
-            except Exception:  # noqa: BLE001 - raised below, from the task itself
-                break
-        await main
+        if not lost.cancel():
+            # Every second counts: somebody else may start its jobs.
+            logger.critical("Worker %s leaves at once", self.worker_id, extra=self._ids())
+        else:
+            await main
         if self._given_up:
             raise WorkerTainted(
                 f"worker {self.worker_id} has stopped: it gave up {', '.join(self._given_up)}, whose code may"
@@ -170,7 +175,7 @@ class Worker:
                 stop_on_signals(self.stop, install=self.install_signal_handlers),
                 interrupter.installed(install=self.install_signal_handlers),
             ):
-                register = partial(self._link.execute, self._registration(None))
+                register = partial(self._link.execute, registration(self, None))
                 self.worker_id = await until_writable(register, self._sleep, self._stopping, wait=self.wait)
                 if self.worker_id is not None:
                     await self._work(self.worker_id, interrupter)
@@ -183,7 +188,7 @@ class Worker:
         self._control = Control(
             self.app.connector,
             worker_id=worker_id,
-            register_again=self._registration(worker_id),
+            register_again=registration(self, worker_id),
             queues=self.queues,
             runs=self._runs,
             on_todo=self._pace.ask,
@@ -328,22 +333,18 @@ class Worker:
             await self._sleep(REMIND_EVERY)
 
     async def _watch(self) -> None:
+        lease = LeaseWatch(self.stalled_timeout, runs=self._runs, give_up=self._forget)
         while not self._drained.is_set():
             self._control.cut_if_frozen()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WATCH_EVERY):
-                    await self._drained.wait()
+            if self.stop_without_database:
+                lease.look(self._control.renewed_at)
+            await lease.wait(self._drained)
 
-    def _registration(self, worker_id: int | None) -> calls.Call[int]:
-        return calls.register_worker(
-            self.name,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            queues=self.queues,
-            concurrency=self.concurrency,
-            lease=timedelta(seconds=self.stalled_timeout),
-            worker_id=worker_id,
-        )
+    def _forget(self, run: Run) -> None:
+        # Not reported: its lease is over, and whoever rescues it will run it again.
+        run.ended = True
+        self._given_up.append(run.job.call_string)
+        self._lost.set()
 
     def _ids(self) -> dict[str, object]:
         return {"worker_id": self.worker_id, "worker_name": self.name}

@@ -166,3 +166,92 @@ END
 $$;
 COMMENT ON FUNCTION pljobs.defer_jobs_v1(jsonb, boolean)
     IS 'Defers many jobs, all or none, and returns their ids in the order given. Driver contract, version 1.';
+
+CREATE OR REPLACE FUNCTION pljobs.defer_jobs_v2(jobs jsonb, notify boolean DEFAULT true)
+RETURNS TABLE (job_id bigint, is_new boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+-- What defer_jobs_v1 does, for objects that may have an "idempotency_key" besides, of 1 to 255 characters;
+-- answers a row for each, in the order given. The first job that a role defers under a key is deferred. When
+-- that role comes with the key again, nothing is: it is answered the same id, is_new false, whatever has
+-- become of that job since, until prune_history_v1 forgets the key. So a call whose answer was lost can be
+-- repeated. Raises what defer_jobs_v1 does (the place that it names counts the new ones), and PJ012 for a key
+-- that was used for another task or other args. Waits for a transaction that is deferring under the same key:
+-- if that one rolls back, this one defers. Keys are taken in order.
+DECLARE
+    v_by text := pljobs._caller();
+    v_bad record;
+    v_won text[];
+    v_new jsonb;
+    v_ords bigint[];
+    v_ids bigint[];
+BEGIN
+    IF (defer_jobs_v2.jobs @? '$[*].idempotency_key ? (@ != null)') IS NOT TRUE THEN
+        RETURN QUERY SELECT i.id, true
+                       FROM unnest(pljobs.defer_jobs_v1(defer_jobs_v2.jobs, defer_jobs_v2.notify))
+                            WITH ORDINALITY AS i(id, ord) ORDER BY i.ord;
+        RETURN;
+    END IF;
+    SELECT e.ord, left(e.job ->> 'task', 255) AS task INTO v_bad
+      FROM jsonb_array_elements(defer_jobs_v2.jobs) WITH ORDINALITY AS e(job, ord)
+     WHERE coalesce(jsonb_typeof(e.job -> 'idempotency_key'), 'null') <> 'null'
+       AND (jsonb_typeof(e.job -> 'idempotency_key') <> 'string'
+            OR char_length(e.job ->> 'idempotency_key') NOT BETWEEN 1 AND 255
+            OR e.job ->> 'task' IS NULL)
+     ORDER BY e.ord LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'job % of the call (task %) can''t be deferred: idempotency_key must have 1 to 255 '
+                        'characters, and the job a task', v_bad.ord, quote_nullable(v_bad.task)
+            USING ERRCODE = 'PJ002', HINT = 'Nothing was deferred.';
+    END IF;
+
+    WITH won AS (
+        INSERT INTO pljobs.idempotency AS i (deferred_by, key, task, args_hash, deferred_at)
+        SELECT DISTINCT ON (e.job ->> 'idempotency_key')
+               v_by, e.job ->> 'idempotency_key', e.job ->> 'task',
+               hashtextextended(coalesce(nullif(e.job -> 'args', 'null'), '{}')::text, 0), clock_timestamp()
+          FROM jsonb_array_elements(defer_jobs_v2.jobs) WITH ORDINALITY AS e(job, ord)
+         WHERE e.job ->> 'idempotency_key' IS NOT NULL
+         ORDER BY e.job ->> 'idempotency_key', e.ord
+            ON CONFLICT ON CONSTRAINT idempotency_pkey DO NOTHING
+        RETURNING i.key
+    )
+    SELECT coalesce(array_agg(won.key), '{}') INTO v_won FROM won;
+
+    -- A new statement: it sees what was committed while the former waited.
+    SELECT e.job ->> 'idempotency_key' AS key, i.job_id, i.task INTO v_bad
+      FROM jsonb_array_elements(defer_jobs_v2.jobs) WITH ORDINALITY AS e(job, ord)
+      JOIN pljobs.idempotency AS i ON i.deferred_by = v_by AND i.key = e.job ->> 'idempotency_key'
+     WHERE i.task <> e.job ->> 'task'
+        OR i.args_hash <> hashtextextended(coalesce(nullif(e.job -> 'args', 'null'), '{}')::text, 0)
+     ORDER BY e.ord LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'idempotency key % was used for another job: %, of task %',
+            quote_literal(v_bad.key), coalesce(v_bad.job_id::text, 'of this call'), quote_literal(v_bad.task)
+            USING ERRCODE = 'PJ012',
+                  HINT = 'Nothing was deferred. A key stands for one task and its arguments.';
+    END IF;
+
+    SELECT coalesce(jsonb_agg(n.job ORDER BY n.ord), '[]'), coalesce(array_agg(n.ord ORDER BY n.ord), '{}')
+      INTO v_new, v_ords
+      FROM (SELECT e.job, e.ord,
+                   row_number() OVER (PARTITION BY e.job ->> 'idempotency_key' ORDER BY e.ord) AS place
+              FROM jsonb_array_elements(defer_jobs_v2.jobs) WITH ORDINALITY AS e(job, ord)) AS n
+     WHERE n.job ->> 'idempotency_key' IS NULL OR n.place = 1 AND n.job ->> 'idempotency_key' = ANY (v_won);
+    v_ids := pljobs.defer_jobs_v1(v_new, defer_jobs_v2.notify);
+    UPDATE pljobs.idempotency AS i SET job_id = d.id
+      FROM unnest(v_ords, v_ids) AS d(ord, id)
+     WHERE i.deferred_by = v_by
+       AND i.key = defer_jobs_v2.jobs -> (d.ord - 1)::integer ->> 'idempotency_key';
+    RETURN QUERY
+    SELECT coalesce(d.id, i.job_id), d.id IS NOT NULL
+      FROM jsonb_array_elements(defer_jobs_v2.jobs) WITH ORDINALITY AS e(job, ord)
+      LEFT JOIN unnest(v_ords, v_ids) AS d(ord, id) ON d.ord = e.ord
+      LEFT JOIN pljobs.idempotency AS i ON i.deferred_by = v_by AND i.key = e.job ->> 'idempotency_key'
+     ORDER BY e.ord;
+END
+$$;
+COMMENT ON FUNCTION pljobs.defer_jobs_v2(jsonb, boolean)
+    IS 'Defers jobs, each at most once under its idempotency key. Driver contract, version 2.';

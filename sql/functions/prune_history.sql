@@ -3,7 +3,8 @@ RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Deletes requests that were resolved, workers that stopped, what keeps cancelled trees closed, and what
+-- Deletes requests that were resolved, workers that stopped, idempotency keys (deferred), what keeps
+-- cancelled trees closed, and what
 -- ties jobs to their trees whose parents were deleted, longer than older_than ago; at most max_rows of each.
 -- What keeps a child from starting that still waits (it may be scheduled, or its queue paused) stays, and
 -- what ties jobs together that are still there. Returns how many in all: call again until it returns 0.
@@ -15,6 +16,7 @@ DECLARE
     v_workers bigint;
     v_trees bigint;
     v_ties bigint;
+    v_keys bigint;
 BEGIN
     IF prune_history_v1.older_than IS NULL OR prune_history_v1.older_than < interval '0' THEN
         RAISE EXCEPTION 'prune needs older_than, not negative' USING ERRCODE = 'PJ004';
@@ -45,8 +47,14 @@ BEGIN
            AND NOT EXISTS (SELECT FROM pljobs.deleted_parent AS d WHERE d.parent_id = o.job_id)
          ORDER BY o.deleted_at LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_ties = ROW_COUNT;
-    RETURN v_requests + v_workers + v_trees + v_ties;
+    DELETE FROM pljobs.idempotency AS i
+     USING (SELECT o.deferred_by, o.key FROM pljobs.idempotency AS o
+             WHERE o.deferred_at < v_before
+             ORDER BY o.deferred_at LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED) AS p
+     WHERE i.deferred_by = p.deferred_by AND i.key = p.key;
+    GET DIAGNOSTICS v_keys = ROW_COUNT;
+    RETURN v_requests + v_workers + v_trees + v_ties + v_keys;
 END
 $$;
 COMMENT ON FUNCTION pljobs.prune_history_v1(interval, integer)
-    IS 'Deletes a batch of old requests, stopped workers and closed trees. Driver contract, version 1.';
+    IS 'Deletes a batch of old requests, stopped workers, keys and closed trees. Driver contract, version 1.';

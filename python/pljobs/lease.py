@@ -1,0 +1,92 @@
+"""The lease, seen by its worker: where the database can't be reached, jobs stop before others start them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from pljobs import calls
+from pljobs.jobs import AbortReason
+from pljobs.run import KILL, TERM, Run
+
+if TYPE_CHECKING:
+    from pljobs.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+# When this part of the lease is over since it was last renewed: ask, terminate, kill. When all of it is,
+# others may start the jobs.
+STEPS = ((0.6, 1), (0.8, TERM), (0.95, KILL))
+DWELL = 0.1  # of the lease: each step has its time, also after the process itself was suspended
+
+
+def registration(worker: Worker, worker_id: int | None) -> calls.Call[int]:
+    """Return the call that begins a worker's lease, or with its id begins it anew."""
+    return calls.register_worker(
+        worker.name,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        queues=worker.queues,
+        concurrency=worker.concurrency,
+        lease=timedelta(seconds=worker.stalled_timeout),
+        worker_id=worker_id,
+    )
+
+
+class LeaseWatch:
+    """Stop a worker's runs step by step while its lease runs out; in the event loop's thread.
+
+    `give_up`: called with a run that could not be stopped, for only the end of its process will.
+    """
+
+    def __init__(
+        self, lease: float, *, runs: Mapping[int, Run | None], give_up: Callable[[Run], None]
+    ) -> None:
+        self.every = min(1.0, lease / 20)
+        self._lease = lease
+        self._runs = runs
+        self._give_up = give_up
+        self._level = 0
+        self._stepped_at = 0.0
+
+    async def wait(self, over: asyncio.Event) -> None:
+        """Wait until it is time to look again, or all is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.every):
+                await over.wait()
+
+    def look(self, renewed_at: float) -> None:
+        """Do what is due; `renewed_at`: when the last heartbeat that was answered was sent."""
+        now = time.monotonic()
+        age = now - renewed_at
+        due = max((level for part, level in STEPS if age >= part * self._lease), default=0)
+        if due == 0:
+            self._level = 0
+            return
+        if due > self._level and now - self._stepped_at >= DWELL * self._lease:
+            self._level = next(level for _, level in STEPS if level > self._level)
+            self._stepped_at = now
+            if self._level == 1 and any(self._runs.values()):
+                logger.warning(
+                    "The database has not answered for %.1f s, of a lease of %s s: the jobs stop, before"
+                    " others start them, and will run again",
+                    age, self._lease,
+                )  # fmt: skip
+        for run in list(self._runs.values()):
+            if run is None or run.ended:
+                continue
+            if self._level >= KILL and not run.killable:
+                logger.error(
+                    "Job %s has not stopped, and the lease is over", run.job.call_string,
+                    extra=run.job.log_context(),
+                )  # fmt: skip
+                self._give_up(run)
+            else:
+                run.abort(AbortReason.LEASE, level=self._level)

@@ -1,0 +1,142 @@
+"""A worker that can't reach the database stops its jobs before others start them, unless told to go on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pljobs.embedded import Server
+from proxy import Proxy, running_proxy
+from waiting import wait_until
+from workers import DEADLINE, SIDE_TABLE, Process
+
+Conn = psycopg.Connection[Any]
+LEASE = 3.0
+OPTIONS: dict[str, Any] = {
+    "fetch_job_polling_interval": 0.1,
+    "update_heartbeat_interval": 0.3,
+    "stalled_worker_timeout": LEASE,
+}
+
+
+@pytest.fixture(autouse=True)
+def _side_table(conn: Conn) -> None:
+    conn.execute(SIDE_TABLE)
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    with running_proxy(server) as started:
+        yield started
+
+
+def side(conn: Conn, job_id: int) -> list[tuple[int, str]]:
+    """Return pid and word of what the job's bodies wrote, in order."""
+    rows = conn.execute("SELECT pid, what FROM public.side WHERE job_id = %s ORDER BY id", [job_id])
+    return [(pid, what) for pid, what in rows]
+
+
+def defer(conn: Conn, task: str, args: str = "{}") -> int:
+    found = conn.execute("SELECT pljobs.defer_job(%s, %s)", [task, args]).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def worker(url: str, direct: str, folder: Path, name: str, **options: Any) -> Process:
+    started = Process(
+        url, folder / f"{name}.log", {"PLJOBS_SIDE_URL": direct}, name=name, **OPTIONS, **options
+    )
+    started.until_said("started")
+    return started
+
+
+def starts(conn: Conn, job_id: int) -> list[int]:
+    return [pid for pid, what in side(conn, job_id) if what == "start"]
+
+
+@pytest.mark.parametrize(("task", "args"), [("work", '{"seconds": 60}'), ("sync_work", '{"seconds": 60}')])
+def test_a_cut_off_workers_job_stops_before_another_worker_starts_it(
+    conn: Conn, db_url: str, proxy: Proxy, tmp_path: Path, task: str, args: str
+) -> None:
+    job_id = defer(conn, task, args)
+    first = worker(proxy.url(conn.info.dbname), db_url, tmp_path, "first")
+    second = None
+    try:
+        wait_until(lambda: starts(conn, job_id), DEADLINE, "the job starts")
+        proxy.swallow_up = proxy.swallow_down = True
+        second = worker(db_url, db_url, tmp_path, "second")
+        wait_until(lambda: len(starts(conn, job_id)) == 2, DEADLINE, "the job starts again")
+        assert [what for _, what in side(conn, job_id)] == ["start", "cancelled", "start"]
+        first.until_said("the jobs stop")
+        # Back again, it works on, and what it reports of its run changes nothing.
+        proxy.heal()
+        other = defer(conn, "quick")
+        wait_until(lambda: "end" in [what for _, what in side(conn, other)], DEADLINE, "the other job ends")
+        assert first.running
+    finally:
+        first.kill()
+        if second is not None:
+            second.kill()
+
+
+def test_what_can_not_be_stopped_ends_with_its_process(
+    conn: Conn, db_url: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    job_id = defer(conn, "stubborn")
+    first = worker(proxy.url(conn.info.dbname), db_url, tmp_path, "first")
+    try:
+        wait_until(lambda: starts(conn, job_id), DEADLINE, "the job starts")
+        proxy.swallow_up = proxy.swallow_down = True
+        assert first.wait() != 0
+        assert first.said("the lease is over")
+        # Not reported as anything: it is rescued as from a dead worker, and runs again.
+        second = worker(db_url, db_url, tmp_path, "second")
+        try:
+            wait_until(lambda: len(starts(conn, job_id)) == 2, DEADLINE, "the job starts again")
+        finally:
+            second.kill()
+    finally:
+        first.kill()
+
+
+def test_told_to_go_on_it_goes_on(conn: Conn, db_url: str, proxy: Proxy, tmp_path: Path) -> None:
+    job_id = defer(conn, "work", f'{{"seconds": {2 * LEASE}}}')
+    first = worker(proxy.url(conn.info.dbname), db_url, tmp_path, "first", stop_without_database=False)
+    try:
+        wait_until(lambda: starts(conn, job_id), DEADLINE, "the job starts")
+        proxy.swallow_up = proxy.swallow_down = True
+
+        def expired() -> bool:
+            found = conn.execute("SELECT state FROM pljobs.workers").fetchone()
+            return found == ("stalled",)
+
+        wait_until(expired, DEADLINE, "the lease runs out")
+        wait_until(lambda: (first.pid, "end") in side(conn, job_id), DEADLINE, "the job ends")
+        proxy.heal()
+    finally:
+        first.kill()
+
+
+def test_a_suspended_process_is_not_given_up_when_it_wakes(conn: Conn, db_url: str, tmp_path: Path) -> None:
+    job_id = defer(conn, "work", '{"seconds": 60}')
+    first = worker(db_url, db_url, tmp_path, "first")
+    try:
+        wait_until(lambda: starts(conn, job_id), DEADLINE, "the job starts")
+        first.signal(signal.SIGSTOP)
+
+        def expired() -> bool:
+            found = conn.execute("SELECT state FROM pljobs.workers").fetchone()
+            return found == ("stalled",)
+
+        wait_until(expired, DEADLINE, "the lease runs out")
+        first.signal(signal.SIGCONT)
+        wait_until(lambda: (first.pid, "cancelled") in side(conn, job_id), DEADLINE, "its run is stopped")
+        wait_until(lambda: len(starts(conn, job_id)) == 2, DEADLINE, "the job starts again")
+        assert first.running
+    finally:
+        first.kill()
