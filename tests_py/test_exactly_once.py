@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -21,7 +20,7 @@ Conn = psycopg.AsyncConnection[Any]
 
 
 @pytest.fixture
-def effects(conn: psycopg.Connection) -> Iterator[psycopg.Connection]:
+def effects(conn: psycopg.Connection) -> psycopg.Connection:
     conn.execute(
         "CREATE TABLE public.effect (job_id bigint, what text); GRANT ALL ON public.effect TO PUBLIC"
     )
