@@ -22,6 +22,7 @@ from workers import HERE, Process
 REPO = HERE.parent
 SQL = REPO / "sql"
 WHEEL = HERE / "releases" / "pljobs-0.1.0-py3-none-any.whl"
+MIGRATIONS = sorted(path.stem for path in (SQL / "migrations").glob("0*.sql"))
 OWNER = "upgrade_owner"
 LOGINS = {"upgrade_worker": "pljobs_worker", "upgrade_producer": "pljobs_producer"}
 

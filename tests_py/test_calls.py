@@ -15,7 +15,7 @@ import pytest
 from pljobs import arguments, calls, calls_many, calls_people, calls_read, calls_sql, checks, db
 from pljobs.answers import Call, FinishAnswer, Observation, RunEnd
 from pljobs.calls_read import JobFilter
-from pljobs.exceptions import InvalidArgument, InvalidJob, JobNotFound, WorkerNotRegistered
+from pljobs.exceptions import InvalidArgument, InvalidJob, JobNotFound, RunLost, WorkerNotRegistered
 from pljobs.jobs import Job, Status
 
 TICK = datetime(2030, 1, 1, tzinfo=UTC)
@@ -31,6 +31,7 @@ WANTED = calls_many.Selection(
 SAMPLES: dict[str, Call[object]] = {
     "defer_jobs": calls.defer_jobs([JOB]),
     "defer_encoded": calls.defer_encoded([calls.encode_job(JOB)]),
+    "defer_once": calls.defer_once(calls.encode_job(JOB)),
     "defer_periodic_job": calls.defer_periodic_job("", tick=TICK, job=JOB),
     "get_contract": calls_read.get_contract(),
     "register_worker": calls.register_worker("w", host="h", pid=1),
@@ -39,6 +40,7 @@ SAMPLES: dict[str, Call[object]] = {
     "finish_jobs": calls.finish_jobs([RunEnd(job_id=1, run_id=1, outcome="succeeded")]),
     "heartbeat": calls.heartbeat(1, run_ids=[1], observed=[Observation(job_id=1, run_id=1)]),
     "enforce_limits": calls.enforce_limits(),
+    "finish_job": calls_sql.finish_job(1, 1, result=None),
     "enter_sql": calls_sql.enter_sql(1, 1),
     "leave_sql": calls_sql.leave_sql(1),
     "cancel_sql": calls_sql.cancel_sql(1),
@@ -133,6 +135,9 @@ def test_every_call_runs_and_its_answer_can_be_read(name: str, conn: psycopg.Con
         with pytest.raises(WorkerNotRegistered) as caught:
             db.run(conn, SAMPLES[name])
         assert caught.value.sqlstate == "PJ003"
+    elif name == "finish_job":
+        with pytest.raises(RunLost):
+            db.run(conn, SAMPLES[name])
     else:
         db.run(conn, SAMPLES[name])
 

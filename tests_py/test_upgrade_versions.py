@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from old_release import (
+    MIGRATIONS,
     OWNER,
     REPO,
     SQL,
@@ -228,7 +229,7 @@ def test_the_settings_of_whoever_installs_do_no_harm(
 
 # A release that takes away what 0.1.0 calls
 
-CONTRACT = """SELECT pljobs._migrate('0003_contract_workers', $migration$
+CONTRACT = """SELECT pljobs._migrate('9999_contract_workers', $migration$
 SELECT pljobs._refuse_old_workers(2);
 {more}
 $migration$);
@@ -247,13 +248,13 @@ class FutureRelease:
         )
         self.sql = folder / "pljobs" / "sql"
         more = "\n".join([DROP] * drops + [HOLD] * holds)
-        (self.sql / "migrations" / "0003_contract_workers.sql").write_text(CONTRACT.format(more=more))
+        (self.sql / "migrations" / "9999_contract_workers.sql").write_text(CONTRACT.format(more=more))
         self._edit(
             "install.sql",
-            "0002_expand_roles.sql\n",
-            "0002_expand_roles.sql\n\\ir migrations/0003_contract_workers.sql\n",
+            f"{MIGRATIONS[-1]}.sql\n",
+            f"{MIGRATIONS[-1]}.sql\n\\ir migrations/9999_contract_workers.sql\n",
         )
-        self._edit("migrations/latest.sql", "0002_expand_roles", "0003_contract_workers")
+        self._edit("migrations/latest.sql", MIGRATIONS[-1], "9999_contract_workers")
         self._edit("functions/get_contract.sql", "oldest := 1", "oldest := 2")
         if drops:
             self._edit("grants.sql", "('function', 'register_worker_v1', c_work), ", "")
@@ -299,7 +300,7 @@ def test_a_contract_refuses_while_a_worker_of_the_old_one_lives(
     done = future.migrate(server, old_scene_url, way)
     assert done.returncode == 0, done.stderr
     applied = superuser.execute("SELECT max(name) FROM pljobs.migration").fetchone()
-    assert applied == ("0003_contract_workers",)
+    assert applied == ("9999_contract_workers",)
 
 
 @pytest.mark.parametrize("drops", [True, False], ids=["dropped", "kept as a door"])

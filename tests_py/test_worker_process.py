@@ -141,7 +141,8 @@ def test_a_worker_that_stood_still_stops_what_it_lost_and_goes_on(
     db_url: str, conn: Conn, tmp_path: Path
 ) -> None:
     job_id = defer(conn, "until_told")
-    with process(db_url, tmp_path, **HASTY) as frozen:
+    # Else it would stop for its lease before it could ask whose the run is: see test_lease.py.
+    with process(db_url, tmp_path, **HASTY, stop_without_database=False) as frozen:
         until_started(conn, job_id)
         frozen.signal(signal.SIGSTOP)
         with process(db_url, tmp_path, "second", **HASTY) as second:
