@@ -17,9 +17,8 @@ from pljobs.job_context import JobContext
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.run import Run
 from pljobs.tasks import AnyTask
-from waiting import wait_until_async
+from waiting import DEADLINE, wait_until_async
 
-DEADLINE = 20.0
 NEVER = DeleteJobCondition.NEVER
 
 

@@ -426,9 +426,11 @@ async def test_each_step_is_one_line_with_the_ids(
     lines = [record for record in caplog.records if record.name == "pljobs.jobs"]
     assert all(record.__dict__["job_id"] == job_id for record in lines)
     assert all(record.__dict__["run_id"] == answer["run_id"] for record in lines)
-    heads = ("starts", "is asked to abort", "swallowed", "has not stopped", "was asked to stop")
+    heads = ("starts", "is asked to abort", "has not stopped", "swallowed", "was asked to stop")
     steps = [next((head for head in heads if head in record.message), record.message) for record in lines]
-    assert [step for step in dict.fromkeys(steps) if step in heads] == list(heads)
+    found = [step for step in dict.fromkeys(steps) if step in heads]
+    # What is seen in the event loop, and what the clock says, come in any order.
+    assert [*found[:2], *sorted(found[2:4]), *found[4:]] == list(heads)
     told = [
         r.__dict__["request_id"] for r in lines if "asked to abort" in r.message or "not stopped" in r.message
     ]

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-MANY = 20_000
+MANY = 60_000
 
 
 @pytest.fixture
 def conn(admin_url: str) -> Iterator[psycopg.Connection]:
-    """A connection whose statements end after a time that a squared step exceeds."""
-    with psycopg.connect(admin_url, autocommit=True, options="-c statement_timeout=8s") as connection:
+    """A connection whose statements end after a time that a squared step exceeds, and no other on a loaded machine."""
+    with psycopg.connect(admin_url, autocommit=True, options="-c statement_timeout=40s") as connection:
         yield connection
 
 
@@ -41,18 +41,18 @@ def test_a_heartbeat_finds_each_request_by_its_key(conn: psycopg.Connection) -> 
 
 
 def test_any_number_is_cancelled_in_one_call(conn: psycopg.Connection) -> None:
-    defer(conn, 3 * MANY, '{"task": "t"}')
+    defer(conn, MANY, '{"task": "t"}')
     done = conn.execute(
         "SELECT count(*) FROM pljobs.cancel_jobs_v1(task => 't', dry_run => false, max_jobs => 1000000) AS c "
         "WHERE c.outcome = 'cancelled'"
     ).fetchone()
-    assert done == (3 * MANY,)
+    assert done == (MANY,)
 
 
 def test_a_fetch_cancels_any_number_of_late_children(conn: psycopg.Connection, db_url: str) -> None:
     conn.execute("SELECT pljobs.defer_job('root'), pljobs.register_worker_v1('w', 'h', 1)")
     with psycopg.connect(db_url) as late:
-        defer(late, 3 * MANY, '{"task": "child", "parent_id": 1}')
+        defer(late, MANY, '{"task": "child", "parent_id": 1}')
         conn.execute("SELECT pljobs.cancel_tree(1)")
     defer(conn, 1, '{"task": "another"}')
     found = [conn.execute("SELECT f.task FROM pljobs.fetch_jobs_v1(1) AS f").fetchone() for _ in range(3)]

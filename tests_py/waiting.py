@@ -11,9 +11,11 @@ from typing import TypeVar, overload
 T = TypeVar("T")
 
 _POLL = 0.01
+# Of what takes a moment where the machine has nothing else to do.
+DEADLINE = 60.0
 
 
-def wait_until(condition: Callable[[], T | None], deadline: float = 10, what: str = "") -> T:
+def wait_until(condition: Callable[[], T | None], deadline: float = DEADLINE, what: str = "") -> T:
     """Call `condition` until its answer is true, and return that answer; fail after `deadline` seconds."""
     end = time.monotonic() + deadline
     while True:
@@ -26,15 +28,19 @@ def wait_until(condition: Callable[[], T | None], deadline: float = 10, what: st
 
 @overload
 async def wait_until_async(
-    condition: Callable[[], Awaitable[T | None]], deadline: float = 10, what: str = ""
+    condition: Callable[[], Awaitable[T | None]], deadline: float = DEADLINE, what: str = ""
 ) -> T: ...
 
 
 @overload
-async def wait_until_async(condition: Callable[[], T | None], deadline: float = 10, what: str = "") -> T: ...
+async def wait_until_async(
+    condition: Callable[[], T | None], deadline: float = DEADLINE, what: str = ""
+) -> T: ...
 
 
-async def wait_until_async(condition: Callable[[], object], deadline: float = 10, what: str = "") -> object:
+async def wait_until_async(
+    condition: Callable[[], object], deadline: float = DEADLINE, what: str = ""
+) -> object:
     """Do the same without blocking the event loop; `condition` may be a coroutine function."""
     end = time.monotonic() + deadline
     while True:
