@@ -18,8 +18,8 @@ help: ## Show this list
 demo: .venv/.demo ## Run the main job on an embedded PostgreSQL (FOLDER=/some/texts ARGS='--option')
 	$(BIN)/pljobs demo $(if $(FOLDER),"$$FOLDER") $(ARGS)
 
-test: test-sql node ## Run everything that a change must pass, installing what is missing
-	$(BIN)/python tools/lanes.py 18 debian pythons
+test: .venv/.dev bootstrap node ## Run everything that a change must pass, installing what is missing
+	$(BIN)/python tools/lanes.py --pairs 18 sql debian pythons
 
 test-sql: .venv/.dev bootstrap ## Run pgTAP, isolation specs and PL/pgSQL coverage on PostgreSQL 18 and 15 (ARGS=FILES)
 	$(BIN)/python tools/run_tests.py $(ARGS)
@@ -33,7 +33,7 @@ test-pythons: ## Run the driver's cancel tests on each newer Python that this ma
 test-majors: .venv/.dev bootstrap node ## Run all of it on PostgreSQL 14 to 18, three at once: some 20 minutes (MAJORS='14 17')
 	$(BIN)/python tools/lanes.py --sql --args='$(ARGS)' $(MAJORS)
 
-check: .venv/.dev .venv-pgspot/.done bootstrap ## Run ruff, mypy, plpgsql_check, pgspot; see that what is generated is current
+check: .venv/.dev .venv-pgspot/.done bootstrap ## Run ruff, mypy, plpgsql_check, pgspot, squawk; see that what is generated is current
 	@failed=0; run() { echo "$$@"; "$$@" || failed=1; }; \
 	run $(BIN)/ruff check --quiet .; \
 	run $(BIN)/ruff format --check --quiet .; \

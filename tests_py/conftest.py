@@ -31,6 +31,20 @@ collect_ignore = (
 )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what asks for no server, where another run has it: so nobody has to mark such tests.
+
+    Files with slow tests come first: else a worker of pytest-xdist's begins one when the others are done.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    if not os.environ.get("PLJOBS_TEST_SERVER_ONLY"):
+        return
+    left_out = [item for item in items if "server" not in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
 def pytest_report_header() -> str:
     return f"PostgreSQL: {os.environ.get('PLJOBS_TEST_PG', '18')} (PLJOBS_TEST_PG=14..18|/folder/of/binaries)"
 

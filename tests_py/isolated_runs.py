@@ -17,8 +17,9 @@ from pljobs.job_context import JobContext
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.run import Run
 from pljobs.tasks import AnyTask
-from waiting import DEADLINE, wait_until_async
+from waiting import wait_until_async
 
+DEADLINE = 60.0
 NEVER = DeleteJobCondition.NEVER
 
 

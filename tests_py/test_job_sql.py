@@ -419,7 +419,7 @@ def test_a_cancel_never_hits_a_statement_outside_of_the_bracket(
     def attack(conn: psycopg.Connection[Any], run_id: int, _: int) -> None:
         conn.execute("SELECT pljobs.cancel_sql_v1(%s)", [run_id - random.randint(0, 1)])
 
-    counts = fight(db_url, 3000, attack)
+    counts = fight(db_url, 1000, attack)
     record_property("bracket", dict(counts))
     assert counts["innocent"] == 0, counts
     assert counts["inside"] > 100, counts

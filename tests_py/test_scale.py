@@ -12,7 +12,7 @@ MANY = 60_000
 
 @pytest.fixture
 def conn(admin_url: str) -> Iterator[psycopg.Connection]:
-    """A connection whose statements end after a time that a squared step exceeds, and no other on a loaded machine."""
+    """A connection whose statements end after a time that a squared step exceeds, and no other."""
     with psycopg.connect(admin_url, autocommit=True, options="-c statement_timeout=40s") as connection:
         yield connection
 

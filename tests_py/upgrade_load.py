@@ -137,7 +137,7 @@ class Probe(Repeated):
         began = time.monotonic()
         conn.execute(FETCH.encode(), [self.worker_id])
         self.asked.append((began, time.monotonic() - began))
-        self._stop.wait(0.001)
+        self._stop.wait(0.005)
 
     def longest(self, since: float = 0, until: float = float("inf")) -> float:
         """The longest of those that were under way between these two times."""
@@ -159,6 +159,8 @@ class Locks(Repeated):
             self._since[name] = now
         for name in self._since.keys() - names:
             self.held[name].append((self._since.pop(name), now))
+        # It is not to take a core from those that it watches.
+        self._stop.wait(0.002)
 
     def longest(self, name: str) -> float:
         """For how long this was held, at most, in one go; in seconds."""

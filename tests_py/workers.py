@@ -19,8 +19,9 @@ from psycopg.rows import dict_row
 from pljobs import App
 from pljobs.embedded import Server, environment
 from pljobs.worker import Worker
-from waiting import DEADLINE, wait_until, wait_until_async
+from waiting import wait_until, wait_until_async
 
+DEADLINE = 60.0
 HERE = Path(__file__).parent
 
 # Nothing but a notification can make such a worker look.

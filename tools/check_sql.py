@@ -1,4 +1,4 @@
-"""Check the SQL without running it: plpgsql_check, pgspot silent, install.sql complete, short ASCII lines."""
+"""Check the SQL without running it: plpgsql_check, pgspot and squawk silent, install.sql complete, ASCII."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from servers import REPO, SQL, TEMPLATE, debian_version, throw_away
 # PS010 wants CREATE SCHEMA to fail where the schema exists; ledger.sql looks at whose it is first.
 _PGSPOT_IGNORES = "PS010"
 _LINE = 110
+# Of a migration's timeouts and of running it once the ledger takes care; counts of attempts stay small.
+_SQUAWK_IGNORES = (
+    "require-lock-timeout,require-statement-timeout,prefer-robust-stmts,prefer-bigint-over-int,"
+    "prefer-bigint-over-smallint"
+)
+_OLDEST = "14"
 # A procedure that commits may have no settings: tests_sql/policy.sql sees that it qualifies all names.
 _PGSPOT_PROCEDURES = re.compile(r"PS005: .*: pljobs\.(cancel_jobs_in_batches|wait_for_job)\(")
 # Running the text that they are given is what these two are for; only the installer may call them.
@@ -37,8 +43,11 @@ def main() -> int:
     """Print what is wrong; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pgspot", type=Path, default=REPO / ".venv-pgspot" / "bin" / "pgspot")
+    parser.add_argument("--squawk", type=Path, default=Path(sys.executable).with_name("squawk"))
     options = parser.parse_args()
-    found = [*_listing(), *_texts(), *_plpgsql_check(), *_pgspot(options.pgspot)]
+    found = [
+        *_listing(), *_texts(), *_squawk(options.squawk), *_plpgsql_check(), *_pgspot(options.pgspot)
+    ]  # fmt: skip
     print("\n".join(found) if found else "SQL checks: nothing to say")
     return 1 if found else 0
 
@@ -71,6 +80,25 @@ def _texts() -> Iterator[str]:
                 yield f"sql/{name}:{number}: ends in a blank"
             if re.match(r"\s*\\", line):
                 yield f"sql/{name}:{number}: a psql command, which `pljobs migrate` doesn't know"
+
+
+def _squawk(program: Path) -> Iterator[str]:
+    """Ask what locks a table for long, or breaks a client, of what migrations do to tables that hold rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in install_files():
+            # The first one makes the tables.
+            if re.match(r"migrations/(?!0001)\d", name):
+                _, inside, _ = re.split(r"\$migration\$", text)
+                (Path(folder) / Path(name).name).write_text(
+                    "\n" * (text.split(inside)[0].count("\n") + 1) + inside
+                )
+        command = [
+            str(program), "--pg-version", _OLDEST, "--assume-in-transaction", "--exclude", _SQUAWK_IGNORES,
+            "--reporter", "gcc", *map(str, sorted(Path(folder).iterdir())),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for line in filter(None, map(str.strip, (done.stdout + done.stderr).split("\n"))):
+        yield f"squawk: {line.replace(folder, 'sql/migrations')}"
 
 
 def _plpgsql_check() -> Iterator[str]:

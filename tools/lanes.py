@@ -1,6 +1,6 @@
-"""Run tests in lanes, three at once: each on one server, or on the newer Pythons.
+"""Run tests in lanes, some at once: each on one server, or on a newer Python, or all that is written in SQL.
 
-The tests mostly wait, for a worker or a server: three lanes take little longer than one.
+The tests wait as much as they compute, for a worker or a server: lanes side by side keep the machine busy.
 """
 
 from __future__ import annotations
@@ -13,57 +13,104 @@ import sys
 import time
 from collections.abc import Mapping
 
-from servers import REPO, bin_dir, debian_version
+from servers import REPO, WHEEL, bin_dir, debian_version
 
 AT_ONCE = 3
-PYTHONS = "pythons"
+# Each has a server of its own, and takes file after file.
+WORKERS = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+SQL, PYTHONS = "sql", "pythons"
+NEWER = ["3.12", "3.13", "3.14"]
 LONGEST_LINE = 2**24
 
 
 def main() -> int:
     """Run the lanes that are asked for; return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("lanes", nargs="+", help="14 to 18, debian (servers); pythons (the newer ones)")
+    parser.add_argument(
+        "lanes", nargs="+",
+        help="14 to 18, debian: pytest on a server; sql: all of SQL on 18 and Debian's; pythons: newer ones",
+    )  # fmt: skip
     parser.add_argument("--sql", action="store_true", help="in the lanes of servers, the SQL tests first")
     parser.add_argument("--args", default="", help="more for pytest, in the lanes of servers")
+    parser.add_argument(
+        "--pairs", action="store_true",
+        help="Debian's server with the first newer Python: each of both is tried, but not each with each",
+    )  # fmt: skip
     options = parser.parse_args()
-    lanes = [debian_version() if lane == "debian" else lane for lane in options.lanes]
+    debian = debian_version()
+    lanes = [debian if lane == "debian" else lane for lane in options.lanes]
     # Fetched before the first begins: a machine without a network says so at once.
     for lane in lanes:
-        if lane != PYTHONS:
+        if lane not in {SQL, PYTHONS}:
             bin_dir(lane)
-    return asyncio.run(_all(lanes, shlex.split(options.args), sql=options.sql))
+    paired = {debian: NEWER[0]} if options.pairs else {}
+    return asyncio.run(Lanes(shlex.split(options.args), paired, sql_first=options.sql).run(lanes))
 
 
-async def _all(lanes: list[str], arguments: list[str], *, sql: bool) -> int:
-    turn = asyncio.Semaphore(AT_ONCE)
-    codes = await asyncio.gather(*(_lane(lane, arguments, turn, sql=sql) for lane in lanes))
-    return max(codes)
+class Lanes:
+    """Run lanes; `arguments`: for pytest; `paired`: servers whose tests run on another Python."""
+
+    def __init__(self, arguments: list[str], paired: Mapping[str, str], *, sql_first: bool) -> None:
+        self._arguments = arguments
+        self._paired = paired
+        self._sql_first = sql_first
+        self._turn = asyncio.Semaphore(AT_ONCE)
+
+    async def run(self, lanes: list[str]) -> int:
+        """Run all of these; return 1 if one failed."""
+        return max(await asyncio.gather(*map(self._lane, lanes)))
+
+    async def _lane(self, lane: str) -> int:
+        async with self._turn:
+            began = time.monotonic()
+            if lane == SQL:
+                what, failed = "SQL", await self._sql("SQL")
+            elif lane == PYTHONS:
+                what, failed = "newer Pythons", await self._pythons("newer Pythons")
+            else:
+                what, failed = f"PostgreSQL {lane}", await self._server(f"PostgreSQL {lane}", lane)
+            took = time.monotonic() - began
+            print(f"== {what}: {'FAILED' if failed else 'passed'} in {took:.0f} s", flush=True)
+            return int(failed)
+
+    async def _sql(self, what: str, *arguments: str) -> bool:
+        return await _run(what, [sys.executable, str(REPO / "tools" / "run_tests.py"), *arguments]) != 0
+
+    async def _pythons(self, what: str) -> bool:
+        versions = [version for version in NEWER if version not in self._paired.values()]
+        return await _run(what, [str(REPO / "tools" / "newer_pythons"), *versions]) != 0
+
+    async def _server(self, what: str, version: str) -> bool:
+        failed = self._sql_first and await self._sql(what, "--server", version)
+        python, more = sys.executable, {"PLJOBS_TEST_PG": version}
+        if version in self._paired:
+            python = await _python(self._paired[version])
+        if version != WHEEL and python == sys.executable:
+            # They are the same there as in the lane of 18.
+            more["PLJOBS_TEST_SERVER_ONLY"] = "1"
+        print(f"== {what}, {python}: begins", flush=True)
+        return (
+            await _run(
+                what, [python, "-m", "pytest", "-q", "--durations=40", *WORKERS, *self._arguments], more
+            )
+            != 0
+            or failed
+        )
 
 
-async def _lane(lane: str, arguments: list[str], turn: asyncio.Semaphore, *, sql: bool) -> int:
-    async with turn:
-        began = time.monotonic()
-        more: dict[str, str] = {}
-        if lane == PYTHONS:
-            what, commands = "newer Pythons", [[str(REPO / "tools" / "newer_pythons")]]
-        else:
-            what, commands = f"PostgreSQL {lane}", [[sys.executable, "-m", "pytest", "-q", *arguments]]
-            more["PLJOBS_TEST_PG"] = lane
-            if sql:
-                commands.insert(0, [sys.executable, str(REPO / "tools" / "run_tests.py"), "--server", lane])
-        print(f"== {what}: begins", flush=True)
-        codes = [await _run(what, command, more) for command in commands]
-        took = time.monotonic() - began
-        print(f"== {what}: {'FAILED' if any(codes) else 'passed'} in {took:.0f} s", flush=True)
-        return int(any(codes))
+async def _python(version: str) -> str:
+    """Return the interpreter of this version, with what tests need, or else our own."""
+    script = str(REPO / "tools" / "python_environment")
+    process = await asyncio.create_subprocess_exec(script, version, stdout=asyncio.subprocess.PIPE)
+    said, _ = await process.communicate()
+    return said.decode().strip() if process.returncode == 0 else sys.executable
 
 
-async def _run(what: str, command: list[str], more: Mapping[str, str]) -> int:
+async def _run(what: str, command: list[str], more: Mapping[str, str] | None = None) -> int:
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=REPO,
-        env={**os.environ, **more},
+        env={**os.environ, **(more or {})},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
