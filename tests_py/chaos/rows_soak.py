@@ -43,13 +43,7 @@ class Sample:
     waiting: int
 
 
-@row(
-    "X3",
-    "a soak: kills, stalls, cut and silent lines at a low rate",
-    invariants="I1-I11, I14",
-    push=0,
-    long=1,
-)
+@row("X3", "soak, mixed faults at a low rate", invariants="I1-I11, I14, flat", push=0, long=1)
 def soak(rig: Rig) -> None:
     """Watch two workers that are never killed: one direct, one whose line falls silent now and then."""
     minutes = float(os.environ.get("PLJOBS_SOAK_MINUTES", MINUTES))
