@@ -397,7 +397,7 @@ async def test_a_body_cancelled_by_a_stranger_is_a_failure(app: App, aconn: Conn
 
 
 async def test_a_body_that_cancels_every_task_of_the_worker_ends_it_and_loses_no_job(
-    app: App, aconn: Conn
+    app: App, aconn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls_so_far = []
 
@@ -416,6 +416,7 @@ async def test_a_body_that_cancels_every_task_of_the_worker_ends_it_and_loses_no
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(working, DEADLINE)
     # The worker does not go on half alive: it gave its lease up, so that its jobs are free at once.
+    assert "leaves at once" not in caplog.text
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("pljobs-control")]
     assert await row(aconn, "SELECT state FROM pljobs.workers") == {"state": "stopped"}
     await aconn.execute("SELECT pljobs.rescue_jobs()")

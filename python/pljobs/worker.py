@@ -105,7 +105,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._aborting = False
         self._given_up: list[str] = []
-        self._lost = asyncio.Event()
+        self._over = asyncio.Event()  # no task: a body may cancel every task there is
         self._look = asyncio.Event()
         self._pace = Pace(self._look.set)
         self._drained = asyncio.Event()
@@ -119,18 +119,18 @@ class Worker:
         read-only, unless wait=False.
         """
         main = asyncio.create_task(self._main(), name="pljobs worker")
-        lost = asyncio.create_task(self._lost.wait(), name="pljobs lost")
+        main.add_done_callback(lambda _: self._over.set())
         cancelled = False
-        while not (main.done() or lost.done()):
+        while not self._over.is_set():
             try:
                 # Nothing cancels what is inside: a fetch or a report that is cut off would lose its answer.
-                await asyncio.wait({main, lost}, return_when=asyncio.FIRST_COMPLETED)
+                await self._over.wait()
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 cancelled = task is not None and task.cancelling() > 0
                 if not main.done():
                     self.abort()
-        if not lost.cancel():
+        if not main.done():
             # Every second counts: somebody else may start its jobs.
             logger.critical("Worker %s leaves at once", self.worker_id, extra=self._ids())
         else:
@@ -344,7 +344,7 @@ class Worker:
         # Not reported: its lease is over, and whoever rescues it will run it again.
         run.ended = True
         self._given_up.append(run.job.call_string)
-        self._lost.set()
+        self._over.set()
 
     def _ids(self) -> dict[str, object]:
         return {"worker_id": self.worker_id, "worker_name": self.name}
