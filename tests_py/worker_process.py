@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 
 import psycopg
 
@@ -118,7 +119,9 @@ async def is_killed(context: JobContext) -> None:
 def memory_bomb(context: JobContext) -> None:
     """Take all the memory that the process may have, to the last bit."""
     note(context, "start")
-    resource.setrlimit(resource.RLIMIT_AS, (2**29, resource.RLIM_INFINITY))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 2**28
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     held: list[bytearray] = []
     size = 2**26
     while size > 2**6:
@@ -126,7 +129,7 @@ def memory_bomb(context: JobContext) -> None:
             held.append(bytearray(size))
         except MemoryError:
             size //= 2
-    held.append(bytearray(2**29))
+    held.append(bytearray(2**28))
 
 
 if __name__ == "__main__":
