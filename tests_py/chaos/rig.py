@@ -133,7 +133,7 @@ class Rig:
         """Defer one job."""
         return self.count("SELECT pljobs.defer_job(%s, %s, queue => %s, lock => %s)", task, args, queue, lock)
 
-    def load(self, jobs: int, *, endless: bool = True) -> list[int]:
+    def load(self, jobs: int, *, endless: bool = True, queue: str = "default") -> list[int]:
         """Defer so many jobs, a mix; return their ids."""
         tasks = [
             (task, args) for task, args, times in MIX for _ in range(times) if endless or task not in ENDLESS
@@ -141,8 +141,8 @@ class Rig:
         with self.connect() as conn:
             return [
                 conn.execute(
-                    "SELECT pljobs.defer_job(%s, %s, lock => %s)",
-                    [*self.random.choice(tasks), self.random.choice([None, None, None, "a", "b"])],
+                    "SELECT pljobs.defer_job(%s, %s, lock => %s, queue => %s)",
+                    [*self.random.choice(tasks), self.random.choice([None, None, None, "a", "b"]), queue],
                 ).fetchall()[0][0]
                 for _ in range(jobs)
             ]

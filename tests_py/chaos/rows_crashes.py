@@ -65,7 +65,7 @@ def poison(rig: Rig) -> None:
     rig.check()
 
 
-@row("W6", "two and five rescuers at once", invariants="I1-I4, I7, I9, I14", push=1, long=40)
+@row("W6", "two and five rescuers at once", invariants="I1-I4, I7, I9, I14", push=1, long=60)
 def rescuers(rig: Rig) -> None:
     """Rescue jobs whose finishes arrive at the same time, and cancels; all in SQL, by many sessions."""
     with rig.connect() as conn:

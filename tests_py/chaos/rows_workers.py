@@ -19,7 +19,7 @@ STALL = 1.8 * LEASE
 NO_LONGER = r"\[{}\](?: is no longer this run's| \w+, but this run was no longer the job's|.* came too late)"
 
 
-@row("W1", "worker SIGKILL at random", invariants="I1-I5, I7-I11, I14", push=1, long=60)
+@row("W1", "worker SIGKILL at random", invariants="I1-I5, I7-I11, I14", push=1, long=40)
 def killed_at_random(rig: Rig) -> None:
     for _ in range(WORKERS):
         rig.worker()
@@ -48,7 +48,7 @@ def killed_at_each_point(rig: Rig) -> None:
 
 
 @row("W3", "worker stalled for 1.8 leases, at random and at each point", invariants="I1-I5, I8-I11, I14",
-     push=1, long=25)  # fmt: skip
+     push=1, long=40)  # fmt: skip
 def stalled(rig: Rig) -> None:
     # Either way it must see that its runs are not its any more; it may only leave if it was told not to let a
     # job run beside another worker's.
@@ -56,59 +56,80 @@ def stalled(rig: Rig) -> None:
     if may_leave:
         rig.let_leave()
     rig.worker()
-    chosen = [*rig.random.sample(POINTS, 2 if not rig.long else 4), None]
-    for point in chosen:
-        _stall(rig, point, stop_without_database=may_leave)
+    points = [*POINTS, None] if rig.long else ["claimed", rig.random.choice(POINTS[1:]), None]
+    victims = [_Victim(rig, point, may_leave) for point in points]
+    for victim in victims:
+        victim.stalls()
+    for victim in victims:
+        victim.loses_its_runs()
+    wait_until(lambda: all(victim.wakes() for victim in victims), 30, "they are woken")
+    for victim in victims:
+        victim.knows()
+    rig.check_workers()
+    for victim in victims:
+        victim.goes_on()
     rig.settle()
     rig.check()
 
 
-def _stall(rig: Rig, point: str | None, *, stop_without_database: bool) -> None:
-    queue = rig.next_name()
-    endless = rig.defer("forever", queue=queue)
-    more: dict[str, Any] = {"queues": ["default", queue], "stop_without_database": stop_without_database}
-    first = 2 if point in {"claimed", "before body"} else 1  # not for the endless job
-    if point is None:
-        victim = rig.worker(**more)
-    else:
-        victim = _stops_at(rig, point, rig.random.randint(first, 4), **more)
-    wait_until(lambda: _has_started(rig, endless), 30, "a job of its own starts")
-    if point is None:
-        rig.load(8, endless=False)
-        rig.await_events(rig.random.randint(1, 10), 0.5)
-        rig.pause(victim, STALL)
-    else:
-        _until_stopped(rig, victim)
-        rig.sleeps(victim, STALL)
-    worker_id = _id(victim)
-    held = rig.rows(
-        "SELECT id, run_id FROM pljobs.jobs WHERE worker_id = %s AND status = 'doing' ORDER BY id", worker_id
-    )
-    runs = [run_id for _, run_id in held]
-    unstarted = [run_id for run_id in runs if not _bodies(rig, [run_id])]
-    if point == "finish sent":
-        held = []  # some may be written down while it sleeps
-    # Until all of it is somebody else's.
-    wait_until(lambda: not _still_its(rig, runs), 30, "its jobs are rescued")
-    wait_until(lambda: _woken(rig, victim), 30)
-    rig.notes[f"stalled: {point or 'at random'}"] += 1
-    wait_until(lambda: not victim.running or all(_knows(victim, job_id) for job_id, _ in held), 30,
-               "it sees that its runs are not its any more")  # fmt: skip
-    rig.check_workers()
-    if point == "claimed" and _bodies(rig, unstarted):
-        raise Violation("I3", f"runs began that were no longer its: {unstarted}")
-    if victim.running:
-        own = rig.defer("quick", queue=queue)
-        wait_until(
-            lambda: rig.count("SELECT count(*) FROM pljobs.jobs WHERE id = %s AND status = 'succeeded'", own),
-            30,
-            "it goes on",
+class _Victim:
+    """A worker with a queue of its own, that is stalled at a point of a run, or anywhere."""
+
+    def __init__(self, rig: Rig, point: str | None, may_leave: bool) -> None:
+        self.rig, self.point = rig, point
+        self.queue = rig.next_name()
+        self.endless = rig.defer("forever", queue=self.queue)
+        rig.load(8, endless=False, queue=self.queue)
+        options: dict[str, Any] = {"queues": [self.queue], "stop_without_database": may_leave}
+        self.nth = rig.random.randint(1, 2)
+        self.worker = rig.worker(**options) if point is None else _stops_at(rig, point, self.nth, **options)
+        self.held: list[int] = []
+        self.runs: list[int] = []
+
+    def stalls(self) -> None:
+        if self.point is None:
+            self.worker.until_said("started")
+            self.rig.await_events(self.rig.random.randint(1, 5), 0.5)
+            self.rig.pause(self.worker, STALL)
+        else:
+            _until_stopped(self.rig, self.worker, self.queue)
+            self.rig.sleeps(self.worker, STALL)
+        found = self.rig.rows(
+            "SELECT id, run_id FROM pljobs.jobs WHERE worker_id = %s AND status = 'doing'", _id(self.worker)
         )
-    else:  # nobody else would look into its queue
-        rig.cancel(endless)
+        # What the server is just writing down is not told to be lost.
+        self.held = [] if self.point == "finish sent" else [job_id for job_id, _ in found]
+        self.runs = [run_id for _, run_id in found]
+
+    def loses_its_runs(self) -> None:
+        query = "SELECT count(*) FROM pljobs.jobs WHERE run_id = ANY (%s) AND status = 'doing'"
+        wait_until(lambda: self.rig.count(query, self.runs) == 0, 30, "its jobs are rescued")
+        self.rig.notes[f"stalled: {self.point or 'at random'}"] += 1
+
+    def wakes(self) -> bool:
+        self.rig.wake()
+        return not self.rig.sleeping(self.worker)
+
+    def knows(self) -> None:
+        wait_until(
+            lambda: not self.worker.running or all(_knows(self.worker, job_id) for job_id in self.held),
+            30,
+            f"{self.queue} sees that its runs are not its any more: {self.held}",
+        )
+        if self.point == "claimed":
+            late = _claimed(self.worker, self.nth)
+            if self.rig.count("SELECT count(*) FROM public.side WHERE run_id = ANY (%s)", late):
+                raise Violation("I3", f"runs began that were no longer its: {late}")
+
+    def goes_on(self) -> None:
+        if not self.worker.running:  # nobody else looks into its queue
+            self.rig.worker(queues=[self.queue])
+        own = self.rig.defer("quick", queue=self.queue)
+        query = "SELECT count(*) FROM pljobs.jobs WHERE id = %s AND status = 'succeeded'"
+        wait_until(lambda: self.rig.count(query, own), 30, "it goes on")
 
 
-@row("W4", "worker's registration vanishes while it works", invariants="I1-I5, I8-I11, I14", push=1, long=40)
+@row("W4", "worker's registration vanishes while it works", invariants="I1-I5, I8-I11, I14", push=1, long=60)
 def pruned_while_alive(rig: Rig) -> None:
     workers = [rig.worker() for _ in range(2)]
     rig.await_workers()
@@ -134,21 +155,21 @@ def _stops_at(rig: Rig, point: str, nth: int, **options: object) -> Process:
     return rig.worker(None, {VARIABLE: f"{point}:{nth}"}, **options)
 
 
-def _until_stopped(rig: Rig, worker: Process) -> None:
+def _until_stopped(rig: Rig, worker: Process, queue: str = "default") -> None:
     """Give it jobs until it has come to its point."""
 
     def stopped() -> bool:
-        if rig.count("SELECT count(*) FROM pljobs.jobs WHERE status = 'todo'") < 6:
-            rig.load(6, endless=False)
-        # Those that are running may be another's endless ones, but no more than it can take.
+        if rig.count("SELECT count(*) FROM pljobs.jobs WHERE status = 'todo' AND queue = %s", queue) < 4:
+            rig.load(6, endless=False, queue=queue)
         return _state(worker) == "T"
 
     wait_until(stopped, 60, "it comes to its point")
 
 
-def _woken(rig: Rig, worker: Command) -> bool:
-    rig.wake()
-    return not rig.sleeping(worker)
+def _claimed(worker: Command, nth: int) -> list[int]:
+    """The runs of its nth fetch."""
+    said = re.findall(r"^claimed (.*)$", worker.log.read_text(errors="replace"), re.MULTILINE)
+    return [int(run_id) for run_id in said[nth - 1].split()]
 
 
 def _state(worker: Command) -> str:
@@ -167,15 +188,3 @@ def _registered_again(worker: Command) -> int:
 
 def _knows(worker: Command, job_id: int) -> bool:
     return re.search(NO_LONGER.format(job_id), worker.log.read_text(errors="replace")) is not None
-
-
-def _has_started(rig: Rig, job_id: int) -> bool:
-    return rig.count("SELECT count(*) FROM public.side WHERE job_id = %s AND what = 'start'", job_id) > 0
-
-
-def _bodies(rig: Rig, runs: list[int]) -> int:
-    return rig.count("SELECT count(*) FROM public.side WHERE run_id = ANY (%s)", runs)
-
-
-def _still_its(rig: Rig, runs: list[int]) -> int:
-    return rig.count("SELECT count(*) FROM pljobs.jobs WHERE run_id = ANY (%s) AND status = 'doing'", runs)
