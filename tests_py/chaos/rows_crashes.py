@@ -20,7 +20,7 @@ from workers import HERE, Command
 
 Conn = psycopg.Connection[Any]
 PROCESSES = 3
-GOOD = 200
+GOOD_SHORT, GOOD_LONG = 60, 200
 ORPHANS = 500
 LEFT_TO_END = 120.0
 
@@ -40,9 +40,10 @@ def poison(rig: Rig) -> None:
             rig.folder / f"{name}.log", {"PYTHONUNBUFFERED": "1"},
         )
     )  # fmt: skip
-    place = rig.random.randrange(GOOD)
+    good = GOOD_LONG if rig.long else GOOD_SHORT
+    place = rig.random.randrange(good)
     poisonous = 0
-    for number in range(GOOD):
+    for number in range(good):
         if number == place:
             poisonous = rig.defer(task)
         rig.defer("work", '{"seconds": 0.05}')

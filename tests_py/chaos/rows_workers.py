@@ -24,7 +24,7 @@ def killed_at_random(rig: Rig) -> None:
     for _ in range(WORKERS):
         rig.worker()
     rig.await_workers()
-    for _ in range(20 if rig.long else 6):
+    for _ in range(20 if rig.long else 3):
         rig.load(rig.random.randint(3, 10))
         if rig.random.random() < 0.3:
             rig.cancel_some()
@@ -37,12 +37,17 @@ def killed_at_random(rig: Rig) -> None:
 
 @row("W2", "worker SIGKILL at each point of a run", invariants="I1-I5, I8-I11, I14", push=1, long=40)
 def killed_at_each_point(rig: Rig) -> None:
-    rig.worker()
+    rig.worker(queues=["of nobody"])  # for the rescue
+    victims = []
     for point in POINTS:
-        victim = _stops_at(rig, point, rig.random.randint(1, 4))
-        _until_stopped(rig, victim)
+        queue = rig.next_name()
+        rig.load(8, endless=False, queue=queue)
+        victims.append((_stops_at(rig, point, rig.random.randint(1, 3), queues=[queue]), queue))
+    for point, (victim, queue) in zip(POINTS, victims, strict=True):
+        _until_stopped(rig, victim, queue)
         rig.kill(victim)
         rig.notes[f"killed: {point}"] += 1
+    rig.worker()
     rig.settle()
     rig.check()
 
@@ -155,7 +160,7 @@ def _stops_at(rig: Rig, point: str, nth: int, **options: object) -> Process:
     return rig.worker(None, {VARIABLE: f"{point}:{nth}"}, **options)
 
 
-def _until_stopped(rig: Rig, worker: Process, queue: str = "default") -> None:
+def _until_stopped(rig: Rig, worker: Process, queue: str) -> None:
     """Give it jobs until it has come to its point."""
 
     def stopped() -> bool:
