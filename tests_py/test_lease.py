@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from pljobs import App, JobContext
+from pljobs.answers import Call
 from pljobs.embedded import Server
+from pljobs.link import Link
 from proxy import Proxy, running_proxy
-from waiting import wait_until
-from workers import DEADLINE, SIDE_TABLE, Process
+from waiting import wait_until, wait_until_async
+from workers import DEADLINE, HASTY, SIDE_TABLE, Process, running
 
 Conn = psycopg.Connection[Any]
 LEASE = 3.0
@@ -140,3 +144,35 @@ def test_a_suspended_process_is_not_given_up_when_it_wakes(conn: Conn, db_url: s
         assert first.running
     finally:
         first.kill()
+
+
+async def test_jobs_that_come_after_they_were_given_back_are_not_started(
+    app: App, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[int | None] = []
+
+    @app.task(name="runs", pass_context=True)
+    async def runs_once(context: JobContext) -> None:
+        runs.append(context.job.run_id)
+
+    execute, late = Link.execute, asyncio.Event()
+
+    async def answers_late(self: Link, call: Call[Any]) -> Any:
+        answer = await execute(self, call)
+        if "fetch_jobs_v1" in call.statement and answer and not late.is_set():
+            await wait_until_async(lambda: _status(conn, job_id) == "todo", DEADLINE, "it is given back")
+            late.set()
+        return answer
+
+    monkeypatch.setattr(Link, "execute", answers_late)
+    job_id = await app.configure_task("runs").defer_async()
+    async with running(app, **HASTY):
+        await wait_until_async(lambda: _status(conn, job_id) == "succeeded", DEADLINE)
+    assert late.is_set()
+    assert len(runs) == 1
+
+
+def _status(conn: Conn, job_id: int) -> str:
+    found = conn.execute("SELECT status FROM pljobs.jobs WHERE id = %s", [job_id]).fetchone()
+    assert found is not None
+    return str(found[0])

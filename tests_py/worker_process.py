@@ -7,11 +7,15 @@ import contextlib
 import json
 import logging
 import os
+import resource
+import signal
 import sys
 import time
+from pathlib import Path
 
 import psycopg
 
+import pause_points
 from pljobs import App, JobContext
 from pljobs.exceptions import JobAborted
 
@@ -104,7 +108,34 @@ def kills_itself(context: JobContext) -> None:
     os._exit(137)
 
 
+@app.task(name="is_killed", pass_context=True)
+async def is_killed(context: JobContext) -> None:
+    """Have the process killed, as a system out of memory does."""
+    note(context, "start")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="memory_bomb", pass_context=True)
+def memory_bomb(context: JobContext) -> None:
+    """Take all the memory that the process may have, to the last bit."""
+    note(context, "start")
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 2**28
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    held: list[bytearray] = []
+    size = 2**26
+    while size > 2**6:
+        try:
+            held.append(bytearray(size))
+        except MemoryError:
+            size //= 2
+    held.append(bytearray(2**28))
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+    if point := os.environ.get(pause_points.VARIABLE):
+        name, _, nth = point.partition(":")
+        pause_points.stop_at(name, int(nth))
     app.run_worker(**json.loads(sys.argv[2]))
     print("ended well", flush=True)

@@ -8,12 +8,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from pljobs import calls
-from pljobs.jobs import AbortReason
+from pljobs.exceptions import DatabaseUnavailable
+from pljobs.jobs import AbortReason, Job
 from pljobs.run import KILL, TERM, Run
 
 if TYPE_CHECKING:
@@ -38,6 +39,23 @@ def registration(worker: Worker, worker_id: int | None) -> calls.Call[int]:
         lease=timedelta(seconds=worker.stalled_timeout),
         worker_id=worker_id,
     )
+
+
+async def in_time(fetching: Awaitable[list[Job]], lease: float) -> list[Job]:
+    """Return the fetched jobs; raise DatabaseUnavailable if they come later than a lease after the call.
+
+    They may be another worker's by now. Not started, they are not listed, so that a heartbeat gives them
+    back.
+    """
+    sent_at = time.monotonic()
+    jobs = await fetching
+    late = time.monotonic() - sent_at
+    if jobs and late > lease:
+        names = ", ".join(job.call_string for job in jobs)
+        raise DatabaseUnavailable(
+            f"{names} came too late, after {late:.1f} s, of a lease of {lease} s: given back"
+        )
+    return jobs
 
 
 class LeaseWatch:

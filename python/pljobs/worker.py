@@ -17,7 +17,7 @@ from pljobs.endings import Ended
 from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered, WorkerTainted
 from pljobs.finisher import Finisher
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
-from pljobs.lease import LeaseWatch, registration
+from pljobs.lease import LeaseWatch, in_time, registration
 from pljobs.link import Link
 from pljobs.maintenance import Maintenance
 from pljobs.outage import Outage, until_writable
@@ -245,15 +245,14 @@ class Worker:
         free = min(self.concurrency - len(self._runs), FETCH_AT_MOST)
         jobs: list[Job] = []
         if free > 0:
-            jobs = await self._link.execute(
-                calls.fetch_jobs(
-                    worker_id,
-                    max_jobs=free,
-                    queues=self.queues,
-                    tasks=list(self.app.tasks) if self.unknown_tasks == "leave" else None,
-                    loads=self.app.connector.json_loads,
-                )
+            call = calls.fetch_jobs(
+                worker_id,
+                max_jobs=free,
+                queues=self.queues,
+                tasks=list(self.app.tasks) if self.unknown_tasks == "leave" else None,
+                loads=self.app.connector.json_loads,
             )
+            jobs = await in_time(self._link.execute(call), self.stalled_timeout)
             for job in jobs:
                 self._start(job)
             if jobs:

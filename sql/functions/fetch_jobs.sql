@@ -28,6 +28,34 @@ END
 $$;
 COMMENT ON FUNCTION pljobs._may_fetch_from(text[], text[]) IS 'The queues that a worker may fetch from now.';
 
+CREATE OR REPLACE FUNCTION pljobs._apart(worker_id bigint, job_ids bigint[]) RETURNS bigint[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+AS $$
+-- Of these jobs all that were lost less than twice; of the others the first, if the worker has started none
+-- of them in the last minute. Jobs that are lost together are put back together, and would be fetched
+-- together again: one that kills its workers would take its neighbours along to the third time, which ends
+-- them. A minute at most, for a job may run for days.
+BEGIN
+    RETURN ARRAY(
+        SELECT t.id
+          FROM (SELECT u.id, u.place, j.crashes >= 2 AS suspect,
+                       row_number() OVER (PARTITION BY j.crashes >= 2 ORDER BY u.place) AS nth
+                  FROM unnest(_apart.job_ids) WITH ORDINALITY AS u(id, place)
+                  JOIN pljobs.job AS j ON j.id = u.id) AS t
+         WHERE NOT t.suspect OR t.nth = 1 AND NOT EXISTS (
+               SELECT FROM pljobs.job AS d
+                WHERE d.worker_id = _apart.worker_id AND d.status = 'doing' AND d.crashes >= 2
+                  AND d.started_at > clock_timestamp() - interval '1 min')
+         ORDER BY t.place);
+END
+$$;
+COMMENT ON FUNCTION pljobs._apart(bigint, bigint[])
+    IS 'Keeps jobs that were lost twice from starting together in one worker.';
+
 CREATE OR REPLACE FUNCTION pljobs.fetch_jobs_v1(
     worker_id bigint, max_jobs integer DEFAULT 1, queues text[] DEFAULT NULL, tasks text[] DEFAULT NULL
 ) RETURNS TABLE (
@@ -48,7 +76,8 @@ AS $$
 -- todo -> doing, for up to max_jobs jobs that can run now: due, not paused, first of their lane if they have
 -- a lock, in `queues` and among `tasks` (null: all), and in queues that the caller's role is not kept from.
 -- Higher priority first, then lower id. Draws a run_id, counts the attempt, and returns what the worker
--- needs, in that order. The worker must list each run in its heartbeats until its finish, and call the first
+-- needs, in that order. Jobs that were lost with their workers twice are not started together: one after the
+-- other, or one a minute. The worker must list each run in its heartbeats until its finish, and call the first
 -- of them within `timeout`, if it has one. Cancels what has not started by its start_by ('expired'), and jobs
 -- whose parent's tree was cancelled. A tainted worker gets nothing.
 -- Skips rows that somebody holds; never waits for a row. Locks the lanes and trees it meets, without waiting.
@@ -74,6 +103,7 @@ DECLARE
     v_ids bigint[];
     v_locks text[];
     v_parents bigint[];
+    v_crashes integer;
     v_take bigint[];
     v_tainted_at timestamptz;
 BEGIN
@@ -129,8 +159,9 @@ BEGIN
 
         v_began := clock_timestamp();
         IF v_queues IS NULL THEN
-            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id) INTO v_ids, v_locks, v_parents
-              FROM (SELECT j.id, j.lock, j.parent_id FROM pljobs.job AS j
+            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes)
+              INTO v_ids, v_locks, v_parents, v_crashes
+              FROM (SELECT j.id, j.lock, j.parent_id, j.crashes FROM pljobs.job AS j
                      WHERE j.status = 'todo' AND j.waiting_for IS NULL
                        AND (-j.priority, j.id) >= (v_from_priority, v_from_id)
                        AND (j.start_by IS NULL OR j.start_by > v_now)
@@ -139,8 +170,9 @@ BEGIN
         ELSIF cardinality(v_queues) = 1 THEN
             -- The queue as a range, and first in the order: so that no statistics can make this walk all
             -- queues' jobs.
-            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id) INTO v_ids, v_locks, v_parents
-              FROM (SELECT j.id, j.lock, j.parent_id FROM pljobs.job AS j
+            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes)
+              INTO v_ids, v_locks, v_parents, v_crashes
+              FROM (SELECT j.id, j.lock, j.parent_id, j.crashes FROM pljobs.job AS j
                      WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue <= v_queues[1]
                        AND (j.queue, -j.priority, j.id) >= (v_queues[1], v_from_priority, v_from_id)
                        AND (j.start_by IS NULL OR j.start_by > v_now)
@@ -148,8 +180,9 @@ BEGIN
                      ORDER BY j.queue, -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
         ELSE
             -- The heads of each queue, merged, then locked in the merged order.
-            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id) INTO v_ids, v_locks, v_parents
-              FROM (SELECT j.id, j.lock, j.parent_id
+            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes)
+              INTO v_ids, v_locks, v_parents, v_crashes
+              FROM (SELECT j.id, j.lock, j.parent_id, j.crashes
                       FROM (SELECT h.id, h.place
                               FROM (SELECT DISTINCT u.name FROM unnest(v_queues) AS u(name)) AS q
                              CROSS JOIN LATERAL (
@@ -188,12 +221,15 @@ BEGIN
         END IF;
 
         v_take := v_ids;
-        EXIT WHEN cardinality(array_remove(v_locks || v_parents::text[], NULL)) = 0;
+        EXIT WHEN v_crashes < 2 AND cardinality(array_remove(v_locks || v_parents::text[], NULL)) = 0;
         IF cardinality(array_remove(v_locks, NULL)) > 0 THEN
             v_take := pljobs._claim_lanes(v_ids, v_locks);
         END IF;
         IF cardinality(array_remove(v_parents, NULL)) > 0 THEN
             v_take := pljobs._claim_children(v_take);
+        END IF;
+        IF v_crashes >= 2 THEN
+            v_take := pljobs._apart(fetch_jobs_v1.worker_id, v_take);
         END IF;
         -- Where it saw all there was, one more round: it may have woken the head of a sleeping lane.
         EXIT WHEN v_take <> '{}' OR (cardinality(v_ids) < v_want AND v_round > 1);

@@ -10,8 +10,9 @@ from oracle import Violation
 
 # With the database and the SQLSTATE: by which `server_errors` finds them.
 LOG_LINE_PREFIX = "%m [%p] %d %e "
-# Stopped, crashed and starting servers; cancelled statements; locks not had in time; a lease that ran out.
-EXPECTED_STATES = frozenset({"57P01", "57P02", "57P03", "57014", "55P03", "PJ003"})
+# Clients that vanished; stopped, crashed and starting servers; cancelled statements; locks not had in time; a
+# lease that ran out.
+EXPECTED_STATES = frozenset({"08006", "57P01", "57P02", "57P03", "57014", "55P03", "PJ003"})
 DEADLOCK = "40P01"
 
 _ERROR = re.compile(r"\[\d+\] (\S*) ([0-9A-Z]{5}) (?:ERROR|FATAL|PANIC): .*")

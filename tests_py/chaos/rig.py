@@ -22,6 +22,7 @@ from workers import DEADLINE, HASTY, Command, Process
 
 T = TypeVar("T")
 
+OPTIONS: dict[str, Any] = {**HASTY, "concurrency": 4}
 # What the jobs of a load do, and how many of each among ten.
 MIX: list[tuple[str, str, int]] = [
     ("quick", "{}", 3),
@@ -54,12 +55,13 @@ class Rig:
         self.harms: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.answers: dict[int, list[str]] = defaultdict(list)
-        self.workers: list[Process] = []
+        self.workers: list[Command] = []
         self.stack = contextlib.ExitStack()
         self.ended: dict[str, int] = {}
+        self._conn: psycopg.Connection[Any] | None = None
         self._healing: list[Callable[[], object]] = []
-        self._started: list[Process] = []
-        self._asleep: dict[Process, float] = {}
+        self._started: list[Command] = []
+        self._asleep: dict[Command, float] = {}
         self._may_leave = False
         self._tracebacks = {r"^RuntimeError: as told$"}
         self._states = set(logs.EXPECTED_STATES)
@@ -102,9 +104,15 @@ class Rig:
         return wait_until(tried, 60, "the server answers")
 
     def rows(self, query: str, *params: object) -> list[tuple[Any, ...]]:
-        """Return the rows of a query."""
-        with self.connect() as conn:
-            return conn.execute(query.encode(), params or None).fetchall()
+        """Return the rows of a query; where the server went away over it, do it again."""
+        while True:
+            if self._conn is None or self._conn.closed:
+                self._conn = self.connect()
+            try:
+                return self._conn.execute(query.encode(), params or None).fetchall()
+            except psycopg.OperationalError:
+                if not self._conn.closed:
+                    raise
 
     def count(self, query: str, *params: object) -> int:
         """Return the one number that a query answers."""
@@ -121,18 +129,20 @@ class Rig:
 
     # Jobs
 
-    def defer(self, task: str, args: str = "{}", *, lock: str | None = None) -> int:
+    def defer(self, task: str, args: str = "{}", *, queue: str = "default", lock: str | None = None) -> int:
         """Defer one job."""
-        return self.count("SELECT pljobs.defer_job(%s, %s, lock => %s)", task, args, lock)
+        return self.count("SELECT pljobs.defer_job(%s, %s, queue => %s, lock => %s)", task, args, queue, lock)
 
-    def load(self, jobs: int) -> list[int]:
+    def load(self, jobs: int, *, endless: bool = True, queue: str = "default") -> list[int]:
         """Defer so many jobs, a mix; return their ids."""
-        tasks = [(task, args) for task, args, times in MIX for _ in range(times)]
+        tasks = [
+            (task, args) for task, args, times in MIX for _ in range(times) if endless or task not in ENDLESS
+        ]
         with self.connect() as conn:
             return [
                 conn.execute(
-                    "SELECT pljobs.defer_job(%s, %s, lock => %s)",
-                    [*self.random.choice(tasks), self.random.choice([None, None, None, "a", "b"])],
+                    "SELECT pljobs.defer_job(%s, %s, lock => %s, queue => %s)",
+                    [*self.random.choice(tasks), self.random.choice([None, None, None, "a", "b"]), queue],
                 ).fetchall()[0][0]
                 for _ in range(jobs)
             ]
@@ -161,39 +171,54 @@ class Rig:
         self, url: str | None = None, variables: Mapping[str, str] | None = None, **options: object
     ) -> Process:
         """Start a worker process; `url`: its way to the database, where that is not the direct one."""
-        name = f"worker{len(self._started) + 1}"
+        name = self.next_name()
         # What a body tells goes the direct way, whatever becomes of its worker's.
         more = {"PLJOBS_SIDE_URL": self.url, **(variables or {})}
         started = Process(
-            url or self.url, self.folder / f"{name}.log", more,
-            **{**HASTY, "concurrency": 4, "name": name, **options},
-        )  # fmt: skip
-        self.workers.append(started)
-        self._started.append(started)
+            url or self.url, self.folder / f"{name}.log", more, **{**OPTIONS, "name": name, **options}
+        )
+        self.watch(started)
         return started
+
+    def watch(self, worker: Command) -> None:
+        """Hold a worker that was started otherwise to the same rules."""
+        self.workers.append(worker)
+        self._started.append(worker)
+
+    def next_name(self) -> str:
+        """The name of the next worker, and of its log."""
+        return f"worker{len(self._started) + 1}"
 
     def await_workers(self) -> None:
         """Wait until all of them work."""
         for worker in self.workers:
             worker.until_said("started")
 
-    def kill(self, worker: Process) -> None:
+    def kill(self, worker: Command) -> None:
         """SIGKILL a worker; it is not expected to live any more."""
         worker.kill()
         self.gone(worker)
         self.harms["SIGKILL"] += 1
 
-    def gone(self, worker: Process) -> None:
+    def gone(self, worker: Command) -> None:
         """Take it that this worker is dead, by what the row has done."""
         self.workers.remove(worker)
         self._asleep.pop(worker, None)
 
-    def pause(self, worker: Process, seconds: float) -> None:
+    def pause(self, worker: Command, seconds: float) -> None:
         """SIGSTOP a worker, until `wake` is called after so many seconds."""
         if worker not in self._asleep:
             worker.signal(signal.SIGSTOP)
-            self._asleep[worker] = time.monotonic() + seconds
-            self.harms["SIGSTOP"] += 1
+            self.sleeps(worker, seconds)
+
+    def sleeps(self, worker: Command, seconds: float) -> None:
+        """Take it that this worker has stopped itself."""
+        self._asleep[worker] = time.monotonic() + seconds
+        self.harms["SIGSTOP"] += 1
+
+    def sleeping(self, worker: Command) -> bool:
+        """Say whether a worker is paused."""
+        return worker in self._asleep
 
     def wake(self, *, everybody: bool = False) -> None:
         """SIGCONT those whose time has come."""
@@ -244,7 +269,7 @@ class Rig:
             elif not worker.running:
                 raise Violation("died", f"ended with {worker.popen.returncode}:\n{_tail(worker)}")
 
-    def _left(self, worker: Process) -> bool:
+    def _left(self, worker: Command) -> bool:
         if not (self._may_leave and worker.said("leaves at once")):
             return False
         self.gone(worker)
@@ -273,6 +298,8 @@ class Rig:
                 worker.signal(signal.SIGCONT)
             worker.kill()
         self.stack.close()
+        if self._conn is not None:
+            self._conn.close()
 
     def _check_pick_up(self) -> None:
         """Check that after all, a new job starts soon, and an abort arrives soon, by the server's clock."""

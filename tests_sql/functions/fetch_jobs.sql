@@ -30,6 +30,21 @@ SELECT is(fetch_ids(:'q', 10), '{}', 'an empty queue gives nothing');
 SELECT a_todo_job(queue => :'q') AS a \gset
 SELECT is(fetch_ids(:'q', 2147483647), ARRAY[:a]::bigint[], 'max_jobs may be as large as can be');
 
+-- Lost twice: the next time may be the last, and nobody knows which of them it was.
+SELECT a_name('queue') AS q, a_worker() AS w \gset
+SELECT a_todo_job(queue => :'q') AS a, a_todo_job(queue => :'q') AS b, a_todo_job(queue => :'q') AS c, a_todo_job(queue => :'q') AS d, a_todo_job(queue => :'q') AS e,
+       a_todo_job(queue => :'q') AS f \gset
+UPDATE pljobs.job SET crashes = 2 WHERE id IN (:a, :b, :d, :e);
+UPDATE pljobs.job SET crashes = 1 WHERE id = :c;
+SELECT is(fetch_ids(:'q', 5, :w), ARRAY[:a, :c]::bigint[], 'of jobs that were lost twice, a worker gets one at a time');
+SELECT is(fetch_ids(:'q', 1, :w), ARRAY[:f]::bigint[], 'they keep nobody from what is behind them');
+SELECT is(fetch_ids(:'q', 5, :w), '{}', 'while it runs one, it gets no other');
+SELECT is(fetch_ids(:'q', 5), ARRAY[:b]::bigint[], 'another worker does');
+SELECT finish_run(:a, (SELECT run_id FROM pljobs.job WHERE id = :a), 'succeeded') \g /dev/null
+SELECT is(fetch_ids(:'q', 5, :w), ARRAY[:d]::bigint[], 'once it has ended, the next comes');
+UPDATE pljobs.job SET started_at = started_at - interval '2 min' WHERE id = :d;
+SELECT is(fetch_ids(:'q', 5, :w), ARRAY[:e]::bigint[], 'one that has been running for long keeps no other waiting');
+
 -- Schedules.
 SELECT a_name('queue') AS q \gset
 SELECT a_todo_job(queue => :'q', scheduled_at => clock_timestamp() + interval '1 h', priority => 9) AS later, a_todo_job(queue => :'q') AS now \gset
