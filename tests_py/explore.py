@@ -23,7 +23,7 @@ PERSON = "person: "
 def explore(start: S, steps: Callable[[S], Iterable[tuple[str, S]]]) -> tuple[int, list[str]]:
     """Return how many states there are, and the way to the nearest bad one: steps, then the rule.
 
-    One rule is of all states: from each, without a person's doing, the end can be reached (I1: nothing is lost).
+    One rule is of all: from each, without a person, the end can be reached (I1: nothing is lost).
     """
     parents: dict[S, tuple[S, str] | None] = {start: None}
     before: dict[S, list[S]] = defaultdict(list)

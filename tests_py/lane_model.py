@@ -17,7 +17,7 @@ VARIANTS = MappingProxyType(
     }
 )
 JOBS = (0, 1)
-NAMES = ("a", "b", "person")
+NAMES = ("a", "b", "p")
 READY, PARKED, DOING, DONE = "ready", "parked", "doing", "done"
 
 
@@ -53,11 +53,11 @@ def steps(lane: Lane, variant: str, *, person: bool) -> Iterator[tuple[str, Lane
     """Go through all that may happen next."""
     for who, name in enumerate(NAMES[: 3 if person else 2]):
         session = lane.open[who]
-        prefix = PERSON if name == "person" else f"{name}: "
+        prefix = PERSON if name == "p" else f"{name}: "
         if session is None:
-            begun = _person(lane) if name == "person" else _worker(lane)
+            begun = _person(lane) if name == "p" else _worker(lane)
             yield from ((prefix + what, _put(lane, who, opened)) for what, opened in begun)
-            if name == "person" and lane.retries < 1 and lane.jobs[0] == DONE and 0 not in _held(lane):
+            if name == "p" and lane.retries < 1 and lane.jobs[0] == DONE and 0 not in _held(lane):
                 yield prefix + "retries job 0", lane._replace(jobs=(READY, lane.jobs[1]), retries=1)
             continue
         if session.verb == "fetch":

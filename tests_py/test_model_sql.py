@@ -15,7 +15,6 @@ from psycopg.types.json import Jsonb
 from model import JobModel
 from pljobs.embedded import Server
 
-
 OUTCOMES = st.sampled_from(["succeeded", "failed", "aborted", "interrupted", "killed", "abandoned"])
 WORKER = st.sampled_from([0, 1])
 JOB = st.sampled_from([0, 1])
