@@ -27,6 +27,11 @@ class Answer:
         """The only value, or the error."""
         return self.error or (self.rows[0][0] if self.rows else None)
 
+    @property
+    def pairs(self) -> dict[str, str]:
+        """Rows of two columns, as a dict."""
+        return {row[0] or "": row[1] or "" for row in self.rows}
+
 
 class Session:
     """One connection without a transaction of its own making: BEGIN and COMMIT are statements like others."""
@@ -75,6 +80,14 @@ class Session:
             elif result.status == pq.ExecStatus.FATAL_ERROR:
                 state = result.error_field(pq.DiagnosticField.SQLSTATE)
                 found = Answer(error=(state or b"?").decode())
+
+    def reset(self) -> None:
+        """Cancel what was sent, if it is not answered, and end the transaction."""
+        if self._pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            self._conn.cancel_safe()
+            self.answer()
+        if self.is_open:
+            self.ask("ROLLBACK")
 
     def waits_for(self, other: Session, observer: Session) -> bool:
         """Whether what was sent waits for the other session; False once it is answered."""
