@@ -27,6 +27,7 @@ def wrong(races: Races, pairs: list[tuple[str, str]]) -> list[str]:
     return [what for what in found if what]
 
 
+@pytest.mark.timeout(600)
 def test_two_transitions_at_once_are_one_after_the_other(races: Races) -> None:
     """Each pair in two of the states in which it has something to race for; the others in one state."""
     bad = []
