@@ -49,6 +49,7 @@ bench: .venv/.dev ## Measure throughput and the time from cancel_job to Cancelle
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 chaos: .venv/.dev bootstrap ## Run the fault matrix, and look for lost or doubled jobs (ARGS='--rows W1,D --scale 0.1')
+	$(if $(ARGS),,$(BIN)/python -m pytest -q -m chaos)
 	PYTHONPATH=tests_py:tools $(BIN)/python -m chaos.run $(ARGS)
 
 dev: .venv/.dev ## Make .venv with everything for working on pljobs

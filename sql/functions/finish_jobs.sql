@@ -69,7 +69,7 @@ BEGIN
         v_held := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_ids) AND j.id <> ALL (v_held));
     END IF;
     SELECT array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL) INTO v_locks
-      FROM pljobs.job AS j WHERE j.id = ANY (v_ids);
+      FROM pljobs.job AS j WHERE j.id = ANY (v_ids) AND (j.id = ANY (v_held)) IS NOT TRUE;
 
     IF finish_jobs_v1.runs @? '$[*] ? (@.progress != null || @.progress_message != null)' THEN
         PERFORM pljobs._store_progress(finish_jobs_v1.runs);

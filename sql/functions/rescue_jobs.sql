@@ -11,9 +11,12 @@ AS $$
 -- job that it changed and what it became: todo, failed, aborted, deleted. Such workers are marked stopped:
 -- they must register again.
 -- Anybody may call it, as often as they like: one call works at a time, the others return nothing at once.
--- Raises PJ004 for a max_crashes or max_jobs below 1. Locks the jobs, skipping those that somebody holds,
--- then the workers. Notifies the queues' workers.
+-- A worker whose heartbeat or registration is under way is not lost: nothing of it is rescued.
+-- Raises PJ004 for a max_crashes or max_jobs below 1. Locks the jobs, then the workers, skipping those that
+-- somebody holds. Notifies the queues' workers.
 DECLARE
+    v_jobs bigint[];
+    v_lost bigint[];
     v_ids bigint[];
     v_locks text[];
 BEGIN
@@ -23,19 +26,31 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('pljobs.rescue_jobs', 0)) THEN
         RETURN;
     END IF;
-    SELECT array_agg(h.id ORDER BY h.queueing_lock, h.id), array_agg(h.lock) FILTER (WHERE h.lock IS NOT NULL)
+    v_jobs := ARRAY(
+        SELECT j.id FROM pljobs.job AS j
+         WHERE j.status = 'doing' AND NOT EXISTS (
+               SELECT FROM pljobs.worker AS w
+                WHERE w.id = j.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp())
+         ORDER BY j.id LIMIT rescue_jobs_v1.max_jobs FOR UPDATE OF j SKIP LOCKED);
+    -- Locked, so that no heartbeat that is under way answers 'ok' for what is put back here.
+    v_lost := ARRAY(
+        SELECT w.id FROM pljobs.worker AS w
+         WHERE w.stopped_at IS NULL AND w.expires_at <= clock_timestamp()
+            OR w.stopped_at IS NOT NULL AND w.id IN (
+               SELECT j.worker_id FROM pljobs.job AS j WHERE j.id = ANY (v_jobs))
+         ORDER BY w.id FOR NO KEY UPDATE SKIP LOCKED);
+    SELECT array_agg(j.id ORDER BY j.queueing_lock, j.id), array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL)
       INTO v_ids, v_locks
-      FROM (SELECT j.id, j.lock, j.queueing_lock FROM pljobs.job AS j
-             WHERE j.status = 'doing' AND NOT EXISTS (
-                   SELECT FROM pljobs.worker AS w
-                    WHERE w.id = j.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp())
-             ORDER BY j.id LIMIT rescue_jobs_v1.max_jobs FOR UPDATE OF j SKIP LOCKED) AS h;
+      FROM pljobs.job AS j
+     WHERE j.id = ANY (v_jobs)
+       AND (j.worker_id = ANY (v_lost)
+            OR NOT EXISTS (SELECT FROM pljobs.worker AS w WHERE w.id = j.worker_id));
     FOREACH job_id IN ARRAY coalesce(v_ids, '{}') LOOP
         outcome := pljobs._release_job(job_id, crashed => true, max_crashes => rescue_jobs_v1.max_crashes);
         RETURN NEXT;
     END LOOP;
     UPDATE pljobs.worker AS w SET stopped_at = clock_timestamp()
-     WHERE w.stopped_at IS NULL AND w.expires_at <= clock_timestamp();
+     WHERE w.id = ANY (v_lost) AND w.stopped_at IS NULL;
     PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
 END
 $$;
