@@ -11,8 +11,8 @@ AS $$
 -- job that it changed and what it became: todo, failed, aborted, deleted. Such workers are marked stopped:
 -- they must register again.
 -- Anybody may call it, as often as they like: one call works at a time, the others return nothing at once.
--- Raises PJ004 for a max_crashes or max_jobs below 1. Locks the jobs, then the workers, skipping what somebody
--- holds. Notifies the queues' workers.
+-- Raises PJ004 for a max_crashes or max_jobs below 1. Locks the jobs, skipping those that somebody holds,
+-- then the workers. Notifies the queues' workers.
 DECLARE
     v_ids bigint[];
     v_locks text[];
@@ -34,13 +34,8 @@ BEGIN
         outcome := pljobs._release_job(job_id, crashed => true, max_crashes => rescue_jobs_v1.max_crashes);
         RETURN NEXT;
     END LOOP;
-    -- One that somebody holds has a heartbeat under way, perhaps, and that may be waiting for a queueing lock
-    -- that was taken above: waiting for it could be a deadlock.
     UPDATE pljobs.worker AS w SET stopped_at = clock_timestamp()
-     WHERE w.id = ANY (ARRAY(
-           SELECT o.id FROM pljobs.worker AS o
-            WHERE o.stopped_at IS NULL AND o.expires_at <= clock_timestamp()
-            ORDER BY o.id FOR NO KEY UPDATE SKIP LOCKED));
+     WHERE w.stopped_at IS NULL AND w.expires_at <= clock_timestamp();
     PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
 END
 $$;
