@@ -37,7 +37,7 @@ class SmallDisk:
 
 
 def small_disk(rig: Rig) -> SmallDisk:
-    """Move the rig's database to a small disk, all but what bodies write; raise Impossible if none can be had.
+    """Move the rig's database to a small disk, all but what bodies write; raise Impossible without one.
 
     At the end it takes the rig's server along, which must be the row's own.
     """
