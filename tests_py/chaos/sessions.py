@@ -19,7 +19,7 @@ Conn = psycopg.Connection[Any]
 
 # What our own functions say; anything else is a bug, and a deadlock above all.
 SAID = {"PJ001", "PJ003", "PJ007", "PJ011", "PJ012"}
-RECENT = 60
+RECENT = 40
 WORKERS = 4
 LANES = (None, None, "a", "b", "c")
 UNIQUE = (*[None] * 8, "p", "q", "r", "s")
@@ -190,7 +190,7 @@ class Session:
 
     def prune(self, conn: Conn) -> None:
         conn.execute(
-            "SELECT pljobs.prune_jobs_v1(interval '0', max_jobs => %s)", [self._random.randint(1, 20)]
+            "SELECT pljobs.prune_jobs_v1(interval '0', max_jobs => %s)", [self._random.randint(1, 5)]
         )
         conn.execute("SELECT pljobs.prune_history_v1(interval '1 s')")
 
@@ -233,6 +233,23 @@ class Session:
     def delete(self, conn: Conn) -> None:
         conn.execute("SELECT pljobs.delete_job_v1(%s)", [self._id()])
 
+    # What makes others queue up in the middle of what they do: one thing held for some ms
+
+    def hold_job(self, conn: Conn) -> None:
+        conn.execute(
+            "SELECT pg_sleep(0.01) FROM (SELECT FROM pljobs.job WHERE id = %s FOR UPDATE) AS h", [self._id()]
+        )
+
+    def hold_worker(self, conn: Conn) -> None:
+        conn.execute(
+            "SELECT pg_sleep(0.01) FROM (SELECT FROM pljobs.worker WHERE id = %s FOR UPDATE) AS h",
+            [self._worker()],
+        )
+
+    def hold_queueing_lock(self, conn: Conn) -> None:
+        job = {"task": "any", "queueing_lock": self._random.choice("pqrs")}
+        conn.execute("SELECT pljobs.defer_jobs_v1(%s), pg_sleep(0.01)", [Jsonb([job])])
+
     def pause(self, conn: Conn) -> None:
         conn.execute("SELECT pljobs.pause_queue_v1('x'), pljobs.resume_queue_v1('x')")
 
@@ -251,8 +268,7 @@ class Common:
         """Take some runs out, in any order; some of them stay, to be finished by another one too."""
         with self._lock:
             chosen = rng.sample(self.runs, min(len(self.runs), rng.randint(1, most)))
-            kept = [run for run in self.runs if run not in chosen or rng.random() < 0.2]
-            self.runs = kept[-200:]
+            self.runs = [run for run in self.runs if run not in chosen or rng.random() < 0.7][-60:]
             return chosen
 
 
@@ -261,7 +277,9 @@ DEEDS: list[Callable[[Session, Conn], None]] = [
     *[Session.fetch] * 5,
     *[Session.finish] * 4,
     *[Session.heartbeat] * 4,
+    *[Session.hold_job] * 4,
     *[Session.cancel_many, Session.cancel_tree, Session.retry_many, Session.rescue] * 2,
+    *[Session.hold_worker, Session.hold_queueing_lock] * 2,
     Session.defer_periodic,
     Session.finish_inside,
     *[Session.register] * 3,
