@@ -208,7 +208,7 @@ BEGIN
     ('function', 'check_install()', '7a00ab18afcaa380e791f03297690df23f9267c53fa045e1698845f575be1c26'),
     ('function', 'defer_job(task text, args jsonb, queue text, priority integer, lock text, queueing_lock text, scheduled_at timestamp with time zone, start_by timestamp with time zone, timeout interval, grace interval, on_cancelled text, parent_id bigint, idempotency_key text)', '8e61a4d625a2267668512b2af1a5610b632c5db5745bfc00afbdd2ff0351836b'),
     ('function', 'defer_jobs_v1(jobs jsonb, notify boolean)', '93dfce1661ad43a3996bf2bcf047427269a29b6e7eb08a9f651d3a6f223c267a'),
-    ('function', 'defer_jobs_v2(jobs jsonb, notify boolean)', '7399caae5fbbece319f06c931142adecb05cd3a23904446bcf8b4a992709f9a6'),
+    ('function', 'defer_jobs_v2(jobs jsonb, notify boolean)', 'd8d5a9dafba335e723eea5f163ba189ac182c6a1733e4c3e829b558283a85429'),
     ('function', 'defer_periodic_job_v1(periodic_id text, tick timestamp with time zone, job jsonb, OUT outcome text, OUT job_id bigint)', 'bf0326599447139a5149c3332948a672deb37cadc6fa60463683994f05a9172a'),
     ('function', 'delete_job(job_id bigint, reason text, actor text)', 'b7774a1b6c6cd647e7fd71c486c8ddf28cd81ed06d5ac247386ed99bc6a53b6b'),
     ('function', 'delete_job_v1(job_id bigint, reason text, actor text, OUT outcome text, OUT status text)', 'a60b52760630679c45ef554e21d9e8d5d9987d44141838524e40a281a4e82c62'),
