@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Self
+
+import psycopg
+
 from chaos import reader, sampler
 from chaos.rig import Rig
 from chaos.rows import row
@@ -12,7 +17,7 @@ from oracle import Violation
 
 OLD_SHORT, OLD_LONG = 20_000, 200_000
 BATCH = 2_000
-WORKERS = 6
+WORKERS_SHORT, WORKERS_LONG = 3, 6
 LONGEST_WAIT = 0.1
 FILL = """
     INSERT INTO pljobs.job (created_at, started_at, finished_at, priority, status, queue, task, args,
@@ -29,7 +34,31 @@ OTHERS_ONLY = """
     CREATE TRIGGER note_end AFTER DELETE ON pljobs.job FOR EACH ROW WHEN (OLD.queue <> 'old')
         EXECUTE FUNCTION public.note_event();
 """
+PRUNE = "SELECT pljobs.prune_jobs_v1(interval '1 day', max_jobs => %s)"
 LEFT = "SELECT status, count(*) FROM pljobs.job WHERE queue = 'old' GROUP BY status"
+
+
+class Pruner(threading.Thread):
+    """Prunes batch after batch until nothing old is left."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(name="pruner")
+        self._url = url
+        self.pid = self.pruned = self.batches = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.join()
+
+    def run(self) -> None:
+        with psycopg.connect(self._url, autocommit=True) as conn:
+            self.pid = conn.info.backend_pid
+            while done := conn.execute(PRUNE, [BATCH]).fetchall()[0][0]:
+                self.pruned += done
+                self.batches += 1
 
 
 @row("R1", "retention beside live traffic", invariants="I1-I11, I14, lock waits", push=1, long=3)
@@ -40,23 +69,16 @@ def prune(rig: Rig) -> None:
         conn.execute(OTHERS_ONLY)
         conn.execute(FILL, [old])
         conn.execute("ANALYZE pljobs.job")
-    for _ in range(WORKERS):
+    for _ in range(WORKERS_LONG if rig.long else WORKERS_SHORT):
         rig.worker()
     rig.await_workers()
     rig.load(60)  # cancelled are the last ones: none of the old
-    with rig.connect() as pruner, sampler.lock_waits(rig.url) as waits:
-        pid = pruner.info.backend_pid
-        pruned = 0
-        while True:
-            rig.load(6)
-            rig.cancel_some()
-            done = pruner.execute(
-                "SELECT pljobs.prune_jobs_v1(interval '1 day', max_jobs => %s)", [BATCH]
-            ).fetchall()[0][0]
-            if done == 0:
-                break
-            pruned += done
-            rig.harms["batch pruned"] += 1
+    with sampler.lock_waits(rig.url) as waits, Pruner(rig.url) as pruner:
+        while pruner.is_alive():
+            rig.load(3)
+            rig.cancel_some(recent=5, running=5)
+    pruned, pid = pruner.pruned, pruner.pid
+    rig.harms["batch pruned"] += pruner.batches
     if pruned != old or rig.rows(LEFT):
         raise Violation("R1", f"{pruned} pruned of {old}, left: {rig.rows(LEFT)}")
     rig.notes["samples"] += waits.samples
