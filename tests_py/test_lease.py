@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,31 @@ def _status(conn: Conn, job_id: int) -> str:
     found = conn.execute("SELECT status FROM pljobs.jobs WHERE id = %s", [job_id]).fetchone()
     assert found is not None
     return str(found[0])
+
+
+def test_a_worker_whose_lease_runs_out_starts_no_more_and_lives(
+    conn: Conn, db_url: str, tmp_path: Path
+) -> None:
+    """Its heartbeats wait, its fetches are answered: as where one connection is back before the other."""
+    first = worker(db_url, db_url, tmp_path, "first")
+    try:
+        with psycopg.connect(conn.info.dsn) as holder:
+            holder.execute("UPDATE pljobs.worker SET expires_at = expires_at + interval '1 h'")
+            holder.commit()
+            holder.execute("SELECT FROM pljobs.worker FOR UPDATE")
+
+            def over() -> bool:
+                age = "SELECT clock_timestamp() - heartbeat_at > 1.2 * lease FROM pljobs.worker"
+                return conn.execute(age).fetchone() == (True,)
+
+            wait_until(over, DEADLINE, "the worker takes its lease for over")
+            job_id = defer(conn, "work", '{"seconds": 0.1}')
+            end = time.monotonic() + 1.0
+            wait_until(lambda: starts(conn, job_id) or time.monotonic() > end, DEADLINE)
+            assert first.running
+            assert not starts(conn, job_id)
+        wait_until(lambda: "end" in [what for _, what in side(conn, job_id)], DEADLINE, "the job ends")
+        assert starts(conn, job_id) == [first.pid]
+        assert first.running
+    finally:
+        first.kill()

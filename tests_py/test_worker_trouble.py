@@ -303,6 +303,24 @@ async def test_each_of_the_workers_connections_may_be_terminated(app: App, aconn
             await until(aconn, await runs.defer_async(), "succeeded")
 
 
+async def test_a_line_that_worked_is_back_at_once_however_often_it_breaks(app: App, aconn: Conn) -> None:
+    line = (
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE datname = current_database() AND query LIKE '%%heartbeat%%' AND state = 'idle' AND pid <> %s"
+    )
+    pid = 0
+
+    async def another() -> int:
+        found = await row(aconn, line, pid)
+        return 0 if found is None else int(found["pid"])
+
+    async with running(app, **NOTIFIED):
+        for _ in range(9):
+            # Pauses that grew from one to the next would come to 5 s.
+            pid = await wait_until_async(another, 4, "there is a line")
+            await aconn.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take a connection for frozen after a second, not after ten."""

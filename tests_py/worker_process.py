@@ -40,6 +40,11 @@ def quick(context: JobContext) -> str:
     return "done"
 
 
+@app.task(name="nothing")
+async def nothing() -> None:
+    """Do nothing, and leave no trace."""
+
+
 @app.task(name="work", pass_context=True, retry=True)
 async def work(context: JobContext, seconds: float = 0.0, fail: bool = False) -> None:
     """Take a while; fail the first time if told to."""

@@ -153,7 +153,7 @@ class Control:
                 )
             except Exception:
                 logger.exception("The control loop of worker %s failed, and starts again", self._worker_id)
-            if time.monotonic() - began > LONGEST_PAUSE:
+            if self.renewed_at >= began:  # it was a line that worked
                 pause = FIRST_PAUSE
             if self._stopping.wait(pause):
                 return  # unregistering is a courtesy: the lease runs out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import time
@@ -52,9 +53,8 @@ async def in_time(fetching: Awaitable[list[Job]], lease: float) -> list[Job]:
     late = time.monotonic() - sent_at
     if jobs and late > lease:
         names = ", ".join(job.call_string for job in jobs)
-        raise DatabaseUnavailable(
-            f"{names} came too late, after {late:.1f} s, of a lease of {lease} s: given back"
-        )
+        logger.warning("%s came %.1f s after the call, with a lease of %s s: given back", names, late, lease)
+        raise DatabaseUnavailable(f"fetched jobs came after {late:.1f} s")
     return jobs
 
 
@@ -68,11 +68,14 @@ class LeaseWatch:
         self, lease: float, *, runs: Mapping[int, Run | None], give_up: Callable[[Run], None]
     ) -> None:
         self.every = min(1.0, lease / 20)
+        # So little of it is left that no job should be started any more.
+        self.running_out = False
         self._lease = lease
         self._runs = runs
         self._give_up = give_up
-        self._level = 0
-        self._stepped_at = 0.0
+        # By run_id: how far it was stopped, and when that was.
+        self._steps: dict[int, tuple[int, float]] = {}
+        self._said = False
 
     async def wait(self, over: asyncio.Event) -> None:
         """Wait until it is time to look again, or all is over."""
@@ -85,26 +88,31 @@ class LeaseWatch:
         now = time.monotonic()
         age = now - renewed_at
         due = max((level for part, level in STEPS if age >= part * self._lease), default=0)
+        self.running_out = due > 0
         if due == 0:
-            self._level = 0
+            self._steps, self._said = {}, False
             return
-        if due > self._level and now - self._stepped_at >= DWELL * self._lease:
-            self._level = next(level for _, level in STEPS if level > self._level)
-            self._stepped_at = now
-            if self._level == 1 and any(self._runs.values()):
-                logger.warning(
-                    "The database has not answered for %.1f s, of a lease of %s s: the jobs stop, before"
-                    " others start them, and will run again",
-                    age, self._lease,
-                )  # fmt: skip
-        for run in list(self._runs.values()):
+        if not self._said and any(self._runs.values()):
+            self._said = True
+            logger.warning(
+                "The database has not answered for %.1f s, of a lease of %s s: the jobs stop, before"
+                " others start them, and will run again",
+                age, self._lease,
+            )  # fmt: skip
+        before, self._steps = self._steps, {}
+        for run_id, run in list(self._runs.items()):
             if run is None or run.ended:
                 continue
-            if self._level >= KILL and not run.killable:
+            # Each from the first step on: one whose fetch was answered late has just begun.
+            level, since = before.get(run_id, (0, -math.inf))
+            if due > level and now - since >= DWELL * self._lease:
+                level, since = next(step for _, step in STEPS if step > level), now
+            self._steps[run_id] = level, since
+            if level >= KILL and not run.killable:
                 logger.error(
                     "Job %s has not stopped, and the lease is over", run.job.call_string,
                     extra=run.job.log_context(),
                 )  # fmt: skip
                 self._give_up(run)
             else:
-                run.abort(AbortReason.LEASE, level=self._level)
+                run.abort(AbortReason.LEASE, level=level)

@@ -102,6 +102,7 @@ class Worker:
         self.worker_id: int | None = None
         # What this worker holds, by run_id; None: a job that can't be started. Read by the control thread.
         self._runs: dict[int, Run | None] = {}
+        self._lease = LeaseWatch(stalled_worker_timeout, runs=self._runs, give_up=self._forget)
         self._stopping = asyncio.Event()
         self._aborting = False
         self._given_up: list[str] = []
@@ -242,7 +243,7 @@ class Worker:
     async def _fetch(self, worker_id: int) -> None:
         self._look.clear()
         self._pace.looks()
-        free = min(self.concurrency - len(self._runs), FETCH_AT_MOST)
+        free = 0 if self._lease.running_out else min(self.concurrency - len(self._runs), FETCH_AT_MOST)
         jobs: list[Job] = []
         if free > 0:
             call = calls.fetch_jobs(
@@ -332,12 +333,11 @@ class Worker:
             await self._sleep(REMIND_EVERY)
 
     async def _watch(self) -> None:
-        lease = LeaseWatch(self.stalled_timeout, runs=self._runs, give_up=self._forget)
         while not self._drained.is_set():
             self._control.cut_if_frozen()
             if self.stop_without_database:
-                lease.look(self._control.renewed_at)
-            await lease.wait(self._drained)
+                self._lease.look(self._control.renewed_at)
+            await self._lease.wait(self._drained)
 
     def _forget(self, run: Run) -> None:
         # Not reported: its lease is over, and whoever rescues it will run it again.

@@ -183,6 +183,7 @@ AS $$
 DECLARE
     v_by text := pljobs._caller();
     v_bad record;
+    v_keys text[];
     v_won text[];
     v_new jsonb;
     v_ords bigint[];
@@ -207,6 +208,12 @@ BEGIN
             USING ERRCODE = 'PJ002', HINT = 'Nothing was deferred.';
     END IF;
 
+    -- Those that are there are locked, so that prune_history_v1 does not forget them before this call has
+    -- answered; one that is just being forgotten is waited for.
+    v_keys := ARRAY(SELECT e.job ->> 'idempotency_key'
+                      FROM jsonb_array_elements(defer_jobs_v2.jobs) AS e(job));
+    PERFORM FROM pljobs.idempotency AS i
+      WHERE i.deferred_by = v_by AND i.key = ANY (v_keys) ORDER BY i.key FOR KEY SHARE;
     WITH won AS (
         INSERT INTO pljobs.idempotency AS i (deferred_by, key, task, args_hash, deferred_at)
         SELECT DISTINCT ON (e.job ->> 'idempotency_key')

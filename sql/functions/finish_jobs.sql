@@ -91,14 +91,17 @@ BEGIN
       INTO v_done_jobs, v_done_runs FROM ended AS e;
 
     IF cardinality(v_done_runs) < jsonb_array_length(finish_jobs_v1.runs) THEN
-        -- In order of queueing lock: going back to todo waits for whoever is inserting the same one.
+        -- In order of queueing lock: going back to todo waits for whoever is inserting the same one. Before
+        -- those the ends that mark their worker: its heartbeat may be waiting for a queueing lock.
         FOR v_run IN
             SELECT x.* FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
                    job_id bigint, run_id bigint, outcome text, result jsonb, message text, error text,
                    delete_job boolean, retry_at timestamptz, retry_in text, retry_queue text,
                    retry_priority integer, retry_lock text, sql_cancelled boolean)
              WHERE (x.run_id = ANY (v_done_runs)) IS NOT TRUE
-             ORDER BY (SELECT j.queueing_lock FROM pljobs.job AS j WHERE j.id = x.job_id), x.job_id
+             ORDER BY (SELECT j.worker_id FROM pljobs.job AS j
+                        WHERE j.id = x.job_id AND x.outcome = 'abandoned'),
+                      (SELECT j.queueing_lock FROM pljobs.job AS j WHERE j.id = x.job_id), x.job_id
         LOOP
             IF v_run.outcome IS NULL OR v_run.outcome NOT IN (
                    'succeeded', 'failed', 'aborted', 'killed', 'abandoned', 'interrupted')

@@ -67,6 +67,10 @@ class Rig:
         self._states = set(logs.EXPECTED_STATES)
         self._log_start = server.log.stat().st_size
 
+    def move(self, server: Server, url: str) -> None:
+        """Have another server from now on, and reach it so; its log is read from its beginning."""
+        self.server, self.url, self._log_start = server, url, 0
+
     # What is allowed, and what is to be undone
 
     def expect_traceback(self, pattern: str) -> None:
@@ -257,9 +261,13 @@ class Rig:
         for worker in self._started:
             logs.check_worker_log(worker.log, self._tracebacks)
         if "I14" not in without:
-            logs.check_server_log(self.server.log, self._log_start, self.dbname, self._states)
+            self.check_server_log()
         with self.connect() as conn:
             self.ended = oracle.check(conn, self.answers, without=without, retries=retries)
+
+    def check_server_log(self) -> None:
+        """Raise Violation if the server has said something of this database that is not allowed."""
+        logs.check_server_log(self.server.log, self._log_start, self.dbname, self._states)
 
     def check_workers(self) -> None:
         """Raise Violation if one has died that nobody killed."""

@@ -11,6 +11,10 @@ from pathlib import Path
 from chaos.rig import Rig
 
 
+class Impossible(Exception):  # noqa: N818 - it is no error
+    """This machine can't do such harm; the message says why. The row is left out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row; `push` and `long`: how often `make test` and `make chaos` repeat it.

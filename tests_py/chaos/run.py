@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import Counter
 
-from chaos.rows import Row, all_rows
+from chaos.rows import Impossible, Row, all_rows
 from chaos.stage import Stage
 from oracle import Violation
 from servers import REPO, bin_dir
@@ -44,6 +44,7 @@ class Result:
     repetitions: int = 0
     jobs: int = 0
     seconds: float = 0.0
+    left_out: str | None = None
     harms: Counter[str] = dataclasses.field(default_factory=Counter)
     ended: Counter[str] = dataclasses.field(default_factory=Counter)
     notes: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -117,6 +118,8 @@ def _run(stage: Stage, row: Row, times: int, seed: int, share: float | None, *, 
         if share is not None and time.monotonic() - began > share:
             break
         _repeat(stage, row, seed + number, result, short=short)
+        if result.left_out is not None:
+            break
     stage.leave(row)
     result.seconds = round(time.monotonic() - began, 1)
     return result
@@ -134,6 +137,10 @@ def _repeat(stage: Stage, row: Row, seed: int, result: Result, *, short: bool) -
                 result.notes += rig.notes
                 result.ended += Counter(rig.ended)
                 result.jobs += sum(rig.ended.values())
+    except Impossible as why:
+        result.repetitions -= 1
+        result.left_out = str(why)
+        return
     except Violation as violation:
         broken = Broken(seed, violation.invariant, str(violation), again)
     except Exception:
@@ -178,7 +185,8 @@ def _table(results: list[Result]) -> str:
     again = [
         f"{result.row} broke {each.invariant}: {each.again}" for result in results for each in result.broken
     ]
-    return "\n".join(["", *(f"| {line} |" for line in printed), *again])
+    left_out = [f"{result.row} was left out: {result.left_out}" for result in results if result.left_out]
+    return "\n".join(["", *(f"| {line} |" for line in printed), *left_out, *again])
 
 
 if __name__ == "__main__":

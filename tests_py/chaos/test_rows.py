@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.rows import Row, all_rows
+from chaos.rows import Impossible, Row, all_rows
 from chaos.stage import Stage
 from servers import bin_dir
 
@@ -33,5 +33,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 )
 def test_no_rule_breaks_under(row: Row, seed: int, stage: Stage) -> None:
     with stage.rig(row, seed) as rig:
-        row.repetition(rig)
+        try:
+            row.repetition(rig)
+        except Impossible as why:
+            pytest.skip(str(why))
         print(f"{row.name} {row.fault}: {rig.ended}, {dict(rig.harms)}, {dict(rig.notes)}")
