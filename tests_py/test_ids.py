@@ -1,5 +1,7 @@
 """Ids past 31 bits and at the end of 63: all the way through; and who is refused draws none."""
 
+# ruff: noqa: F401, F811 - fixtures are imported, and are parameters of the same names
+
 from __future__ import annotations
 
 import asyncio
@@ -9,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cli_fixtures import Pljobs, bare_environment, pljobs  # noqa: F401 - fixtures
+from cli_fixtures import Pljobs, bare_environment, pljobs
 from pljobs import App, JobContext, calls, db, exceptions
 from pljobs.jobs import Job
 from waiting import wait_until_async

@@ -1,5 +1,7 @@
 """Names of any kind are only text: stored as given, or refused by name; in SQL, channels, logs and shells."""
 
+# ruff: noqa: F401, F811 - fixtures are imported, and are parameters of the same names
+
 from __future__ import annotations
 
 import re
@@ -9,7 +11,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from cli_fixtures import Pljobs, bare_environment, pljobs  # noqa: F401 - fixtures
+from cli_fixtures import Pljobs, bare_environment, pljobs
 from names import EVIL, Names, World, check_many
 from pljobs.cli_commands import cli
 
