@@ -235,7 +235,7 @@ BEGIN
     ('function', 'rescind_request(job_id bigint, reason text, actor text)', '1395c93e5b5e3a4ae305833832423726a5269fb510299c5328fade1fd3668a3b'),
     ('function', 'rescind_request_v1(job_id bigint, reason text, actor text, OUT outcome text, OUT request_id bigint)', '1385bf6f615ab507d0a91aad2ec55670c9a6d0cefeba4da105398f796d70ec75'),
     ('function', 'rescue_jobs()', '6970ca34bee66577f8b274d71df7e2f62e47130f13b21bc6ba39436134cd9389'),
-    ('function', 'rescue_jobs_v1(max_jobs integer, max_crashes integer)', 'ac9ed3c26c02a8bb2b49df44df8a54f711852ba3fc040fd7ef6f91bb878960c0'),
+    ('function', 'rescue_jobs_v1(max_jobs integer, max_crashes integer)', '320dd505fc5ea0a3b34d2e8f6a5d1d36d0a41cc76a7e91488bfcb3dd25decb07'),
     ('function', 'resume_queue(queue text, reason text, actor text)', '0edb98305213f39248ff84e18876caf257f553f3994d8af24316105fbef7df6a'),
     ('function', 'resume_queue_v1(queue text, reason text, actor text)', '093956e88534753002585be2ee41ad629f6eb93998d96251359bd19990027858'),
     ('function', 'retry_job(job_id bigint, scheduled_at timestamp with time zone, queue text, priority integer, lock text, reason text, actor text)', '3846f59a8eb87b936f79468105bc94607b0f531c01a9e3d06ef8d19ffe4f54ff'),

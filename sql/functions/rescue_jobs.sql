@@ -36,6 +36,9 @@ BEGIN
     END LOOP;
     UPDATE pljobs.worker AS w SET stopped_at = clock_timestamp()
      WHERE w.stopped_at IS NULL AND w.expires_at <= clock_timestamp();
+    -- Longer than a lease is: the clock was set back. A worker that has died since is lost by its lease.
+    UPDATE pljobs.worker AS w SET expires_at = clock_timestamp() + w.lease
+     WHERE w.stopped_at IS NULL AND w.expires_at > clock_timestamp() + w.lease;
     PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
 END
 $$;
