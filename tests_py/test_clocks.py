@@ -62,7 +62,8 @@ def test_no_time_comes_from_the_clock_of_an_application(
     """).fetchall()[0]
     assert off < 60
     ticks = conn.execute(
-        "SELECT extract(epoch FROM now()) - (args -> 'timestamp')::bigint FROM pljobs.jobs WHERE task = 'tick'"
+        "SELECT extract(epoch FROM now()) - (args -> 'timestamp')::bigint"
+        " FROM pljobs.jobs WHERE task = 'tick'"
     ).fetchall()
     assert ticks
     assert all(0 <= age <= 180 for (age,) in ticks)
