@@ -178,7 +178,7 @@ BEGIN
     ('function', '_matching_own_jobs(job_ids bigint[], queue text, task text, statuses text[], lock text, args jsonb, older_than interval, parent_id bigint, after_id bigint, max_jobs integer, own_roles text[])', 'c42b57b563fd5337fb60ebee4b5a2e0a522a20604956f2287a44b37996f0d9d7'),
     ('function', '_may_fetch_from(queues text[], paused text[])', '975a1c571f36bde913684a74391f6167decce03a13ed97f87283a73e1deacd64'),
     ('function', '_migrate(name text, body text)', '6f915926b528f397b9b04c2877b08237164f72cfeb10841b782e0655a1d7f4c7'),
-    ('function', '_notify_todo(queues text[])', 'e8b99b689a389c9841f5a4497572c7369be96d8939588c9c8c24b9cb5afb0441'),
+    ('function', '_notify_todo(queues text[])', '4dbe3a8eaa09ca7a0aba69da626b5a5feaac9ad40d1547e5075965b2b22b1e9b'),
     ('function', '_notify_worker(worker_id bigint)', '867118946308552743113d8c364a5643095767c13e2623e4eb664cb549deb872'),
     ('function', '_own_roles(VARIADIC groups text[])', '6b2d976dfe61f62ef30633c062ef32c7b84bc693f60e4409dbc60be48a9af13f'),
     ('function', '_own_workers()', '75332c0a422d459bacf43372d345fbf905f6ca30c56ce28373f6a0990f95c642'),

@@ -13,7 +13,9 @@ from click.testing import CliRunner
 
 from cli_fixtures import Pljobs, bare_environment, pljobs
 from names import EVIL, Names, World, check_many
+from pljobs import App
 from pljobs.cli_commands import cli
+from workers import NOTIFIED, running, until
 
 
 @pytest.fixture
@@ -82,3 +84,40 @@ def test_names_that_hurt_go_through_the_command_line(pljobs: Pljobs, conn: psyco
     pljobs("pause", evil)
     pljobs("cancel", "--queue", evil, "--yes")
     assert conn.execute("SELECT status FROM pljobs.jobs").fetchall() == [("cancelled",)]
+
+
+# A server or a machine in FIPS mode, which has no md5.
+
+
+async def test_a_server_without_md5_wakes_the_workers_of_all_queues(
+    app: App, aconn: psycopg.AsyncConnection[Any]
+) -> None:
+    @app.task(name="mail", queue="mail")
+    async def mail() -> None: ...
+
+    await aconn.execute("SET allow_system_table_mods = on")
+    # A new one: what is built in is called by its oid. It says what a server says; 14, that memory is out.
+    await aconn.execute("ALTER FUNCTION pg_catalog.md5(text) RENAME TO former_md5")
+    await aconn.execute("""
+        CREATE FUNCTION pg_catalog.md5(text) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT AS $$
+        BEGIN RAISE EXCEPTION 'could not compute MD5 hash: unsupported' USING ERRCODE = 'XX000'; END $$
+    """)
+    async with running(app, queues=["mail", "other"], **NOTIFIED):
+        for _ in range(2):
+            job_id = await mail.defer_async()
+            await until(aconn, job_id, "succeeded")
+
+
+async def test_a_worker_without_md5_looks_at_each_notification(
+    app: App, aconn: psycopg.AsyncConnection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task(name="mail", queue="mail")
+    async def mail() -> None: ...
+
+    def refused(*_: object, **__: object) -> None:
+        raise ValueError("[digital envelope routines] unsupported")
+
+    monkeypatch.setattr("hashlib.md5", refused)
+    async with running(app, queues=["mail"], **NOTIFIED):
+        for _ in range(2):
+            await until(aconn, await mail.defer_async(), "succeeded")
