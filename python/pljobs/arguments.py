@@ -12,6 +12,7 @@ from pljobs import checks
 from pljobs.exceptions import InvalidArgument, InvalidJob
 
 MAX_BYTES = 1024 * 1024
+AT_MOST = f"at most {MAX_BYTES} (1 MiB) can be stored"
 MAX_DEPTH = 200
 MAX_MESSAGE = 1_000
 MAX_ERROR = 16_384
@@ -108,12 +109,15 @@ class _Unfit(Exception):  # noqa: N818
 def _encode(value: object, dumps: JsonDumps | None) -> str:
     encoded = _default_dumps(value) if dumps is None else _own_dumps(value, dumps)
     encoded = _without_exponents(encoded)
+    if len(encoded) > 3 * MAX_BYTES:
+        # Escapes make it at most three times as long; no copies are made of what is far too large.
+        raise _Unfit(f"have at least {len(encoded) // 3} bytes as JSON; {AT_MOST}")
     if len(encoded) > MAX_BYTES:
         # As PostgreSQL will count it.
         decoded = json.dumps(json.loads(encoded), ensure_ascii=False)
         size = len(_without_exponents(decoded).encode("utf-8"))
         if size > MAX_BYTES:
-            raise _Unfit(f"have {size} bytes as JSON; at most {MAX_BYTES} (1 MiB) can be stored")
+            raise _Unfit(f"have {size} bytes as JSON; {AT_MOST}")
     return encoded
 
 

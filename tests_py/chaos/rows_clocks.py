@@ -110,7 +110,7 @@ def deferrers_are_killed(rig: Rig) -> None:
         Deferrer(rig, runs=False),
         *(mortal() for _ in range(rig.random.randint(1, 4 if rig.long else 2))),
     ]
-    end = time.monotonic() + ticks + DEADLINE
+    end = time.monotonic() + ticks + 6 * DEADLINE
     while rig.count("SELECT count(DISTINCT args ->> 'timestamp') FROM pljobs.jobs") <= ticks:
         assert time.monotonic() < end, "too few ticks"
         for place, deferrer in enumerate(alive):
