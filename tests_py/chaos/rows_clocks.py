@@ -101,7 +101,7 @@ class Deferrer(Command):
 def deferrers_are_killed(rig: Rig) -> None:
     """Kill some between what is due and its job, and after that; one lives, so that no tick is lost."""
     rig.allow(CLIENT_LOST)
-    ticks = 40 if rig.long else 4
+    ticks = 40 if rig.long else 3
 
     def mortal() -> Deferrer:
         return Deferrer(rig, runs=rig.random.random() < 0.5, dies=0.4)
