@@ -76,7 +76,12 @@ def test_what_two_pools_cant_share_is_refused() -> None:
 
 
 def test_a_bad_conninfo_is_refused_without_being_shown() -> None:
-    for bad in ("postgresql+psycopg://me:hunter2@host/db", "me:hunter2@host"):
+    for bad in (
+        "postgresql+psycopg://me:hunter2@host/db",
+        "me:hunter2@host",
+        "postgresql://me:hunter2@host/db\0",
+        "postgresql://me:hunter2@host/db\udcff",
+    ):
         with pytest.raises(InvalidArgument) as caught:
             PsycopgConnector(bad)
         assert "hunter2" not in str(caught.value)

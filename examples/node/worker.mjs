@@ -18,6 +18,10 @@ import { Alarm, Link, repeat, say } from './link.mjs';
 const CONTRACT = 2;
 const { default: tasks } = await import(pathToFileURL(resolve(process.argv[2])));
 const queues = process.argv[3]?.split(',') ?? null;
+let hashes = null; // what notifications call them; null: look at each
+try {
+    hashes = queues?.map((queue) => createHash('md5').update(queue).digest('hex')) ?? null;
+} catch { /* no md5 on a machine in FIPS mode */ }
 const setting = (name, value) => Number(process.env[name] ?? value);
 const concurrency = setting('CONCURRENCY', 4);
 const lease = 1000 * setting('LEASE', 30); // within it a heartbeat must be answered, else others take the jobs
@@ -49,9 +53,7 @@ const work = new Link('work', patience);
 const control = new Link('control', patience, async (client) => {
     client.on('notification', ({ channel, payload }) => {
         if (channel !== 'pljobs_todo') look();
-        else if (!queues || queues.some((queue) => createHash('md5').update(queue).digest('hex') === payload)) {
-            fetchAlarm.ring();
-        }
+        else if (!payload || !hashes || hashes.includes(payload)) fetchAlarm.ring();
     });
     await client.query(`LISTEN pljobs_todo; LISTEN pljobs_worker_${worker}`);
     fetchAlarm.ring(); // LISTEN, then look: what was said meanwhile is gone

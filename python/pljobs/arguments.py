@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 
 from pljobs import checks
 from pljobs.exceptions import InvalidArgument, InvalidJob
 
 MAX_BYTES = 1024 * 1024
+AT_MOST = f"at most {MAX_BYTES} (1 MiB) can be stored"
 MAX_DEPTH = 200
 MAX_MESSAGE = 1_000
 MAX_ERROR = 16_384
+
+_EXPONENT = re.compile(r"\de[+-]\d")
+_STRING_OR_EXPONENT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?\d+(?:\.\d+)?e[+-]\d+')
 
 JsonDumps = Callable[[object], str | bytes]
 JsonLoads = Callable[[str], object]
@@ -101,22 +107,42 @@ class _Unfit(Exception):  # noqa: N818
 
 
 def _encode(value: object, dumps: JsonDumps | None) -> str:
-    if dumps is None:
-        _check(value, "", 0)
-        encoded = _default_dumps(value)
-    else:
-        encoded = _own_dumps(value, dumps)
+    encoded = _default_dumps(value) if dumps is None else _own_dumps(value, dumps)
+    encoded = _without_exponents(encoded)
+    if len(encoded) > 3 * MAX_BYTES:
+        # Escapes make it at most three times as long; no copies are made of what is far too large.
+        raise _Unfit(f"have at least {len(encoded) // 3} bytes as JSON; {AT_MOST}")
     if len(encoded) > MAX_BYTES:
-        size = len(json.dumps(json.loads(encoded), ensure_ascii=False).encode("utf-8"))
+        # As PostgreSQL will count it.
+        decoded = json.dumps(json.loads(encoded), ensure_ascii=False)
+        size = len(_without_exponents(decoded).encode("utf-8"))
         if size > MAX_BYTES:
-            raise _Unfit(f"have {size} bytes as JSON; at most {MAX_BYTES} (1 MiB) can be stored")
+            raise _Unfit(f"have {size} bytes as JSON; {AT_MOST}")
     return encoded
+
+
+def _without_exponents(encoded: str) -> str:
+    """Write the floats of JSON text in full: jsonb makes 10 followed by zeros of 1e+23, and Python an int."""
+    if _EXPONENT.search(encoded) is None:
+        return encoded
+    return _STRING_OR_EXPONENT.sub(_in_full, encoded)
+
+
+def _in_full(match: re.Match[str]) -> str:
+    found = match[0]
+    if found.startswith('"'):
+        return found
+    digits = format(Decimal(found), "f")
+    return digits if "." in digits else f"{digits}.0"
 
 
 def _default_dumps(value: object) -> str:
     try:
+        _check(value, "", 0)
         return json.dumps(value, allow_nan=False)
-    except Exception as exc:  # noqa: BLE001 - a subclass with an odd repr, a number of 5,000 digits
+    except _Unfit:
+        raise
+    except Exception as exc:  # noqa: BLE001 - a subclass with odd methods, a number of 5,000 digits
         raise _Unfit(f"can't be written as JSON ({type(exc).__name__})") from None
 
 

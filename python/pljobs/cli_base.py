@@ -219,7 +219,7 @@ def connector(url: str | None) -> PsycopgConnector:
         url = context.find_root().params.get("url") if context is not None else None
     try:
         given = conninfo_to_dict(url or "")
-    except psycopg.ProgrammingError:
+    except (psycopg.ProgrammingError, UnicodeEncodeError):  # an argument of bytes that are no text
         # libpq's message repeats the text, and with it the password.
         raise Failure(
             "--url or PLJOBS_URL is no connection string: postgresql://user@host/database, or key=value ...",

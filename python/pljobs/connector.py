@@ -15,7 +15,7 @@ import psycopg.conninfo
 import psycopg_pool
 from psycopg.rows import TupleRow
 
-from pljobs import connections, db, exceptions
+from pljobs import checks, connections, db, exceptions
 from pljobs.answers import Call
 from pljobs.arguments import JsonDumps, JsonLoads
 from pljobs.watching import Watches
@@ -61,6 +61,8 @@ class PsycopgConnector:
                 f"{', '.join(refused)}: can't be given for a sync and an async pool at once;"
                 " make a pool of your own and pass it to open() or open_async()"
             )
+        if not checks.is_storable(conninfo):
+            raise exceptions.InvalidArgument("conninfo: it holds a NUL or a lone surrogate")
         if conninfo.startswith(("postgresql+", "postgres+")):
             raise exceptions.InvalidArgument("conninfo: write postgresql://..., without SQLAlchemy's +driver")
         try:

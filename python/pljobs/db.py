@@ -107,6 +107,11 @@ def translate(error: psycopg.Error) -> exceptions.PljobsException:
             " Among several hosts target_session_attrs=read-write finds it.",
             sqlstate=code,
         )
+    if code == "2200H":
+        return exceptions.ConnectorException(
+            f"{message}\nIts ids are used up: the schema's owner has to restart it where ids are free.",
+            sqlstate=code,
+        )
     if (code or "").startswith("22") or isinstance(error, psycopg.DataError):
         return exceptions.InvalidArgument(message)
     if (code is None and isinstance(error, psycopg.OperationalError)) or (code or "").startswith(UNAVAILABLE):

@@ -24,7 +24,7 @@ class Listener:
     def __init__(self, worker_id: int, queues: Sequence[str] | None, *, polls_every: float) -> None:
         self._worker_id = worker_id
         self._channel = f"pljobs_worker_{worker_id}"
-        self._queues = None if queues is None else {queue_hash(queue) for queue in queues}
+        self._queues = None if queues is None else _hashes(queues)
         self._polls_every = polls_every
 
     def start(self, conn: psycopg.Connection[Any], *, patience: float) -> None:
@@ -46,10 +46,19 @@ class Listener:
         ours = todo = False
         for note in conn.notifies(timeout=0):
             ours = ours or note.channel == self._channel
+            # Empty: any queue, from a server that has no md5 (FIPS).
             todo = todo or (
-                note.channel == TODO_CHANNEL and (self._queues is None or note.payload in self._queues)
+                note.channel == TODO_CHANNEL
+                and (self._queues is None or not note.payload or note.payload in self._queues)
             )
         return ours, todo
+
+
+def _hashes(queues: Sequence[str]) -> set[str] | None:
+    try:
+        return {queue_hash(queue) for queue in queues}
+    except ValueError:  # no md5 here (FIPS): look at each notification
+        return None
 
 
 def queue_hash(queue: str) -> str:

@@ -15,9 +15,12 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- Tells workers that these queues have jobs to run, on channel pljobs_todo: one message a queue. The payload
--- is the md5 of the queue's name, for a name may be longer than what a notification should carry.
+-- is the md5 of the queue's name, for a name may be longer than what a notification should carry. A server in
+-- FIPS mode refuses md5: there one empty message wakes the workers of all queues.
 BEGIN
     PERFORM pg_notify('pljobs_todo', md5(q.name)) FROM unnest(_notify_todo.queues) AS q(name);
+EXCEPTION WHEN internal_error OR out_of_memory THEN  -- the latter is how 14 says it
+    PERFORM pg_notify('pljobs_todo', '');
 END
 $$;
 COMMENT ON FUNCTION pljobs._notify_todo(text[]) IS 'Tells workers that these queues have jobs to run.';

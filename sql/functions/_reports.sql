@@ -11,13 +11,18 @@ AS $$
 -- left out; an unknown word, or a progress that is no number, is null. Progress is cut to 0 or 1, a message
 -- at 200 characters.
 DECLARE
-    c_id CONSTANT text := '^(0|-?[1-9][0-9]{0,17})$';
+    c_id CONSTANT text := '^(0|-?[1-9][0-9]{0,18})$';
+    c_last CONSTANT numeric := 9223372036854775807;
 BEGIN
     RETURN QUERY
     SELECT u.job_id, u.run_id, u.handling, u.sql, u.progress, u.progress_message
       FROM (SELECT DISTINCT ON (e.x ->> 'run_id')
-                   CASE WHEN e.x ->> 'job_id' ~ c_id THEN (e.x ->> 'job_id')::bigint END AS job_id,
-                   CASE WHEN e.x ->> 'run_id' ~ c_id THEN (e.x ->> 'run_id')::bigint END AS run_id,
+                   CASE WHEN e.x ->> 'job_id' ~ c_id
+                        THEN CASE WHEN abs((e.x ->> 'job_id')::numeric) <= c_last
+                                  THEN (e.x ->> 'job_id')::bigint END END AS job_id,
+                   CASE WHEN e.x ->> 'run_id' ~ c_id
+                        THEN CASE WHEN abs((e.x ->> 'run_id')::numeric) <= c_last
+                                  THEN (e.x ->> 'run_id')::bigint END END AS run_id,
                    CASE WHEN e.x ->> 'handling' IN ('handling', 'swallowed') THEN e.x ->> 'handling' END
                         AS handling,
                    CASE WHEN e.x ->> 'sql' IN ('worker', 'none', 'pooled', 'denied', 'busy')

@@ -150,7 +150,9 @@ BEGIN
         v_from_priority := -2147483648;
         v_from_id := 0;
         v_hint := string_to_array(current_setting('pljobs.fetch_hint', true), '|');
-        IF v_hint[1] = v_key AND v_hint[4]::numeric > extract(epoch FROM clock_timestamp()) THEN
+        -- Not one that lasts longer than any does: the clock was set back.
+        IF v_hint[1] = v_key
+           AND v_hint[4]::numeric - extract(epoch FROM clock_timestamp()) BETWEEN 0 AND 60 THEN
             v_from_priority := v_hint[2]::integer;
             v_from_id := v_hint[3]::bigint;
         ELSE

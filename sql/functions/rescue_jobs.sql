@@ -51,6 +51,12 @@ BEGIN
     END LOOP;
     UPDATE pljobs.worker AS w SET stopped_at = clock_timestamp()
      WHERE w.id = ANY (v_lost) AND w.stopped_at IS NULL;
+    -- Longer than a lease is: the clock was set back. A worker that has died since is lost by its lease.
+    UPDATE pljobs.worker AS w SET expires_at = clock_timestamp() + w.lease
+     WHERE w.id = ANY (ARRAY(
+           SELECT o.id FROM pljobs.worker AS o
+            WHERE o.stopped_at IS NULL AND o.expires_at > clock_timestamp() + o.lease
+            ORDER BY o.id FOR NO KEY UPDATE SKIP LOCKED));
     PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
 END
 $$;

@@ -148,5 +148,15 @@ SELECT is(deferred(:'ann', '[{"task": "t"}]'), 'PJ010', 'without a queue it is '
 SELECT is(deferred(a_login('pljobs_producer'), '[{"task": "t", "queue": "money"}]'), '1', 'others are not limited');
 SELECT is(count(*), 0::bigint, 'nothing else was deferred') FROM pljobs.job AS j WHERE j.deferred_by = :'ann' AND j.queue NOT IN ('mail', 'default');
 
+-- A server in FIPS mode. Another function, for what is built in is called by its oid.
+SET LOCAL allow_system_table_mods = on;
+ALTER FUNCTION pg_catalog.md5(text) RENAME TO former_md5;
+CREATE FUNCTION pg_catalog.md5(text) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT AS $$
+BEGIN
+    RAISE EXCEPTION 'could not compute MD5 hash: unsupported' USING ERRCODE = 'XX000';
+END
+$$;
+SELECT lives_ok($$SELECT pljobs.defer_jobs_v1('[{"task": "t"}]')$$, 'a server that has no md5 defers all the same');
+
 SELECT * FROM finish();
 ROLLBACK;

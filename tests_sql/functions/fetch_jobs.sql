@@ -123,6 +123,9 @@ SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), AR
 SELECT a_todo_job(queue => :'q', priority => 9) AS before \gset
 SELECT hint(:'key', :after, -1) \g /dev/null
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:before]::bigint[], 'a hint whose time is over is not followed');
+SELECT a_todo_job(queue => :'q', priority => 9) AS before \gset
+SELECT hint(:'key', :after, 590) \g /dev/null
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:before]::bigint[], 'nor one that would last for minutes, for the clock was set back');
 SELECT set_config('pljobs.fetch_hint', '', true) \g /dev/null
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:after]::bigint[], 'without a hint the walk starts at the top');
 

@@ -83,5 +83,11 @@ SELECT * FROM a_timed_out_job() \gset
 SELECT pljobs.cancel_job(:job_id, abort => true), lose_worker(:worker_id) \g /dev/null
 SELECT set_eq('SELECT job_id, outcome FROM pljobs.rescue_jobs_v1()', format($$VALUES (%s::bigint, 'aborted')$$, :job_id), 'one that a person asked as well is aborted');
 
+-- The clock was set back: a lease that a lost worker had taken before would last that much longer.
+SELECT * FROM a_doing_job() \gset
+UPDATE pljobs.worker AS w SET expires_at = clock_timestamp() + w.lease + interval '10 min' WHERE w.id = :worker_id \g /dev/null
+SELECT is_empty(format('SELECT FROM pljobs.rescue_jobs_v1() WHERE job_id = %s', :job_id), 'nothing is rescued early for it');
+SELECT ok(w.expires_at BETWEEN clock_timestamp() + interval '1 s' AND clock_timestamp() + w.lease, 'but no lease is longer than what its worker asked for') FROM pljobs.worker AS w WHERE w.id = :worker_id;
+
 SELECT * FROM finish();
 ROLLBACK;
