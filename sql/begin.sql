@@ -1,3 +1,7 @@
+-- Who waits in line must then see what the one before it did, and has to write, whatever the role's defaults
+-- are. First of all: in a transaction that has begun otherwise, and read something, it is an error.
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
+
 -- What is set here is for the install alone: the rest of the transaction may be somebody else's, and end.sql
 -- gives them back what they had.
 DO $$
@@ -33,6 +37,7 @@ $$;
 
 -- What is stored is the same whoever stores it.
 SET LOCAL quote_all_identifiers = off;
+SET LOCAL standard_conforming_strings = on;
 
 -- Waiting is limited below, and says for whom it waited.
 SET LOCAL statement_timeout = 0;

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from pljobs import calls_read, db
+from pljobs import calls_read, db, session
 from pljobs.answers import Call
 from pljobs.exceptions import DatabaseReadOnly, DatabaseUnavailable
 
@@ -30,8 +30,6 @@ KEEPALIVES: dict[str, object] = {
     "tcp_user_timeout": 4000,
     "connect_timeout": 10,
 }
-# What a call may still wait for, a lane or a queueing lock that somebody is inserting, it waits for so long.
-LOCK_TIMEOUT = "500ms"
 # A call that takes longer means a peer that is frozen, which keepalives don't notice.
 DEADLINE = 15.0
 
@@ -86,8 +84,8 @@ class Link:
             self._conn = conn = await self._connector.connect_async(**KEEPALIVES)
             try:
                 with db.translated(), _deadline(conn):
-                    for statement in SESSION:
-                        await conn.execute(statement)
+                    if (pins := session.pin(conn)) is not None:
+                        await conn.execute(pins.encode())
                     await db.run_async(conn, calls_read.require_writes())
             except BaseException:
                 await self._drop()
@@ -99,19 +97,6 @@ class Link:
         conn, self._conn = self._conn, None
         if conn is not None:
             await conn.close()
-
-
-# A role's or database's defaults must not change what a worker does.
-SESSION = (
-    "SET default_transaction_isolation = 'read committed'",
-    "SET default_transaction_read_only = off",
-    "SET statement_timeout = 0",
-    "SET idle_in_transaction_session_timeout = 0",
-    "SET idle_session_timeout = 0",
-    f"SET lock_timeout = '{LOCK_TIMEOUT}'",
-    "SET datestyle = 'ISO'",
-    "SET intervalstyle = 'postgres'",
-)
 
 
 @contextmanager
