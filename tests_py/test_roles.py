@@ -114,6 +114,7 @@ ABOUT_JOBS: dict[str, Probe] = {
         "'job_id', %(job)s, 'run_id', %(run)s, 'outcome', 'succeeded'))) AS f",
         "succeeded", "running",
     ),
+    "finish_job_v1": Probe("SELECT pljobs.finish_job_v1(%(job)s, %(run)s)", "succeeded", "running", "PJ011"),
     "fetch_jobs_v1": Probe(
         "SELECT f.args ->> 'secret' FROM pljobs.fetch_jobs_v1(%(worker)s, 1, ARRAY[%(queue)s]) AS f",
         "{deferred_by}", finds_nothing=None,
@@ -126,6 +127,7 @@ ABOUT_JOBS: dict[str, Probe] = {
 OTHERS: dict[str, Probe] = {
     "get_contract_v1": Probe("SELECT newest FROM pljobs.get_contract_v1()", "2"),
     "defer_job": Probe("SELECT pljobs.defer_job('t') > 0", "True"),
+    "defer_jobs_v2": Probe('SELECT count(*) FROM pljobs.defer_jobs_v2(\'[{"task": "t"}]\')', "1"),
     "defer_jobs_v1": Probe('SELECT cardinality(pljobs.defer_jobs_v1(\'[{"task": "t"}]\'))', "1"),
     "register_worker_v1": Probe("SELECT pljobs.register_worker_v1('w', 'h', 1) > 0", "True"),
     "register_worker_v2": Probe("SELECT pljobs.register_worker_v2('w', 'h', 1, 2) > 0", "True"),

@@ -190,7 +190,7 @@ NASTY = [
     "pljobs_worker_1",
     "x" * 255,
 ]
-SAID = {"PJ001", "PJ002", "PJ003", "PJ004", "PJ008", "PJ010", "22P02", "22007", "22023", "22001"}
+SAID = {"PJ001", "PJ002", "PJ003", "PJ004", "PJ008", "PJ010", "PJ011", "22P02", "22007", "22023", "22001"}
 
 
 def catalogue(conn: psycopg.Connection) -> object:

@@ -98,6 +98,12 @@ def test_storage_settings_that_a_dba_makes_after_the_upgrade_stay(
 
 # Grants
 
+# It has a parameter more than in the first release, so it is another function.
+DEFER_JOB = (
+    "pljobs.defer_job(text,jsonb,text,integer,text,text,timestamptz,timestamptz,interval,interval,text,bigint,"
+    "text)"
+)
+
 
 def may(conn: psycopg.Connection, role: str, what: str) -> bool:
     kind, name, right = what.split(" ", 2)
@@ -116,6 +122,7 @@ def test_grants_become_those_of_the_new_release(
         f"ALTER FUNCTION pljobs.former() OWNER TO {OWNER};"
         "GRANT EXECUTE ON FUNCTION pljobs.former() TO pljobs_reader, pljobs_operator, somebody, PUBLIC;"
         "GRANT EXECUTE ON FUNCTION pljobs.pause_queue TO pljobs_producer, somebody;"
+        "GRANT EXECUTE ON FUNCTION pljobs.defer_job TO somebody;"
         "GRANT SELECT ON pljobs.job TO pljobs_reader; GRANT UPDATE (status) ON pljobs.job TO pljobs_worker;"
         "GRANT USAGE ON SEQUENCE pljobs.run_id TO pljobs_worker;"
         "GRANT CREATE ON SCHEMA pljobs TO pljobs_operator;"
@@ -135,6 +142,7 @@ def test_grants_become_those_of_the_new_release(
         ("somebody", "table pljobs.jobs SELECT"),
         ("somebody", "function pljobs.former() EXECUTE"),
         ("somebody", "function pljobs.pause_queue(text,text,text) EXECUTE"),
+        ("somebody", f"function {DEFER_JOB} EXECUTE"),
     ):
         assert may(superuser, role, what), f"{role}: {what}"
     for role, what in (
@@ -308,3 +316,20 @@ def test_pljobs_migrate_that_was_killed_meanwhile_goes_on_the_next_time(
         writer.commit()
     assert run_pljobs(large, "migrate").returncode == 0
     assert superuser.execute(CHECK).fetchall() == []
+
+
+def test_an_object_that_depends_on_what_goes_stops_the_upgrade_and_is_named(
+    server: Server, old_scene_url: str, superuser: psycopg.Connection
+) -> None:
+    superuser.execute(
+        "CREATE FUNCTION public.mine() RETURNS bigint LANGUAGE sql"
+        " BEGIN ATOMIC SELECT pljobs.defer_job('t'); END"
+    )
+    before = catalogue(superuser)
+    ended = run_pljobs(old_scene_url, "migrate")
+
+    assert ended.returncode != 0
+    assert "mine()" in ended.stdout + ended.stderr
+    assert catalogue(superuser) == before
+    superuser.execute("DROP FUNCTION public.mine()")
+    assert run_pljobs(old_scene_url, "migrate").returncode == 0

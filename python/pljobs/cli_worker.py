@@ -82,6 +82,11 @@ def logging_options(command: Callable[..., T]) -> Callable[..., T]:
     "--retention", type=duration, help="Delete jobs and history that ended longer ago: 30d. Default: never."
 )
 @click.option(
+    "--stop-without-database/--run-without-database",
+    default=None,
+    help="Out of reach of the database: stop jobs before others start them, or go on. Default: stop.",
+)
+@click.option(
     "--processes", "process_count", type=click.IntRange(min=1), default=1, help="Use more cores. Default: 1."
 )
 @logging_options
@@ -100,6 +105,7 @@ def worker(
     delete_jobs: Literal["never", "successful", "always"] | None,
     unknown_tasks: Literal["fail", "leave"] | None,
     retention: timedelta | None,
+    stop_without_database: bool | None,
     process_count: int,
 ) -> None:
     """Run jobs, until SIGINT or SIGTERM.
@@ -138,6 +144,8 @@ def worker(
         options["unknown_tasks"] = unknown_tasks
     if retention is not None:
         options["retention"] = retention
+    if stop_without_database is not None:
+        options["stop_without_database"] = stop_without_database
     try:
         run_unless_tainted(_work(app, options))
     except WorkerTainted as error:

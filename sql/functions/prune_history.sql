@@ -3,9 +3,9 @@ RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Deletes requests that were resolved, workers that stopped, idempotency keys (deferred), what keeps
--- cancelled trees closed, and what
--- ties jobs to their trees whose parents were deleted, longer than older_than ago; at most max_rows of each.
+-- Deletes requests that were resolved, workers that stopped, idempotency keys that were used first, what
+-- keeps cancelled trees closed, and what ties jobs to their trees whose parents were deleted, longer than
+-- older_than ago; at most max_rows of each.
 -- What keeps a child from starting that still waits (it may be scheduled, or its queue paused) stays, and
 -- what ties jobs together that are still there. Returns how many in all: call again until it returns 0.
 -- Raises PJ004 for a null or negative older_than, PJ010 for a role limited to queues: the history is of all.

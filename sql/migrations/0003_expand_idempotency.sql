@@ -18,7 +18,32 @@ CREATE TABLE pljobs.idempotency (
 CREATE INDEX idempotency_deferred ON pljobs.idempotency (deferred_at);
 
 -- Its new form has the key as its last parameter; two forms would be one too many for a call to choose from.
-DROP FUNCTION IF EXISTS pljobs.defer_job(
-    text, jsonb, text, integer, text, text, timestamptz, timestamptz, interval, interval, text, bigint);
+-- Whom a DBA had granted the old one by hand is granted the new one. Where an object of somebody's depends on
+-- it, this stops, names that object, and changes nothing.
+DO $$
+DECLARE
+    c_was CONSTANT regprocedure := to_regprocedure('pljobs.defer_job(text, jsonb, text, integer, text, text, '
+        'timestamptz, timestamptz, interval, interval, text, bigint)');
+    v_grantee oid;
+    v_detail text;
+BEGIN
+    IF c_was IS NULL THEN
+        RETURN;
+    END IF;
+    FOR v_grantee IN
+        SELECT DISTINCT a.grantee FROM pg_proc AS p, aclexplode(p.proacl) AS a
+         WHERE p.oid = c_was AND a.grantee NOT IN (0, p.proowner)
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION pljobs.defer_job(text, jsonb, text, integer, text, text, '
+            'timestamptz, timestamptz, interval, interval, text, bigint, text) TO %s', v_grantee::regrole);
+    END LOOP;
+    EXECUTE format('DROP FUNCTION %s', c_was);
+EXCEPTION WHEN dependent_objects_still_exist THEN
+    GET STACKED DIAGNOSTICS v_detail = PG_EXCEPTION_DETAIL;
+    RAISE EXCEPTION 'pljobs.defer_job gets a parameter, so its old form goes, and other objects need that: %',
+        v_detail USING ERRCODE = 'dependent_objects_still_exist',
+                       HINT = 'Nothing was changed. Drop them, upgrade, and make them anew.';
+END
+$$;
 
 $migration$);
