@@ -261,7 +261,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take a connection for frozen after a second, not after ten."""
     monkeypatch.setattr("pljobs.link.DEADLINE", 1.0)
     monkeypatch.setattr("pljobs.control.FROZEN_AFTER", 1.0)
-    monkeypatch.setattr("pljobs.worker.WATCH_EVERY", 0.2)
     monkeypatch.setitem(KEEPALIVES, "connect_timeout", 2)
 
 

@@ -69,12 +69,14 @@ def _install(conn: Connection, lock_timeout: timedelta | None) -> tuple[str, ...
 
 @contextmanager
 def _as_it_must_be(conn: Connection) -> Iterator[None]:
-    """Have the transaction that begins next, if it is ours to begin, begin as begin.sql wants it."""
-    if conn.info.transaction_status != TransactionStatus.IDLE:
+    """Have the transaction that begins next, if it is ours to begin, write, and see what others have done."""
+    if conn.info.transaction_status != TransactionStatus.IDLE or not conn.autocommit:
         yield
         return
     former = conn.isolation_level, conn.read_only
-    conn.isolation_level, conn.read_only = IsolationLevel.READ_COMMITTED, False
+    conn.isolation_level = IsolationLevel.READ_COMMITTED
+    # A standby says better itself that it takes no writes.
+    conn.read_only = None if rows(conn, "SELECT pg_catalog.pg_is_in_recovery()")[0][0] else False
     try:
         yield
     finally:

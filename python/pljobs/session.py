@@ -16,7 +16,7 @@ AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any
 # What a worker's call may still wait for, a lane or a queueing lock that somebody is inserting, it waits for
 # so long.
 LOCK_TIMEOUT = "500ms"
-BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _PINNED = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
@@ -67,8 +67,10 @@ def adopt(conn: AnyConnection, found: Found, *, keep_prepared: bool = False) -> 
     _pooled[conn] = found.pid != conn.info.backend_pid
     if _pooled[conn] and not keep_prepared:
         conn.prepare_threshold = None
-    if found.isolation != "read committed" or (found.read_only and not found.is_standby):
-        _begins[conn] = BEGIN
+    # On a standby, which may be another server tomorrow, it would be an error of another kind.
+    writes = " READ WRITE" if found.read_only and not found.is_standby else ""
+    if writes or found.isolation != "read committed":
+        _begins[conn] = BEGIN + writes
 
 
 def is_pooled(conn: AnyConnection) -> bool:
@@ -84,7 +86,7 @@ def pin(conn: AnyConnection) -> str | None:
     new = {"transaction_timeout": "0"} if conn.info.server_version >= 170000 else {}
     if is_pooled(conn):
         local = (f"SET LOCAL {name} = '{value}'" for name, value in (_PINNED | new).items())
-        _begins[conn] = "; ".join([BEGIN, *local])
+        _begins[conn] = "; ".join([_begins.get(conn, BEGIN), *local])
         return None
     _begins.pop(conn, None)
     return "; ".join(f"SET {name} = '{value}'" for name, value in (_PINNED_FOR_ALL | _PINNED | new).items())
