@@ -48,8 +48,8 @@ snapshot: .venv/.dev bootstrap ## Write what is generated: sql/schema.sql, sql/m
 bench: .venv/.dev ## Measure throughput and the time from cancel_job to CancelledError
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-chaos: .venv/.dev ## Kill workers, servers and connections for minutes, and look for lost or doubled jobs
-	$(BIN)/python -m pytest -m chaos tests_py/chaos $(ARGS)
+chaos: .venv/.dev bootstrap ## Run the fault matrix, and look for lost or doubled jobs (ARGS='--rows W1,D --scale 0.1')
+	PYTHONPATH=tests_py:tools $(BIN)/python -m chaos.run $(ARGS)
 
 dev: .venv/.dev ## Make .venv with everything for working on pljobs
 

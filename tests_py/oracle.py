@@ -1,9 +1,14 @@
-"""Two witnesses besides the status: each transition, by a trigger, and what the bodies of jobs wrote."""
+"""Two witnesses besides the status: each transition, by a trigger, and what the bodies of jobs wrote.
+
+The invariants I1 to I14 have their names in `Violation.invariant`, so that a fault which breaks one by intent
+(a clock that jumps) can leave it out.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -18,17 +23,25 @@ ALLOWED = {
     ("doing", "failed"),
     ("doing", "aborted"),
 }
+MAX_CRASHES = 3
+# Seconds that a job may be `doing` after its worker's lease ran out: a rescue's interval, one second, and
+# what a machine with other things to do takes.
+LATE = 15.0
 INSTALL = f"""
     {SIDE_TABLE};
     CREATE TABLE public.event (
         id bigint GENERATED ALWAYS AS IDENTITY, job_id bigint, run_id bigint, lock text, was text,
-        is_now text, asked boolean);
+        is_now text, asked boolean, crashes integer, late double precision);
     CREATE FUNCTION public.note_event() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
     BEGIN
-        INSERT INTO public.event (job_id, run_id, lock, was, is_now, asked)
+        INSERT INTO public.event (job_id, run_id, lock, was, is_now, asked, crashes, late)
         VALUES (OLD.id, coalesce(OLD.run_id, NEW.run_id), OLD.lock, OLD.status, coalesce(NEW.status, 'gone'),
                 EXISTS (SELECT FROM pljobs.request AS r
-                         WHERE r.id = OLD.request_id AND r.source <> 'deadline'));
+                         WHERE r.id = OLD.request_id AND r.source <> 'deadline'),
+                coalesce(NEW.crashes, OLD.crashes),
+                CASE WHEN OLD.status = 'doing' THEN (
+                    SELECT extract(epoch FROM clock_timestamp() - w.expires_at)
+                      FROM pljobs.worker AS w WHERE w.id = OLD.worker_id) END);
         RETURN NULL;
     END $$;
     CREATE TRIGGER note_event AFTER UPDATE ON pljobs.job FOR EACH ROW
@@ -36,7 +49,24 @@ INSTALL = f"""
     CREATE TRIGGER note_end AFTER DELETE ON pljobs.job FOR EACH ROW EXECUTE FUNCTION public.note_event();
 """
 
-Event = tuple[int, str, str, bool]  # run_id, was, is now, asked to abort: by more than its timeout
+
+class Violation(AssertionError):  # noqa: N818 - what it is called everywhere
+    """A rule was broken: `invariant` names it."""
+
+    def __init__(self, invariant: str, tale: str) -> None:
+        super().__init__(f"{invariant}: {tale}")
+        self.invariant = invariant
+
+
+class Event(NamedTuple):
+    """One transition; `asked`: to abort, by more than its timeout; `late`: seconds since its lease ended."""
+
+    run_id: int
+    was: str
+    is_now: str
+    asked: bool
+    crashes: int
+    late: float | None
 
 
 def install(conn: psycopg.Connection[Any]) -> None:
@@ -47,23 +77,41 @@ def install(conn: psycopg.Connection[Any]) -> None:
 class Oracle:
     """Compare what the witnesses say after all is done, where no person retried anything.
 
-    `answers`: what cancel_job said about each job, in order.
+    `answers`: what cancel_job said about each job, in order; `without`: invariants that need not hold;
+    `retries`: how often a task's failure may have been tried again.
     """
 
-    def __init__(self, conn: psycopg.Connection[Any], answers: dict[int, list[str]] | None = None) -> None:
+    def __init__(
+        self,
+        conn: psycopg.Connection[Any],
+        answers: Mapping[int, list[str]] | None = None,
+        *,
+        without: Collection[str] = (),
+        retries: int = 1,
+    ) -> None:
         self.answers = answers or {}
+        self.without = without
+        self.retries = retries
         self.events: dict[int, list[Event]] = defaultdict(list)
         self.lanes: list[tuple[int, str, str, str]] = []
-        for job_id, run_id, lock, was, is_now, asked in conn.execute(
-            "SELECT job_id, run_id, lock, was, is_now, asked FROM public.event ORDER BY id"
+        for job_id, lock, *event in conn.execute(
+            "SELECT job_id, lock, run_id, was, is_now, asked, crashes, late FROM public.event ORDER BY id"
         ):
-            self.events[job_id].append((run_id, was, is_now, asked))
+            self.events[job_id].append(told := Event(*event))
             if lock is not None:
-                self.lanes.append((job_id, lock, was, is_now))
+                self.lanes.append((job_id, lock, told.was, told.is_now))
         self.starts, self.ends = (
-            {run_id for (run_id,) in conn.execute("SELECT run_id FROM public.side WHERE what = %s", [what])}
+            Counter(
+                run_id for (run_id,) in conn.execute("SELECT run_id FROM public.side WHERE what = %s", [what])
+            )
             for what in ("start", "end")
         )
+        self.put_back: dict[int, Counter[str]] = defaultdict(Counter)
+        for job_id, kind in conn.execute(
+            "SELECT job_id, kind FROM pljobs.job_event"
+            " WHERE kind IN ('retried', 'interrupted', 'given_back', 'rescued')"
+        ):
+            self.put_back[job_id][kind] += 1
         self.statuses: dict[int, str] = dict(
             conn.execute("SELECT id, status FROM pljobs.jobs ORDER BY id").fetchall()
         )
@@ -72,37 +120,67 @@ class Oracle:
         ).fetchall()
 
     def check(self) -> dict[str, int]:
-        """Return how many jobs ended how; raise AssertionError with the tale of one that broke a rule."""
+        """Return how many jobs ended how; raise Violation with the tale of one that broke a rule."""
         ended: dict[str, int] = defaultdict(int)
         for job_id in self.statuses | self.events:
             status = self.statuses.get(job_id, "gone")
             ended[status] += 1
             self._check_job(job_id, status)
-        claimed = {event[0] for story in self.events.values() for event in story if event[2] == "doing"}
-        assert self.starts <= claimed, "a body ran that was never claimed (I6)"
-        assert not self.open_requests, f"requests without an end: {self.open_requests}"
+        claimed = {
+            event.run_id for story in self.events.values() for event in story if event.is_now == "doing"
+        }
+        self._rule(self.starts.keys() <= claimed, "I6", "a body ran that was never claimed")
+        for what, runs in (("began", self.starts), ("ended", self.ends)):
+            twice = [run_id for run_id, times in runs.items() if times > 1]
+            self._rule(not twice, "I4", f"runs whose body {what} twice: {twice}")
+        self._rule(self.ends.keys() <= self.starts.keys(), "I4", "a body ended that never began")
+        self._rule(not self.open_requests, "I5", f"requests without an end: {self.open_requests}")
         self._check_lanes()
         return dict(ended)
+
+    def _rule(self, holds: bool, invariant: str, tale: str) -> None:
+        if not holds and invariant not in self.without:
+            raise Violation(invariant, tale)
 
     def _check_job(self, job_id: int, status: str) -> None:
         story = self.events[job_id]
         tale = f"job {job_id} is {status}: {story}, answers {self.answers.get(job_id)}"
-        moves = [(was, is_now) for _, was, is_now, _ in story if is_now != "gone"]
-        assert status in FINAL | {"gone"}, f"lost (I1): {tale}"
-        assert set(moves) <= ALLOWED, f"a forbidden transition: {tale}"
-        assert story, f"nobody ended it: {tale}"
-        assert story[-1][2] == status, f"something after the end (I2): {tale}"
-        assert len([is_now for _, is_now in moves if is_now in FINAL]) <= 1, f"two ends (I1): {tale}"
-        claims = [run_id for run_id, _, is_now, _ in story if is_now == "doing"]
-        assert claims == sorted(set(claims)), f"run ids that don't grow: {tale}"
+        self._rule(status in FINAL | {"gone"}, "I1", f"lost: {tale}")
+        self._rule(bool(story), "I1", f"nobody ended it: {tale}")
+        moves = [(event.was, event.is_now) for event in story if event.is_now != "gone"]
+        self._rule(set(moves) <= ALLOWED, "I2", f"a forbidden transition: {tale}")
+        self._rule(story[-1].is_now == status, "I2", f"something after the end: {tale}")
+        ends = [is_now for _, is_now in moves if is_now in FINAL]
+        self._rule(len(ends) <= 1, "I1", f"two ends: {tale}")
+        now = "todo"
+        for event in story:
+            self._rule(event.was == now, "I2", f"a transition that nobody saw: {tale}")
+            now = event.is_now
+        claims = [event.run_id for event in story if event.is_now == "doing"]
+        self._rule(claims == sorted(set(claims)), "I3", f"run ids that don't grow: {tale}")
         if status in {"succeeded", "failed", "aborted"}:
-            assert claims, f"ended without a run: {tale}"
-            assert story[-1][0] == claims[-1], f"ended by an old run (I3): {tale}"
+            self._rule(bool(claims), "I3", f"ended without a run: {tale}")
+            self._rule(story[-1].run_id == claims[-1], "I3", f"ended by an old run: {tale}")
         if status == "succeeded":
-            assert claims[-1] in self.ends, f"succeeded, and its body did not end (I4): {tale}"
-        asked_then = {is_now for _, _, is_now, asked in story if asked}
-        assert not asked_then & {"todo", "doing"}, f"ran on after a request (I5): {tale}"
+            self._rule(claims[-1] in self.ends, "I4", f"succeeded, and its body did not end: {tale}")
+        asked_then = {event.is_now for event in story if event.asked}
+        self._rule(not asked_then & {"todo", "doing"}, "I5", f"ran on after a request: {tale}")
+        late = max((event.late for event in story if event.late is not None), default=0.0)
+        self._rule(late <= LATE, "I8", f"{late:.1f} s under a dead worker: {tale}")
+        self._check_attempts(job_id, status, story, len(claims), tale)
         self._check_answers(self.answers.get(job_id, []), status, tale)
+
+    def _check_attempts(self, job_id: int, status: str, story: list[Event], claims: int, tale: str) -> None:
+        put_back, crashes = self.put_back[job_id], story[-1].crashes
+        tale = f"{tale}, put back {dict(put_back)}"
+        self._rule(crashes <= MAX_CRASHES, "I9", f"crashed {crashes} times: {tale}")
+        self._rule(put_back["rescued"] < MAX_CRASHES, "I9", f"rescued too often: {tale}")
+        if crashes == MAX_CRASHES:
+            self._rule(status in {"failed", "gone"}, "I9", f"crashed {crashes} times, and lives: {tale}")
+        self._rule(put_back["retried"] <= self.retries, "I9", f"retried too often: {tale}")
+        if status != "gone":  # which takes its history along
+            more = claims - put_back.total()
+            self._rule(more in {0, 1}, "I9", f"started more often than put back: {tale}")
 
     def _check_answers(self, answers: list[str], status: str, tale: str) -> None:
         """Hold each answer against the job's end, and against what was answered later (I7)."""
@@ -118,10 +196,12 @@ class Oracle:
         }
         final = {"cancelled", "already_cancelled", "already_finished", "deleted", "not_found"}
         for place, answer in enumerate(answers):
-            assert status in ends[answer], f"{answer} (I7): {tale}"
+            self._rule(status in ends.get(answer, set()), "I7", f"answered {answer}: {tale}")
             for later in answers[place + 1 :] if answer in final else ():
-                assert later in {"already_cancelled", "already_finished", "deleted", "not_found"}, (
-                    f"{later} after {answer} (I7): {tale}"
+                self._rule(
+                    later in {"already_cancelled", "already_finished", "deleted", "not_found"},
+                    "I7",
+                    f"{later} after {answer}: {tale}",
                 )
 
     def _check_lanes(self) -> None:
@@ -131,9 +211,15 @@ class Oracle:
                 doing[lock].discard(job_id)
             if is_now == "doing":
                 doing[lock].add(job_id)
-            assert len(doing[lock]) <= 1, f"two jobs of lock {lock} at once (I11): {doing[lock]}"
+            self._rule(len(doing[lock]) <= 1, "I11", f"two jobs of lock {lock} at once: {doing[lock]}")
 
 
-def check(conn: psycopg.Connection[Any], answers: dict[int, list[str]] | None = None) -> dict[str, int]:
-    """Return how many jobs ended how; raise AssertionError where a rule was broken."""
-    return Oracle(conn, answers).check()
+def check(
+    conn: psycopg.Connection[Any],
+    answers: Mapping[int, list[str]] | None = None,
+    *,
+    without: Collection[str] = (),
+    retries: int = 1,
+) -> dict[str, int]:
+    """Return how many jobs ended how; raise Violation where a rule was broken."""
+    return Oracle(conn, answers, without=without, retries=retries).check()
