@@ -142,12 +142,13 @@ def pause_before_again(error: exceptions.PljobsException, tries: int, began: flo
 
 def _rows(conn: psycopg.Connection[Any], call: Call[T]) -> list[Row]:
     with psycopg.Cursor(conn, row_factory=dict_row) as cursor:
-        return cursor.execute(call.statement.encode(), call.params, binary=True).fetchall()
+        return cursor.execute(call.statement.encode(), call.params, binary=session.is_odd(conn)).fetchall()
 
 
 async def _rows_async(conn: psycopg.AsyncConnection[Any], call: Call[T]) -> list[Row]:
     async with psycopg.AsyncCursor(conn, row_factory=dict_row) as cursor:
-        return await (await cursor.execute(call.statement.encode(), call.params, binary=True)).fetchall()
+        await cursor.execute(call.statement.encode(), call.params, binary=session.is_odd(conn))
+        return await cursor.fetchall()
 
 
 @contextmanager

@@ -78,6 +78,12 @@ def is_pooled(conn: AnyConnection) -> bool:
     return _pooled.get(conn, False)
 
 
+def is_odd(conn: AnyConnection) -> bool:
+    """Say whether times are written here in a way that psycopg does not read: then they come in binary."""
+    styles = conn.info.parameter_status("DateStyle"), conn.info.parameter_status("IntervalStyle")
+    return not (styles[0] or "ISO").startswith("ISO") or styles[1] not in {"postgres", None}
+
+
 def pin(conn: AnyConnection) -> str | None:
     """Return what makes a worker's own connection independent of any defaults; None: each call does it.
 
