@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import socket
 import struct
 import threading
@@ -17,6 +18,9 @@ from pljobs.embedded import PORT, SUPERUSER, Server
 # Resets a connection when it is closed, whatever is still under way.
 RESET = struct.pack("ii", 1, 0)
 NOTIFICATION = b"A"[0]
+# The messages in which psycopg prepares a statement, and uses it.
+PARSE = re.compile(rb"P.{4}(_pg3_\d+)\x00([^\x00]*)\x00", re.DOTALL)
+BIND = re.compile(rb"B.{4}[^\x00]*\x00(_pg3_\d+)\x00", re.DOTALL)
 
 
 class Proxy:
@@ -25,7 +29,8 @@ class Proxy:
     Runs in a thread of its own, so that it works whatever the test's event loop does.
     """
 
-    def __init__(self, server: Server, seed: int = 0) -> None:
+    def __init__(self, server: Server, seed: int = 0, host: str = "127.0.0.1") -> None:
+        self._host = host
         self._path = str(server.base / f".s.PGSQL.{PORT}")
         self._random = random.Random(seed)
         self.port = 0
@@ -34,6 +39,8 @@ class Proxy:
         self.swallow_down = False
         # Once: drops the reply to the next request with these bytes, and all that follows on that connection.
         self.swallow_reply_to: bytes | None = None
+        # And resets the connection once there was a reply: what was asked for is done.
+        self.reset_then = False
         # Once: resets the connection on which the so-maniest byte passes, which is the last that arrives.
         self.cut_up_after: int | None = None
         self.cut_down_after: int | None = None
@@ -41,7 +48,7 @@ class Proxy:
         self.delay: tuple[float, float] | None = None
         # Drops NotificationResponse messages, and nothing else.
         self.drop_notifications = False
-        self.swallowed = self.cuts = self.dropped = 0
+        self.swallowed = self.cuts = self.dropped = self.lost = 0
         self._links: set[_Link] = set()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -52,7 +59,7 @@ class Proxy:
         """The connection string of a database, by way of the proxy."""
         # Plain from the first byte, so that messages can be told apart.
         settings = "sslmode=disable&gssencmode=disable"
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{quote(dbname, safe='')}?{settings}"
+        return f"postgresql://{user}@{self._host}:{self.port}/{quote(dbname, safe='')}?{settings}"
 
     def start(self) -> None:
         self._thread.start()
@@ -80,7 +87,7 @@ class Proxy:
 
     async def _serve(self) -> None:
         self._clients: set[asyncio.Task[None]] = set()
-        listener = await asyncio.start_server(self._client, "127.0.0.1", 0)
+        listener = await asyncio.start_server(self._client, self._host, 0)
         self.port = listener.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
@@ -157,18 +164,31 @@ class Proxy:
                     return
                 if not up:
                     data = self._without_notifications(link, data)
-                if up and self.swallow_reply_to is not None and self.swallow_reply_to in data:
+                if up and self._is_asked_for(link, data):
                     link.reply_lost = True
                     self.swallow_reply_to = None
                 swallows = self.swallow_up if up else self.swallow_down or link.reply_lost
                 if swallows or link.frozen:
                     self.swallowed += 1
+                    if link.reply_lost and data and self.reset_then and not up:
+                        self.lost += 1
+                        link.cut = True
+                        return
                     continue
                 passing = self._until_cut(data, link, up=up)
                 writer.write(passing)
                 await writer.drain()
                 if link.cut:
                     return
+
+    def _is_asked_for(self, link: _Link, data: bytes) -> bool:
+        """Say whether this is the request whose reply is to be lost, prepared or not."""
+        for name, statement in PARSE.findall(data):
+            link.statements[name] = statement
+        wanted = self.swallow_reply_to
+        if wanted is None:
+            return False
+        return wanted in data or any(wanted in link.statements.get(name, b"") for name in BIND.findall(data))
 
     def _until_cut(self, data: bytes, link: _Link, *, up: bool) -> bytes:
         left = self.cut_up_after if up else self.cut_down_after
@@ -208,13 +228,14 @@ class _Link:
     frozen: bool = False
     reply_lost: bool = False
     cut: bool = False
+    statements: dict[bytes, bytes] = field(default_factory=dict)
     begun: bytearray = field(default_factory=bytearray)
 
 
 @contextlib.contextmanager
-def running_proxy(server: Server, seed: int = 0) -> Iterator[Proxy]:
+def running_proxy(server: Server, seed: int = 0, host: str = "127.0.0.1") -> Iterator[Proxy]:
     """Run a proxy before this server."""
-    proxy = Proxy(server, seed)
+    proxy = Proxy(server, seed, host)
     proxy.start()
     try:
         yield proxy
