@@ -135,18 +135,21 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Link, *, up: bool
     ) -> None:
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-        sending = asyncio.create_task(self._send(queue, writer, link, up=up))
-        due = 0.0
+        reading = asyncio.create_task(self._read(queue, reader))
         try:
-            with contextlib.suppress(OSError):
-                while data := await reader.read(65536):
-                    wait = self._random.uniform(*self.delay) if self.delay is not None else 0.0
-                    due = max(due, self._loop.time() + wait)
-                    queue.put_nowait((due, data))
-            queue.put_nowait((due, b""))
-            await sending
+            # It ends with the end of what is read, or by a cut.
+            await self._send(queue, writer, link, up=up)
         finally:
-            sending.cancel()
+            reading.cancel()
+
+    async def _read(self, queue: asyncio.Queue[tuple[float, bytes]], reader: asyncio.StreamReader) -> None:
+        due = 0.0
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                wait = self._random.uniform(*self.delay) if self.delay is not None else 0.0
+                due = max(due, self._loop.time() + wait)
+                queue.put_nowait((due, data))
+        queue.put_nowait((due, b""))
 
     async def _send(
         self,

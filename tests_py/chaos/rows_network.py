@@ -275,7 +275,7 @@ def cut_messages(rig: Rig) -> None:
         rig.worker(proxy.url(rig.dbname))
     rig.await_workers()
     for _ in range(25):
-        rig.load(2)
+        rig.load(3)
         before = proxy.cuts
         # Long ones as well: the bytes of several calls, so that each part of each message is met.
         size = rig.random.choice([rig.random.randint(1, 300), rig.random.randint(1, 4000)])
