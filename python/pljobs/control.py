@@ -124,16 +124,14 @@ class Control:
         self._waker.close()
         self._woken.close()
 
-    def cut_if_frozen(self) -> None:
-        """Cut the connection if a call on it has been waiting for too long; call it every second or so."""
+    def cut_if_frozen(self) -> bool:
+        """Cut the connection if a call on it waits for too long, and say so; call it each second or so."""
         busy_since, conn = self._busy_since, self._conn
         if busy_since is not None and conn is not None and time.monotonic() - busy_since > FROZEN_AFTER:
-            logger.warning(
-                "The database has not answered worker %s for %s s: reconnecting",
-                self._worker_id,
-                FROZEN_AFTER,
-            )
+            logger.warning("Worker %s has no answer for %s s: reconnecting", self._worker_id, FROZEN_AFTER)
             cut(conn)
+            return True
+        return False
 
     # In the thread, from here on
 
@@ -166,6 +164,7 @@ class Control:
                     conn.execute(pins.encode())
                 db.run(conn, calls_read.require_writes())
                 self._standby.over()
+                self._busy_since = time.monotonic()
                 if self._listener is not None:
                     # No longer than from heartbeat to heartbeat: the lease runs on meanwhile.
                     patience = min(PROBE_PATIENCE, self._heartbeat_interval)

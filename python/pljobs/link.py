@@ -53,6 +53,7 @@ class Link:
         self._connector = connector
         self._standby = standby
         self._conn: psycopg.AsyncConnection[Any] | None = None
+        self._doubted = False
         self._lock = asyncio.Lock()
 
     async def execute(self, call: Call[T]) -> T:
@@ -74,12 +75,18 @@ class Link:
                     self._standby.met(error)
                 raise
 
+    def doubt(self) -> None:
+        """Reconnect before the next call: another line to the same server has turned out to be dead."""
+        self._doubted = True
+
     async def close(self) -> None:
         """Close the connection."""
         async with self._lock:
             await self._drop()
 
     async def _connected(self) -> psycopg.AsyncConnection[Any]:
+        if self._doubted:
+            await self._drop()
         if self._conn is None or self._conn.closed:
             self._conn = conn = await self._connector.connect_async(**KEEPALIVES)
             try:
@@ -94,7 +101,7 @@ class Link:
         return self._conn
 
     async def _drop(self) -> None:
-        conn, self._conn = self._conn, None
+        conn, self._conn, self._doubted = self._conn, None, False
         if conn is not None:
             await conn.close()
 

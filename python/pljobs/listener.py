@@ -52,16 +52,17 @@ class Listener:
             if not self._arrives(conn, patience):
                 self._warn()
                 return
-        for channel in (self._channel, TODO_CHANNEL):
-            self._listen(conn, channel)
+        self._listen(conn, self._channel, TODO_CHANNEL)
         if not session.is_pooled(conn):
             self._probe(conn, self._channel)
             if not self._arrives(conn, patience):
                 self._warn()
 
     @staticmethod
-    def _listen(conn: psycopg.Connection[Any], channel: str) -> None:
-        conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+    def _listen(conn: psycopg.Connection[Any], *channels: str) -> None:
+        # At once: on a slow line each word counts.
+        listens = (sql.SQL("LISTEN {}").format(sql.Identifier(channel)) for channel in channels)
+        conn.execute(sql.SQL("; ").join(listens))
 
     @staticmethod
     def _probe(conn: psycopg.Connection[Any], channel: str) -> None:

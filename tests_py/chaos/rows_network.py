@@ -294,11 +294,11 @@ def cut_messages(rig: Rig) -> None:
 # N4
 
 
-@row("N4", "slow networks: 50 to 2,000 ms each way", invariants="I1-I7, I9, I11", push=1, long=4)
+@row("N4", "slow networks: 50 to 2,000 ms each way", invariants="I1-I7, I9, I11", push=1, long=2)
 def slow(rig: Rig) -> None:
     """In the short lane it is 50 to 250 ms, and the lease as much shorter."""
     proxy = proxied(rig)
-    longest, lease = (2.0, 40.0) if rig.long else (0.25, 6.0)
+    longest, lease = (2.0, 30.0) if rig.long else (0.25, 6.0)
     proxy.delay = (0.05, longest)
     options: dict[str, Any] = {
         "fetch_job_polling_interval": 2.0,
