@@ -34,6 +34,16 @@ class Pooler:
 
 
 @contextlib.contextmanager
+def folder_for() -> Iterator[Path]:
+    """Make a folder that the account can read as which servers run."""
+    folder = embedded._temporary_folder(embedded._account(), "pljobs-bouncer-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def pgbouncer(server: Server, folder: Path, *users: str, mode: str = "transaction") -> Iterator[Pooler]:
     """Run one before this server, for these logins."""
     found = binary()
@@ -51,9 +61,7 @@ def pgbouncer(server: Server, folder: Path, *users: str, mode: str = "transactio
         "default_pool_size = 5\nmax_client_conn = 200\n"
     )
     log = folder / "pgbouncer.log"
-    # It refuses to run as root, and the folder of a test is closed to others: it reads what it inherits.
-    command = [found, "/dev/fd/3"]
-    del command
+    # It refuses to run as root.
     with log.open("ab") as output:
         process = subprocess.Popen(
             [found, str(config)],

@@ -42,6 +42,7 @@ def proxied(rig: Rig, host: str = "127.0.0.1") -> Proxy:
     """Put a proxy before the rig's server, which heals when the rig does."""
     proxy = rig.stack.enter_context(running_proxy(rig.server, rig.seed, host))
     rig.heal_with(proxy.heal)
+    rig.allow("08006", "08P01")  # what the server says of a client that is gone
     return proxy
 
 
