@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from pljobs import App, calls
-from pljobs.exceptions import DatabaseUnavailable, InvalidArgument
+from pljobs.exceptions import DatabaseUnavailable, InvalidArgument, PljobsException
 from pljobs.maintenance import Maintenance, Manager
 from waiting import wait_until_async
 from workers import DEADLINE, HASTY, job, row, running, until
@@ -148,7 +148,11 @@ async def test_workers_defer_and_run_periodic_tasks(app: App, aconn: Conn) -> No
 
 async def test_maintenance_goes_on_after_whatever_failed(app: App, caplog: pytest.LogCaptureFixture) -> None:
     done = asyncio.Event()
-    failures: list[Exception] = [DatabaseUnavailable("away"), ZeroDivisionError("a bug")]
+    failures: list[Exception] = [
+        DatabaseUnavailable("said elsewhere"),
+        PljobsException("odd"),
+        ZeroDivisionError("a bug"),
+    ]
 
     async def execute(call: Any) -> Any:
         if failures:

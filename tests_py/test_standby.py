@@ -31,7 +31,7 @@ from workers import DEADLINE, HASTY, SIDE_TABLE, Process, process, running, unti
 
 DB = "app"
 SAID_ONCE = "the database is read-only"
-SAID_AFTER = "the database takes writes"
+SAID_AFTER = "goes on: the database is there, and takes writes"
 # It is for the server to say how many there were.
 LOGGED = {"log_connections": "on", "log_error_verbosity": "terse", "log_statement_stats": "off"}
 # Looks often, and keeps its jobs whatever happens.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ import psycopg
 import pytest
 
 import oracle
-from pljobs import App
-from pljobs.embedded import THROW_AWAY, Server, StopMode, environment
+from pljobs import App, outage
+from pljobs.embedded import PORT, THROW_AWAY, Server, StopMode, environment
 from pljobs.link import KEEPALIVES
 from proxy import Proxy, running_proxy
 from waiting import wait_until_async
@@ -215,6 +217,51 @@ async def test_a_restart_of_the_server_under_load_loses_and_doubles_nothing(
             await wait_until_async(all_done, 30)
     with psycopg.connect(url, autocommit=True) as conn:
         assert oracle.check(conn) == {"succeeded": 300}
+
+
+async def test_a_database_that_is_away_is_said_once_and_so_is_its_return(
+    own_server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "REMIND_EVERY", 600.0)
+    caplog.set_level(logging.INFO, logger="pljobs")
+    app = App(own_server.url("own"))
+
+    @app.task(name="runs")
+    async def runs() -> None: ...
+
+    tries: Counter[str] = Counter()
+    connect, connect_async = app.connector.connect, app.connector.connect_async
+
+    def counted(**options: Any) -> psycopg.Connection[Any]:
+        tries["control"] += 1
+        return connect(**options)
+
+    async def counted_async(**options: Any) -> psycopg.AsyncConnection[Any]:
+        tries["work"] += 1
+        return await connect_async(**options)
+
+    monkeypatch.setattr(app.connector, "connect", counted)
+    monkeypatch.setattr(app.connector, "connect_async", counted_async)
+    async with app.open_async(), running(app, **HASTY):
+        first = await runs.defer_async()
+        await app.job_manager.wait_for_job_async(first, timeout=DEADLINE)
+        socket = own_server.base / f".s.PGSQL.{PORT}"
+        with psycopg.connect(own_server.url("own"), autocommit=True) as conn:
+            socket.rename(socket.with_suffix(".away"))
+            conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        tries.clear()
+        await wait_until_async(lambda: min(tries["control"], tries["work"]) > 3, 60, "both try several times")
+        socket.with_suffix(".away").rename(socket)
+        second = await runs.defer_async()
+        assert await app.job_manager.wait_for_job_async(second, timeout=60) == "succeeded"
+        await wait_until_async(lambda: "goes on" in caplog.text, DEADLINE, "it says so")
+    said = [record.getMessage() for record in caplog.records if record.name == "pljobs.outage"]
+    assert len(said) == 2, said
+    assert "can't reach the database" in said[0]
+    assert "goes on: the database is there" in said[1]
 
 
 async def _succeeded(url: str) -> int:

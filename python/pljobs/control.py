@@ -19,7 +19,7 @@ import psycopg
 from pljobs import calls, calls_read, calls_sql, db, session
 from pljobs.aborting import AbortRequest
 from pljobs.answers import Call, RunEnd, Verdict
-from pljobs.exceptions import DatabaseReadOnly, PljobsException, WorkerNotRegistered
+from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
 from pljobs.lag import LoopLag
 from pljobs.link import KEEPALIVES, cut
@@ -30,11 +30,12 @@ from pljobs.run import KILL, LAST_WORDS, SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
     from pljobs.job_context import JobContext
+    from pljobs.outage import Outage
     from pljobs.run import Run
-    from pljobs.standby import Standby
 
 logger = logging.getLogger(__name__)
 
+PART = "control"
 PROBE_PATIENCE = 5.0
 FROZEN_AFTER = 10.0
 ENDED_EVERY = 0.01
@@ -67,7 +68,7 @@ class Control:
         heartbeat_interval: float,
         abort_interval: float,
         interrupt: Callable[[JobContext], None],
-        standby: Standby,
+        outage: Outage,
     ) -> None:
         self._connector = connector
         self._worker_id = worker_id
@@ -78,7 +79,7 @@ class Control:
         self._heartbeat_interval = heartbeat_interval
         self._abort_interval = abort_interval
         self._interrupt = interrupt
-        self._standby = standby
+        self._outage = outage
         self._loop = asyncio.get_running_loop()
         self._conn: psycopg.Connection[Any] | None = None
         self._busy_since: float | None = None
@@ -142,8 +143,8 @@ class Control:
             try:
                 self._serve()
                 return
-            except DatabaseReadOnly as error:
-                self._standby.met(error)
+            except DatabaseUnavailable as error:
+                self._outage.met(PART, error)
             except PljobsException as error:
                 logger.warning(
                     "Worker %s has lost its line to the database, reconnecting: %s", self._worker_id, error
@@ -163,7 +164,7 @@ class Control:
                 if (pins := session.pin(conn)) is not None:
                     conn.execute(pins.encode())
                 db.run(conn, calls_read.require_writes())
-                self._standby.over()
+                self._outage.over(PART)
                 self._busy_since = time.monotonic()
                 if self._listener is not None:
                     # No longer than from heartbeat to heartbeat: the lease runs on meanwhile.

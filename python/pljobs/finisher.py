@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pljobs import calls
 from pljobs.answers import RunEnd
 from pljobs.arguments import JsonDumps
-from pljobs.exceptions import ConnectorException, DatabaseReadOnly, DatabaseUnavailable
+from pljobs.exceptions import ConnectorException, DatabaseUnavailable
 from pljobs.link import Link
 
 logger = logging.getLogger(__name__)
@@ -79,9 +79,7 @@ class Finisher:
         except asyncio.CancelledError:
             self._queue.extendleft(reversed(batch))
             raise
-        except DatabaseUnavailable as error:
-            if not isinstance(error, DatabaseReadOnly):
-                logger.warning("Can't report %s ended jobs, trying again: %s", len(batch), error)
+        except DatabaseUnavailable:
             self._again(batch)
         except Exception as error:  # noqa: BLE001 - an own json_dumps may raise anything
             if len(batch) > 1:  # find the one that it is about; the others must not suffer

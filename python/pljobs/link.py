@@ -13,11 +13,11 @@ import psycopg
 
 from pljobs import calls_read, db, session
 from pljobs.answers import Call
-from pljobs.exceptions import DatabaseReadOnly, DatabaseUnavailable
+from pljobs.exceptions import DatabaseUnavailable
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
-    from pljobs.standby import Standby
+    from pljobs.outage import Outage
 
 T = TypeVar("T")
 
@@ -32,6 +32,7 @@ KEEPALIVES: dict[str, object] = {
 }
 # A call that takes longer means a peer that is frozen, which keepalives don't notice.
 DEADLINE = 15.0
+PART = "work"
 
 
 def cut(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
@@ -49,9 +50,9 @@ def cut(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
 class Link:
     """Execute calls one at a time, each in a short transaction of its own; reconnect when it must."""
 
-    def __init__(self, connector: PsycopgConnector, standby: Standby) -> None:
+    def __init__(self, connector: PsycopgConnector, outage: Outage) -> None:
         self._connector = connector
-        self._standby = standby
+        self._outage = outage
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._doubted = False
         self._lock = asyncio.Lock()
@@ -59,11 +60,11 @@ class Link:
     async def execute(self, call: Call[T]) -> T:
         """Execute a call; raises DatabaseUnavailable if the connection is lost, or stalls for 15 seconds.
 
-        DatabaseReadOnly needs no line in the log: there was one. Never cancel it: the answer would be lost,
-        of a call that may have been committed.
+        Neither needs a line in the log: the outage has one. Never cancel it: the answer would be lost, of a
+        call that may have been committed.
         """
         async with self._lock:
-            self._standby.refuse_early()
+            self._outage.refuse_early()
             try:
                 conn = await self._connected()
                 with _deadline(conn):
@@ -71,8 +72,7 @@ class Link:
             except DatabaseUnavailable as error:
                 # A read-only one, too: another of the addresses may be the primary's by now.
                 await self._drop()
-                if isinstance(error, DatabaseReadOnly):
-                    self._standby.met(error)
+                self._outage.met(PART, error)
                 raise
 
     def doubt(self) -> None:
@@ -97,7 +97,7 @@ class Link:
             except BaseException:
                 await self._drop()
                 raise
-            self._standby.over()
+            self._outage.over(PART)
         return self._conn
 
     async def _drop(self) -> None:

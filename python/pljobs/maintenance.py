@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pljobs import calls, calls_read
 from pljobs.answers import Call
-from pljobs.exceptions import DatabaseReadOnly, InvalidArgument, PljobsException
+from pljobs.exceptions import DatabaseUnavailable, InvalidArgument, PljobsException
 from pljobs.link import Link
+from pljobs.outage import Outage
 from pljobs.periodic import MAX_DELAY, due_ticks, next_tick
 from pljobs.signals import stop_on_signals
-from pljobs.standby import Standby
 
 if TYPE_CHECKING:
     from pljobs.app import App
@@ -82,7 +82,7 @@ class Maintenance:
         """Do a duty, and return after how many seconds to do it again."""
         try:
             return await duty()
-        except DatabaseReadOnly:
+        except DatabaseUnavailable:
             return LONGEST_PAUSE
         except PljobsException as error:
             logger.warning("Maintenance failed, trying again: %s", error)
@@ -161,7 +161,7 @@ class Manager:
 
     async def run(self) -> None:
         """Run until stopped; a database that goes away is waited for."""
-        link = Link(self._app.connector, Standby("The manager"))
+        link = Link(self._app.connector, Outage("The manager"))
         maintenance = Maintenance(
             self._app,
             link.execute,

@@ -14,16 +14,16 @@ from pljobs import calls, checks, logs
 from pljobs.answers import RunEnd
 from pljobs.control import Control, reason_of
 from pljobs.endings import Ended
-from pljobs.exceptions import DatabaseReadOnly, PljobsException, WorkerNotRegistered, WorkerTainted
+from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered, WorkerTainted
 from pljobs.finisher import Finisher
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.lease import LeaseWatch, registration
 from pljobs.link import Link
 from pljobs.maintenance import Maintenance
+from pljobs.outage import Outage, until_writable
 from pljobs.pace import Pace
 from pljobs.run import Run
 from pljobs.signals import Interrupter, stop_on_signals
-from pljobs.standby import Standby, until_writable
 from pljobs.starting import Starter, Unfit
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ class Worker:
                     run.abort(AbortReason.SHUTDOWN)
 
     async def _main(self) -> None:
-        self._standby = Standby(f"Worker {self.name}")
-        self._link = Link(self.app.connector, self._standby)
+        self._outage = Outage(f"Worker {self.name}")
+        self._link = Link(self.app.connector, self._outage)
         self._finisher = Finisher(self._link, dumps=self.app.connector.json_dumps)
         self._starter = Starter(self, on_end=self._ended)
         try:
@@ -195,7 +195,7 @@ class Worker:
             heartbeat_interval=self.heartbeat_interval,
             abort_interval=self.abort_interval,
             interrupt=interrupter.interrupt,
-            standby=self._standby,
+            outage=self._outage,
         )
         self._control.start()
         maintenance = Maintenance(
@@ -225,8 +225,8 @@ class Worker:
                 await self._fetch(worker_id)
                 pause = FIRST_PAUSE
             except PljobsException as error:
-                # The control thread registers again, or says that the database is away.
-                if not isinstance(error, DatabaseReadOnly):
+                # The control thread registers again; that the database is away was said.
+                if not isinstance(error, DatabaseUnavailable):
                     logger.warning("Worker %s can't fetch jobs: %s", self.worker_id, error, extra=self._ids())
                 if isinstance(error, WorkerNotRegistered):
                     self._control.look_now()

@@ -120,7 +120,9 @@ def link_down(rig: Rig) -> None:
         _ip("link", "set", f"{name}h", "down")
         rig.harms["link down"] += 1
         began = time.monotonic()
-        wait_until(lambda: worker.said("reconnecting"), NOTICED_WITHIN + LOADED, "the worker notices")
+        wait_until(
+            lambda: worker.said("can't reach the database"), NOTICED_WITHIN + LOADED, "the worker notices"
+        )
         hold(
             measured(rig, "noticed after ms", began) < NOTICED_WITHIN + LOADED / 2,
             "I10",
