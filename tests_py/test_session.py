@@ -134,6 +134,7 @@ def hostile(conn: psycopg.Connection, db_url: str) -> str:
         "default_transaction_read_only = on",
         "datestyle = 'German, DMY'",
         "intervalstyle = 'sql_standard'",
+        "extra_float_digits = -15",
         "timezone = 'Asia/Kathmandu'",
         "standard_conforming_strings = off",
         "search_path = 'nowhere'",
