@@ -1,3 +1,7 @@
+-- Who waits in line must then see what the one before it did, whatever the role's default is. First of all:
+-- in a transaction that is otherwise, and has read something, it is an error.
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+
 -- What is set here is for the install alone: the rest of the transaction may be somebody else's, and end.sql
 -- gives them back what they had.
 DO $$
@@ -33,6 +37,7 @@ $$;
 
 -- What is stored is the same whoever stores it.
 SET LOCAL quote_all_identifiers = off;
+SET LOCAL standard_conforming_strings = on;
 
 -- Waiting is limited below, and says for whom it waited.
 SET LOCAL statement_timeout = 0;

@@ -7,6 +7,7 @@
 -- Without -1: an index is made CONCURRENTLY outside of a transaction alone. As the owner of the schema.
 SET search_path = pg_catalog, pg_temp;
 SET statement_timeout = 0;
+SET default_transaction_read_only = off;
 -- Each waits for the transactions that were open when it began; others don't wait for it.
 SET lock_timeout = 0;
 -- What check_install() says is run: of another role's, not with a superuser's rights (see begin.sql).

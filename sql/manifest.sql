@@ -207,7 +207,7 @@ BEGIN
     ('function', 'cancel_sql_v1(run_id bigint)', '168e8be8460c0bc68800667a9638b54f77d3c04651cd59275318b406a88c3548'),
     ('function', 'cancel_tree(root bigint, abort boolean, delete_job boolean, force boolean, reason text, actor text, grace interval, term_grace interval, sql boolean, dry_run boolean)', '05c18fd9180aa1be25655bfdd89d2d6b228c8b4f2c4b048620e60bd3c71436ab'),
     ('function', 'cancel_tree_v1(root bigint, abort boolean, delete_job boolean, force boolean, reason text, actor text, grace interval, term_grace interval, sql boolean, dry_run boolean)', 'ca39cf6aaf629541833997e4f074e82897784644591dd951dc4f4c66872dade1'),
-    ('function', 'check_install()', '7a00ab18afcaa380e791f03297690df23f9267c53fa045e1698845f575be1c26'),
+    ('function', 'check_install()', '64d7d68099ef6437ebcc2a2e043a638e96a21b247a38f06cd991b154fe84d0c4'),
     ('function', 'defer_job(task text, args jsonb, queue text, priority integer, lock text, queueing_lock text, scheduled_at timestamp with time zone, start_by timestamp with time zone, timeout interval, grace interval, on_cancelled text, parent_id bigint, idempotency_key text)', '8e61a4d625a2267668512b2af1a5610b632c5db5745bfc00afbdd2ff0351836b'),
     ('function', 'defer_jobs_v1(jobs jsonb, notify boolean)', '687597860574fd018571cc6a79edde36b600a85744a8073c5a0a86548a3c8dde'),
     ('function', 'defer_jobs_v2(jobs jsonb, notify boolean)', 'd8d5a9dafba335e723eea5f163ba189ac182c6a1733e4c3e829b558283a85429'),

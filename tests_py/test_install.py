@@ -54,6 +54,34 @@ def catalogue(server: Server, url: str) -> str:
     return re.sub(r"(?m)^\\(un)?restrict .*$", "", dumped)
 
 
+HOSTILE = (
+    "default_transaction_isolation = 'serializable'",
+    "default_transaction_read_only = on",
+    "standard_conforming_strings = off",
+    "quote_all_identifiers = on",
+    "datestyle = 'German'",
+    "intervalstyle = 'sql_standard'",
+    "search_path = 'nowhere'",
+    "check_function_bodies = off",
+    "statement_timeout = '50ms'",
+)
+
+
+def test_a_databases_settings_change_nothing_of_what_is_installed(
+    server: Server, admin_url: str, empty_db_url: str
+) -> None:
+    with psycopg.connect(empty_db_url, autocommit=True) as conn:
+        for setting in HOSTILE:
+            conn.execute(f"ALTER DATABASE {conn.info.dbname} SET {setting}".encode())
+    install.migrate(empty_db_url)
+    assert install.check(empty_db_url) == []
+    with psycopg.connect(empty_db_url, autocommit=True) as conn:
+        conn.execute("SET statement_timeout = 0; SET default_transaction_read_only = off")
+        assert conn.execute("SELECT * FROM pljobs.check_install()").fetchall() == []
+        conn.execute(f"ALTER DATABASE {conn.info.dbname} RESET ALL".encode())  # pg_dump would show them
+    assert catalogue(server, empty_db_url) == catalogue(server, admin_url)
+
+
 def test_migrate_and_psql_make_the_same_database(server: Server, admin_url: str, empty_db_url: str) -> None:
     applied = install.migrate(empty_db_url)
 

@@ -166,6 +166,8 @@ def test_of_eight_at_once_on_an_old_database_one_upgrades_it(
 @pytest.mark.timeout(180)
 def test_of_eight_at_once_on_an_empty_database_one_installs(server: Server, old_template: str) -> None:
     server.run_sql(f"CREATE DATABASE eight OWNER {OWNER}")
+    # Whatever transactions are here unless they say otherwise.
+    server.run_sql("ALTER DATABASE eight SET default_transaction_isolation = 'serializable'")
     try:
         with psycopg.connect(server.url("eight"), autocommit=True) as conn:
             eight(server, conn, login(server.url("eight"), OWNER))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, Generic, Literal, TypeVar
 
 from pljobs.jobs import Status
@@ -231,6 +232,7 @@ def statuses(row: Row, *columns: str) -> dict[str, Status | None]:
     return {column: None if row[column] is None else Status(row[column]) for column in columns}
 
 
-def length(seconds: float | None) -> timedelta | None:
+def length(seconds: Decimal | None) -> timedelta | None:
     """Read a length. Asked for in seconds: an interval is written in the server's IntervalStyle."""
-    return None if seconds is None else timedelta(seconds=seconds)
+    # Nor as a float8, of which extra_float_digits may leave one digit.
+    return None if seconds is None else timedelta(microseconds=int(seconds * 1_000_000))

@@ -163,7 +163,7 @@ def fetch_jobs(
     return Call(
         "SELECT f.job_id, f.run_id, f.queue, f.task, f.priority, f.lock, f.queueing_lock,"
         " f.args::text AS args, f.attempts, f.scheduled_at, f.created_at, f.started_at,"
-        " extract(epoch FROM f.timeout)::float8 AS timeout, f.parent_id"
+        " extract(epoch FROM f.timeout) AS timeout, f.parent_id"
         " FROM pljobs.fetch_jobs_v1(worker_id => %(worker_id)s::bigint, max_jobs => %(max_jobs)s::integer,"
         " queues => %(queues)s::text[], tasks => %(tasks)s::text[]) AS f",
         {
@@ -204,7 +204,7 @@ def heartbeat(
     """Renew the lease; answers for each of `run_ids` what to do about it."""
     seen = [_encode_observation(each) for each in observed]
     return Call(
-        "SELECT v.run_id, v.job_id, v.verdict, v.level, extract(epoch FROM v.look_in)::float8 AS look_in,"
+        "SELECT v.run_id, v.job_id, v.verdict, v.level, extract(epoch FROM v.look_in) AS look_in,"
         " v.sql_way, v.request_id, v.source, v.requested_by, v.actor, v.reason, v.requested_at, v.term_at"
         " FROM pljobs.heartbeat_v1(worker_id => %(worker_id)s::bigint, run_ids => %(run_ids)s::bigint[],"
         " observed => %(observed)s::jsonb, loop_lag => %(loop_lag)s::interval) AS v",

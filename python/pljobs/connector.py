@@ -7,6 +7,7 @@ import contextlib
 import os
 import selectors
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -15,7 +16,7 @@ import psycopg.conninfo
 import psycopg_pool
 from psycopg.rows import TupleRow
 
-from pljobs import checks, connections, db, exceptions
+from pljobs import checks, connections, db, exceptions, session
 from pljobs.answers import Call
 from pljobs.arguments import JsonDumps, JsonLoads
 from pljobs.watching import Watches
@@ -174,8 +175,16 @@ class PsycopgConnector:
         """Execute calls in one transaction."""
         if connection is not None:
             return db.run_all(connections.unwrap(connection), calls, joined=True)
-        with db.translated(), self.checked_out() as conn:
-            return db.run_all(conn, calls)
+        began, tries = time.monotonic(), 0
+        while True:
+            try:
+                with db.translated(), self.checked_out() as conn:
+                    return db.run_all(conn, calls)
+            except exceptions.ConnectorException as error:
+                tries += 1
+                if (pause := db.pause_before_again(error, tries, began)) is None:
+                    raise
+                time.sleep(pause)
 
     async def execute_async(self, call: Call[T], *, connection: object = None) -> T:
         """Execute a call. `connection`: execute it in that transaction."""
@@ -186,21 +195,48 @@ class PsycopgConnector:
         if connection is not None:
             conn = await connections.unwrap_async(connection)
             return await db.run_all_async(conn, calls, joined=True)
-        with db.translated():
-            async with self.checked_out_async() as conn:
-                return await db.run_all_async(conn, calls)
+        began, tries = time.monotonic(), 0
+        while True:
+            try:
+                with db.translated():
+                    async with self.checked_out_async() as conn:
+                        return await db.run_all_async(conn, calls)
+            except exceptions.ConnectorException as error:
+                tries += 1
+                if (pause := db.pause_before_again(error, tries, began)) is None:
+                    raise
+                await asyncio.sleep(pause)
 
     # Connections of one's own
 
     def connect(self, **extra: object) -> psycopg.Connection[TupleRow]:
         """Make a new connection in autocommit, with these settings besides the connector's own."""
         with db.translated():
-            return psycopg.connect(self._conninfo, **(self._kwargs | extra))
+            conn = psycopg.connect(self._conninfo, **(self._kwargs | extra))
+            try:
+                self._adopt(conn)
+            except BaseException:
+                conn.close()
+                raise
+            return conn
 
     async def connect_async(self, **extra: object) -> psycopg.AsyncConnection[TupleRow]:
         """Make a new async connection in autocommit, with these settings besides the connector's own."""
         with db.translated():
-            return await psycopg.AsyncConnection.connect(self._conninfo, **(self._kwargs | extra))
+            conn = await psycopg.AsyncConnection.connect(self._conninfo, **(self._kwargs | extra))
+            try:
+                await self._adopt_async(conn)
+            except BaseException:
+                await conn.close()
+                raise
+            return conn
+
+    def _adopt(self, conn: psycopg.Connection[Any]) -> None:
+        session.adopt(conn, db.run(conn, session.look()), keep_prepared="prepare_threshold" in self._kwargs)
+
+    async def _adopt_async(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        found = await db.run_async(conn, session.look())
+        session.adopt(conn, found, keep_prepared="prepare_threshold" in self._kwargs)
 
     # Pools
 
@@ -214,7 +250,12 @@ class PsycopgConnector:
     def _make_sync_pool(self) -> SyncPool:
         self.connect().close()  # tells at once, and why, where the pool would try for 30 s
         pool = psycopg_pool.ConnectionPool(
-            self._conninfo, kwargs=self._kwargs, open=False, check=_check, **self._pool_settings
+            self._conninfo,
+            kwargs=self._kwargs,
+            open=False,
+            check=_check,
+            configure=self._adopt,
+            **self._pool_settings,
         )
         with db.translated():
             pool.open(wait=True)
@@ -223,7 +264,12 @@ class PsycopgConnector:
     async def _make_async_pool(self) -> AsyncPool:
         await (await self.connect_async()).close()
         pool = psycopg_pool.AsyncConnectionPool(
-            self._conninfo, kwargs=self._kwargs, open=False, check=_check_async, **self._pool_settings
+            self._conninfo,
+            kwargs=self._kwargs,
+            open=False,
+            check=_check_async,
+            configure=self._adopt_async,
+            **self._pool_settings,
         )
         with db.translated():
             await pool.open(wait=True)

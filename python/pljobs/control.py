@@ -10,19 +10,19 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from pljobs import calls, calls_read, calls_sql, db
+from pljobs import calls, calls_read, calls_sql, db, session
 from pljobs.aborting import AbortRequest
 from pljobs.answers import Call, RunEnd, Verdict
 from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
 from pljobs.lag import LoopLag
-from pljobs.link import KEEPALIVES, SESSION, cut
+from pljobs.link import KEEPALIVES, cut
 from pljobs.listener import Listener
 from pljobs.pace import PAUSE
 from pljobs.run import KILL, LAST_WORDS, SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
@@ -125,16 +125,14 @@ class Control:
         self._waker.close()
         self._woken.close()
 
-    def cut_if_frozen(self) -> None:
-        """Cut the connection if a call on it has been waiting for too long; call it every second or so."""
+    def cut_if_frozen(self) -> bool:
+        """Cut the connection if a call on it waits for too long, and say so; call it each second or so."""
         busy_since, conn = self._busy_since, self._conn
         if busy_since is not None and conn is not None and time.monotonic() - busy_since > FROZEN_AFTER:
-            logger.warning(
-                "The database has not answered worker %s for %s s: reconnecting",
-                self._worker_id,
-                FROZEN_AFTER,
-            )
+            logger.warning("Worker %s has no answer for %s s: reconnecting", self._worker_id, FROZEN_AFTER)
             cut(conn)
+            return True
+        return False
 
     # In the thread, from here on
 
@@ -163,13 +161,15 @@ class Control:
         with db.translated(), self._connector.connect(**KEEPALIVES) as conn:
             self._conn, self._busy_since = conn, time.monotonic()
             try:
-                for statement in SESSION:
-                    conn.execute(statement)
+                if (pins := session.pin(conn)) is not None:
+                    conn.execute(pins.encode())
                 db.run(conn, calls_read.require_writes())
                 self._outage.over(PART)
+                self._busy_since = time.monotonic()
                 if self._listener is not None:
                     # No longer than from heartbeat to heartbeat: the lease runs on meanwhile.
-                    self._listener.start(conn, patience=min(PROBE_PATIENCE, self._heartbeat_interval))
+                    patience = min(PROBE_PATIENCE, self._heartbeat_interval)
+                    self._listener.start(conn, patience=patience, elsewhere=self._elsewhere)
                 self._beat(conn)
                 # Whatever was said while nobody listened: look.
                 self._in_loop(self._on_todo)
@@ -181,6 +181,17 @@ class Control:
                 self._timed(conn, calls.unregister_worker(self._worker_id))
             finally:
                 self._conn = self._busy_since = None
+
+    @contextlib.contextmanager
+    def _elsewhere(self) -> Iterator[psycopg.Connection[Any]]:
+        """Lend another connection for a moment, which is cut as this thread's own is if it freezes."""
+        own = self._conn
+        with self._connector.connect(**KEEPALIVES) as conn:
+            self._conn = conn
+            try:
+                yield conn
+            finally:
+                self._conn = own
 
     def _wait_and_look(self, conn: psycopg.Connection[Any], selector: selectors.BaseSelector) -> None:
         interval = self._heartbeat_interval

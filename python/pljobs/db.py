@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
-from pljobs import calls_read, exceptions, release
-from pljobs.answers import Call
+from pljobs import calls_read, exceptions, release, session
+from pljobs.answers import Call, Row
 
 T = TypeVar("T")
 AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
@@ -22,6 +23,10 @@ UNAVAILABLE = (
     "53300",  # too many connections
 )
 READ_ONLY = "25006"
+# Others did something at the same time; nothing is left of the call.
+TRANSIENT = {"40001", "40P01"}
+LOCKED = "55P03"
+TRIES, PATIENCE = 10, 1.0
 _NOT_PERMITTED = (
     "Rights come from the groups pljobs_reader, pljobs_producer, pljobs_worker, pljobs_canceller and "
     "pljobs_operator: GRANT the one that has this right to the login (docs/security.md lists them)."
@@ -31,16 +36,23 @@ MISSING = {"3F000", "42883", "42P01", "42703"}  # schema, function, relation, co
 
 def run(conn: psycopg.Connection[Any], call: Call[T]) -> T:
     """Execute a call on this connection, in its transaction if it has one; raises what `translated` does."""
-    with translated(), psycopg.Cursor(conn, row_factory=dict_row) as cursor:
-        rows = cursor.execute(call.statement.encode(), call.params).fetchall()
+    with translated():
+        if (begin := session.beginning(conn)) is None:
+            rows = _rows(conn, call)
+        else:
+            with _transaction(conn, begin):
+                rows = _rows(conn, call)
     return call.read(rows)
 
 
 async def run_async(conn: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
     """Execute a call on this connection, in its transaction if it has one; raises what `translated` does."""
     with translated():
-        async with psycopg.AsyncCursor(conn, row_factory=dict_row) as cursor:
-            rows = await (await cursor.execute(call.statement.encode(), call.params)).fetchall()
+        if (begin := session.beginning(conn)) is None:
+            rows = await _rows_async(conn, call)
+        else:
+            async with _transaction_async(conn, begin):
+                rows = await _rows_async(conn, call)
     return call.read(rows)
 
 
@@ -54,7 +66,8 @@ def run_all(conn: psycopg.Connection[Any], calls: Sequence[Call[T]], *, joined: 
         return [run(conn, calls[0])]
     if joined and _would_commit(conn):
         run(conn, calls_read.begin())
-    with translated(), conn.transaction():
+    begin = None if joined else session.beginning(conn)
+    with translated(), conn.transaction() if begin is None else _transaction(conn, begin):
         return [run(conn, call) for call in calls]
 
 
@@ -66,8 +79,9 @@ async def run_all_async(
         return [await run_async(conn, calls[0])]
     if joined and _would_commit(conn):
         await run_async(conn, calls_read.begin())
+    begin = None if joined else session.beginning(conn)
     with translated():
-        async with conn.transaction():
+        async with conn.transaction() if begin is None else _transaction_async(conn, begin):
             return [await run_async(conn, call) for call in calls]
 
 
@@ -117,6 +131,54 @@ def translate(error: psycopg.Error) -> exceptions.PljobsException:
     if (code is None and isinstance(error, psycopg.OperationalError)) or (code or "").startswith(UNAVAILABLE):
         return exceptions.DatabaseUnavailable(message, sqlstate=code)
     return exceptions.ConnectorException(message, sqlstate=code)
+
+
+def pause_before_again(error: exceptions.PljobsException, tries: int, began: float) -> float | None:
+    """Return for how long to wait before the same call is made again, None if it had better not be.
+
+    `tries`: how often it was made; `began`: when, in seconds of time.monotonic(). A call of which nothing is
+    left, because of what others did at the same time, is made again; one that waited for somebody, and may
+    not wait for long, only for a second in all.
+    """
+    code = error.sqlstate if isinstance(error, exceptions.ConnectorException) else None
+    again = code in TRANSIENT or (code == LOCKED and time.monotonic() - began < PATIENCE)
+    return min(0.01 * 2**tries, 0.2) if again and tries < TRIES else None
+
+
+def _rows(conn: psycopg.Connection[Any], call: Call[T]) -> list[Row]:
+    with psycopg.Cursor(conn, row_factory=dict_row) as cursor:
+        return cursor.execute(call.statement.encode(), call.params, binary=session.is_odd(conn)).fetchall()
+
+
+async def _rows_async(conn: psycopg.AsyncConnection[Any], call: Call[T]) -> list[Row]:
+    async with psycopg.AsyncCursor(conn, row_factory=dict_row) as cursor:
+        await cursor.execute(call.statement.encode(), call.params, binary=session.is_odd(conn))
+        return await cursor.fetchall()
+
+
+@contextmanager
+def _transaction(conn: psycopg.Connection[Any], begin: str) -> Iterator[None]:
+    """Run what is inside in a transaction that begins so, on a connection in autocommit."""
+    try:
+        conn.execute(begin.encode())
+        yield
+        conn.commit()
+    except BaseException:
+        with suppress(psycopg.Error):
+            conn.rollback()
+        raise
+
+
+@asynccontextmanager
+async def _transaction_async(conn: psycopg.AsyncConnection[Any], begin: str) -> AsyncIterator[None]:
+    try:
+        await conn.execute(begin.encode())
+        yield
+        await conn.commit()
+    except BaseException:
+        with suppress(psycopg.Error):
+            await conn.rollback()
+        raise
 
 
 def _has_transaction(conn: AnyConnection) -> bool:

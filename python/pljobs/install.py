@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
 from pljobs.install_check import Connection, Target, connected, index_fixes, is_complete, ledger, rows
@@ -21,6 +22,7 @@ _ANOTHER = 0.2  # seconds: how often it is looked whether another session's buil
 _KEPT = ("role", "lock_timeout", "search_path")
 _SETTINGS = ", ".join(f"pg_catalog.current_setting('{name}')" for name in _KEPT)
 _RESTORE = ", ".join(f"pg_catalog.set_config('{name}', %s, true)" for name in _KEPT)
+_FOR_INDEXES = {"lock_timeout": "0", "statement_timeout": "0", "default_transaction_read_only": "off"}
 _INDEX_KEY = "pg_catalog.hashtextextended('pljobs.indexes', 0)"
 
 
@@ -39,7 +41,8 @@ def migrate(target: Target, *, lock_timeout: timedelta | None = None) -> tuple[s
         if is_complete(conn):
             return ()
         applied = _install(conn, lock_timeout)
-        left = index_fixes(conn)
+        with _settings(conn, statement_timeout="0"):
+            left = index_fixes(conn)
         if left and conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
             _make_indexes(conn)
         elif left:
@@ -49,7 +52,7 @@ def migrate(target: Target, *, lock_timeout: timedelta | None = None) -> tuple[s
 
 def _install(conn: Connection, lock_timeout: timedelta | None) -> tuple[str, ...]:
     before: set[str] = set()
-    with conn.transaction():
+    with _as_it_must_be(conn), conn.transaction():
         settings = rows(conn, f"SELECT {_SETTINGS}")[0]
         for name, text in install_files():
             # One string of many statements, as psql's \ir would send them; in the encoding that conn speaks.
@@ -64,13 +67,30 @@ def _install(conn: Connection, lock_timeout: timedelta | None) -> tuple[str, ...
         return tuple(sorted(set(ledger(conn)) - before))
 
 
+@contextmanager
+def _as_it_must_be(conn: Connection) -> Iterator[None]:
+    """Have the transaction that begins next, if it is ours to begin, write, and see what others have done."""
+    if conn.info.transaction_status != TransactionStatus.IDLE or not conn.autocommit:
+        yield
+        return
+    former = conn.isolation_level, conn.read_only
+    conn.isolation_level = IsolationLevel.READ_COMMITTED
+    # A standby says better itself that it takes no writes.
+    conn.read_only = None if rows(conn, "SELECT pg_catalog.pg_is_in_recovery()")[0][0] else False
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            conn.isolation_level, conn.read_only = former
+
+
 def _make_indexes(conn: Connection) -> None:
     """Do what sql/indexes.sql does."""
     # Not by waiting in the server: who waits there holds a snapshot, which the other's build would wait for.
     while not rows(conn, f"SELECT pg_catalog.pg_try_advisory_lock({_INDEX_KEY})")[0][0]:
         time.sleep(_ANOTHER)
     try:
-        with _settings(conn, lock_timeout="0", statement_timeout="0"), _as_owner(conn):
+        with _settings(conn, **_FOR_INDEXES), _as_owner(conn):
             for fix in index_fixes(conn):
                 logger.info("%s", fix)
                 conn.execute(fix.encode(), prepare=False)

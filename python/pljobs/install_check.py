@@ -28,6 +28,8 @@ _CHECKERS = {
 _PINNED = {
     "search_path": "pg_catalog, pg_temp",
     "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+    "statement_timeout": "0",
     "intervalstyle": "postgres",
     "datestyle": "iso",
 }
@@ -197,7 +199,10 @@ def _may_create_roles(conn: Connection) -> bool:
 
 @contextmanager
 def _pinned(conn: Connection) -> Iterator[None]:
-    """Let names mean what they mean in the catalogue, and be printed alike, whatever the settings are."""
+    """Let names mean what they mean in the catalogue, and be printed alike, whatever the settings are.
+
+    And take the time that it takes.
+    """
     former = {name: rows(conn, f"SELECT pg_catalog.current_setting('{name}')")[0][0] for name in _PINNED}
     for name, value in _PINNED.items():
         rows(conn, f"SELECT pg_catalog.set_config('{name}', '{value}', true)")

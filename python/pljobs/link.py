@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from pljobs import calls_read, db
+from pljobs import calls_read, db, session
 from pljobs.answers import Call
 from pljobs.exceptions import DatabaseUnavailable
 
@@ -30,8 +30,6 @@ KEEPALIVES: dict[str, object] = {
     "tcp_user_timeout": 4000,
     "connect_timeout": 10,
 }
-# What a call may still wait for, a lane or a queueing lock that somebody is inserting, it waits for so long.
-LOCK_TIMEOUT = "500ms"
 # A call that takes longer means a peer that is frozen, which keepalives don't notice.
 DEADLINE = 15.0
 PART = "work"
@@ -56,6 +54,7 @@ class Link:
         self._connector = connector
         self._outage = outage
         self._conn: psycopg.AsyncConnection[Any] | None = None
+        self._doubted = False
         self._lock = asyncio.Lock()
 
     async def execute(self, call: Call[T]) -> T:
@@ -76,18 +75,24 @@ class Link:
                 self._outage.met(PART, error)
                 raise
 
+    def doubt(self) -> None:
+        """Reconnect before the next call: another line to the same server has turned out to be dead."""
+        self._doubted = True
+
     async def close(self) -> None:
         """Close the connection."""
         async with self._lock:
             await self._drop()
 
     async def _connected(self) -> psycopg.AsyncConnection[Any]:
+        if self._doubted:
+            await self._drop()
         if self._conn is None or self._conn.closed:
             self._conn = conn = await self._connector.connect_async(**KEEPALIVES)
             try:
                 with db.translated(), _deadline(conn):
-                    for statement in SESSION:
-                        await conn.execute(statement)
+                    if (pins := session.pin(conn)) is not None:
+                        await conn.execute(pins.encode())
                     await db.run_async(conn, calls_read.require_writes())
             except BaseException:
                 await self._drop()
@@ -96,22 +101,9 @@ class Link:
         return self._conn
 
     async def _drop(self) -> None:
-        conn, self._conn = self._conn, None
+        conn, self._conn, self._doubted = self._conn, None, False
         if conn is not None:
             await conn.close()
-
-
-# A role's or database's defaults must not change what a worker does.
-SESSION = (
-    "SET default_transaction_isolation = 'read committed'",
-    "SET default_transaction_read_only = off",
-    "SET statement_timeout = 0",
-    "SET idle_in_transaction_session_timeout = 0",
-    "SET idle_session_timeout = 0",
-    f"SET lock_timeout = '{LOCK_TIMEOUT}'",
-    "SET datestyle = 'ISO'",
-    "SET intervalstyle = 'postgres'",
-)
 
 
 @contextmanager

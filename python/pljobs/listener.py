@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg
 from psycopg import sql
+
+from pljobs import session
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +30,49 @@ class Listener:
         self._queues = None if queues is None else _hashes(queues)
         self._polls_every = polls_every
 
-    def start(self, conn: psycopg.Connection[Any], *, patience: float) -> None:
-        """Listen on this connection; warn if nothing arrives within `patience` seconds."""
-        for channel in (self._channel, TODO_CHANNEL):
-            conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-        # Behind a transaction pooler LISTEN is accepted, and nothing ever arrives.
-        conn.execute("SELECT pg_catalog.pg_notify(%s, 'probe')", [self._channel])
-        for _ in conn.notifies(timeout=patience, stop_after=1):
-            return  # whichever arrived first
+    def start(
+        self,
+        conn: psycopg.Connection[Any],
+        *,
+        patience: float,
+        elsewhere: Callable[[], AbstractContextManager[psycopg.Connection[Any]]],
+    ) -> None:
+        """Listen on this connection; warn if nothing arrives within `patience` seconds.
+
+        `elsewhere`: lends another connection.
+        """
+        # Behind a transaction pooler LISTEN is accepted, and nothing ever arrives: but for what this
+        # connection says itself, if it happens to say it through the same server process. And that process
+        # listens from then on: to a channel that nobody else uses.
+        if session.is_pooled(conn):
+            channel = f"{self._channel}_probe"
+            self._listen(conn, channel)
+            with elsewhere() as other:
+                self._probe(other, channel)
+            if not self._arrives(conn, patience):
+                self._warn()
+                return
+        self._listen(conn, self._channel, TODO_CHANNEL)
+        if not session.is_pooled(conn):
+            self._probe(conn, self._channel)
+            if not self._arrives(conn, patience):
+                self._warn()
+
+    @staticmethod
+    def _listen(conn: psycopg.Connection[Any], *channels: str) -> None:
+        # At once: on a slow line each word counts.
+        listens = (sql.SQL("LISTEN {}").format(sql.Identifier(channel)) for channel in channels)
+        conn.execute(sql.SQL("; ").join(listens))
+
+    @staticmethod
+    def _probe(conn: psycopg.Connection[Any], channel: str) -> None:
+        conn.execute("SELECT pg_catalog.pg_notify(%s, 'probe')", [channel])
+
+    @staticmethod
+    def _arrives(conn: psycopg.Connection[Any], patience: float) -> bool:
+        return any(True for _ in conn.notifies(timeout=patience, stop_after=1))  # whichever arrives first
+
+    def _warn(self) -> None:
         logger.warning(
             "Notifications don't arrive on this connection (a transaction pooler?): worker %s polls"
             " every %s s instead. Connect directly, or set listen_notify=False.",

@@ -149,8 +149,7 @@ class Worker:
         if self._stopping.is_set():
             self.abort()
             return
-        who = self.worker_id or self.name
-        logger.info("Worker %s stops, with %s jobs", who, len(self._runs), extra=self._ids())
+        logger.info("Worker %s stops, with %s jobs", self.worker_id, len(self._runs), extra=self._ids())
         self._stopping.set()
         self._look.set()
 
@@ -334,7 +333,8 @@ class Worker:
 
     async def _watch(self) -> None:
         while not self._drained.is_set():
-            self._control.cut_if_frozen()
+            if self._control.cut_if_frozen():
+                self._link.doubt()
             if self.stop_without_database:
                 self._lease.look(self._control.renewed_at)
             await self._lease.wait(self._drained)

@@ -66,6 +66,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 -- What definitions are printed with.
 SET quote_all_identifiers = off
+SET standard_conforming_strings = on
 SET intervalstyle = postgres
 SET datestyle = iso
 AS $$
