@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import selectors
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 import psycopg.conninfo
 import psycopg_pool
 from psycopg.rows import TupleRow
 
-from pljobs import checks, connections, db, exceptions, session
+from pljobs import checks, connections, db, exceptions, pools, session
 from pljobs.answers import Call
 from pljobs.arguments import JsonDumps, JsonLoads
+from pljobs.pools import OwnPool
 from pljobs.watching import Watches
 
 T = TypeVar("T")
-P = TypeVar("P")
 SyncPool = psycopg_pool.ConnectionPool[psycopg.Connection[Any]]
 AsyncPool = psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 
@@ -82,8 +81,8 @@ class PsycopgConnector:
         defaults = {"fallback_application_name": "pljobs", "client_encoding": "utf8"}
         self._kwargs: dict[str, Any] = {**defaults, **(kwargs or {}), **others, "autocommit": True}
         self.watches = Watches(self)
-        self._sync = _OwnPool[SyncPool]()
-        self._async = _OwnPool[AsyncPool]()
+        self._sync = OwnPool[SyncPool]()
+        self._async = OwnPool[AsyncPool]()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -253,7 +252,7 @@ class PsycopgConnector:
             self._conninfo,
             kwargs=self._kwargs,
             open=False,
-            check=_check,
+            check=pools.check,
             configure=self._adopt,
             **self._pool_settings,
         )
@@ -267,7 +266,7 @@ class PsycopgConnector:
             self._conninfo,
             kwargs=self._kwargs,
             open=False,
-            check=_check_async,
+            check=pools.check_async,
             configure=self._adopt_async,
             **self._pool_settings,
         )
@@ -318,35 +317,3 @@ class PsycopgConnector:
 
 class SyncPsycopgConnector(PsycopgConnector):
     """Be a `PsycopgConnector`, under the name that procrastinate has for a connector of sync calls only."""
-
-
-class _OwnPool(Generic[P]):
-    """Remember a pool, whether it is ours to close, and whether somebody asked for it."""
-
-    def __init__(self) -> None:
-        self.pool: P | None = None
-        self.own = False
-        self.wanted = False
-
-    def forget(self) -> P | None:
-        """Forget the pool; return it if it is ours to close."""
-        pool = self.pool if self.own else None
-        self.pool, self.own, self.wanted = None, False, False
-        return pool
-
-
-def _has_news(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
-    """Say whether the server sent something to an idle connection: mostly, that it closed it."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(conn.fileno(), selectors.EVENT_READ)
-        return bool(selector.select(0))
-
-
-def _check(conn: psycopg.Connection[Any]) -> None:
-    if _has_news(conn):
-        psycopg_pool.ConnectionPool.check_connection(conn)
-
-
-async def _check_async(conn: psycopg.AsyncConnection[Any]) -> None:
-    if _has_news(conn):
-        await psycopg_pool.AsyncConnectionPool.check_connection(conn)

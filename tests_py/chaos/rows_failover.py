@@ -9,7 +9,7 @@ from chaos.rig import Rig
 from chaos.rows import row
 from oracle import Violation
 from waiting import wait_until
-from workers import Process
+from workers import Command
 
 WORKERS = 3
 # Bodies, and what they write themselves, are cut off like everybody.
@@ -143,5 +143,5 @@ def _knocks(rig: Rig) -> int:
     return rig.server.log.read_text(errors="replace").count("application_name=pljobs")
 
 
-def _text(worker: Process) -> str:
+def _text(worker: Command) -> str:
     return worker.log.read_text(errors="replace")

@@ -1,0 +1,45 @@
+"""What the connector's two pools share."""
+
+from __future__ import annotations
+
+import selectors
+from typing import Any, Generic, TypeVar
+
+import psycopg
+import psycopg_pool
+
+P = TypeVar("P")
+
+
+class OwnPool(Generic[P]):
+    """Remember a pool, whether it is ours to close, and whether somebody asked for it."""
+
+    def __init__(self) -> None:
+        self.pool: P | None = None
+        self.own = False
+        self.wanted = False
+
+    def forget(self) -> P | None:
+        """Forget the pool; return it if it is ours to close."""
+        pool = self.pool if self.own else None
+        self.pool, self.own, self.wanted = None, False, False
+        return pool
+
+
+def _has_news(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Say whether the server sent something to an idle connection: mostly, that it closed it."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(conn.fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
+def check(conn: psycopg.Connection[Any]) -> None:
+    """Raise for a connection that the server has closed; ask it only where there is something to read."""
+    if _has_news(conn):
+        psycopg_pool.ConnectionPool.check_connection(conn)
+
+
+async def check_async(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Do what `check` does."""
+    if _has_news(conn):
+        await psycopg_pool.AsyncConnectionPool.check_connection(conn)
