@@ -16,7 +16,7 @@ from chaos.rig import Rig
 from chaos.rows import row
 from oracle import Violation
 from proxy import Proxy, running_proxy
-from workers import Process
+from workers import Command
 
 MINUTES = 5.0
 LEASE = 5.0
@@ -54,7 +54,7 @@ def soak(rig: Rig) -> None:
     for _ in range(2):
         rig.worker(**OPTIONS)
     rig.await_workers()
-    samples: dict[Process, list[Sample]] = {worker: [] for worker in watched}
+    samples: dict[Command, list[Sample]] = {worker: [] for worker in watched}
     harms = [_kill, _stall, _terminate, _silence]
     end = time.monotonic() + 60 * minutes
     load_at = sample_at = time.monotonic()
@@ -88,16 +88,16 @@ def soak(rig: Rig) -> None:
     rig.check(retries=100)
 
 
-def _kill(rig: Rig, _proxy: Proxy, others: list[Process]) -> None:
+def _kill(rig: Rig, _proxy: Proxy, others: list[Command]) -> None:
     rig.kill(rig.random.choice(others))
     rig.worker(**OPTIONS)
 
 
-def _stall(rig: Rig, _proxy: Proxy, others: list[Process]) -> None:
+def _stall(rig: Rig, _proxy: Proxy, others: list[Command]) -> None:
     rig.pause(rig.random.choice(others), 1.8 * LEASE)
 
 
-def _terminate(rig: Rig, _proxy: Proxy, _others: list[Process]) -> None:
+def _terminate(rig: Rig, _proxy: Proxy, _others: list[Command]) -> None:
     rig.rows(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1"
@@ -105,12 +105,12 @@ def _terminate(rig: Rig, _proxy: Proxy, _others: list[Process]) -> None:
     rig.harms["pg_terminate_backend"] += 1
 
 
-def _silence(rig: Rig, proxy: Proxy, _others: list[Process]) -> None:
+def _silence(rig: Rig, proxy: Proxy, _others: list[Command]) -> None:
     proxy.swallow_up = proxy.swallow_down = True
     rig.harms["silence"] += 1
 
 
-def _sample(rig: Rig, worker: Process) -> Sample:
+def _sample(rig: Rig, worker: Command) -> Sample:
     folder = Path(f"/proc/{worker.pid}")
     fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
     backends, waiting = rig.rows(
@@ -126,7 +126,7 @@ def _sample(rig: Rig, worker: Process) -> Sample:
     )
 
 
-def _check_flat(rig: Rig, worker: Process, seen: list[Sample]) -> None:
+def _check_flat(rig: Rig, worker: Command, seen: list[Sample]) -> None:
     """Compare the last third with the middle one: in the first, everything is met for the first time."""
     third = len(seen) // 3
     if third == 0:
