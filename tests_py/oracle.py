@@ -26,7 +26,7 @@ ALLOWED = {
 MAX_CRASHES = 3
 # Seconds that a job may be `doing` after its worker's lease ran out: a rescue's interval, one second, and
 # what a machine with other things to do takes.
-LATE = 15.0
+LATE = 30.0
 INSTALL = f"""
     {SIDE_TABLE};
     CREATE TABLE public.event (

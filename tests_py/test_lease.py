@@ -148,7 +148,7 @@ def test_a_suspended_process_is_not_given_up_when_it_wakes(conn: Conn, db_url: s
 
 
 async def test_jobs_that_come_after_they_were_given_back_are_not_started(
-    app: App, conn: Conn, monkeypatch: pytest.MonkeyPatch
+    app: App, conn: Conn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs: list[int | None] = []
 
@@ -171,6 +171,7 @@ async def test_jobs_that_come_after_they_were_given_back_are_not_started(
         await wait_until_async(lambda: _status(conn, job_id) == "succeeded", DEADLINE)
     assert late.is_set()
     assert len(runs) == 1
+    assert f"runs[{job_id}] came too late" in caplog.text
 
 
 def _status(conn: Conn, job_id: int) -> str:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from pljobs import calls
-from pljobs.exceptions import DatabaseUnavailable
+from pljobs.exceptions import ConnectorException
 from pljobs.jobs import AbortReason, Job
 from pljobs.run import KILL, TERM, Run
 
@@ -43,7 +43,7 @@ def registration(worker: Worker, worker_id: int | None) -> calls.Call[int]:
 
 
 async def in_time(fetching: Awaitable[list[Job]], lease: float) -> list[Job]:
-    """Return the fetched jobs; raise DatabaseUnavailable if they come later than a lease after the call.
+    """Return the fetched jobs; raise ConnectorException if they come later than a lease after the call.
 
     They may be another worker's by now. Not started, they are not listed, so that a heartbeat gives them
     back.
@@ -53,8 +53,9 @@ async def in_time(fetching: Awaitable[list[Job]], lease: float) -> list[Job]:
     late = time.monotonic() - sent_at
     if jobs and late > lease:
         names = ", ".join(job.call_string for job in jobs)
-        logger.warning("%s came %.1f s after the call, with a lease of %s s: given back", names, late, lease)
-        raise DatabaseUnavailable(f"fetched jobs came after {late:.1f} s")
+        raise ConnectorException(
+            f"{names} came too late, after {late:.1f} s, of a lease of {lease} s: given back"
+        )
     return jobs
 
 

@@ -16,7 +16,7 @@ EXPECTED_STATES = frozenset({"08006", "57P01", "57P02", "57P03", "57014", "55P03
 DEADLOCK = "40P01"
 
 _ERROR = re.compile(r"\[\d+\] (\S*) ([0-9A-Z]{5}) (?:ERROR|FATAL|PANIC): .*")
-_FRAME = re.compile(r"^[\s|+]*Traceback \(most recent call last\)")
+_FRAME = re.compile(r"^[\s|+]*(?:Exception Group )?Traceback \(most recent call last\)")
 
 
 def check_server_log(log: Path, start: int, dbname: str, allowed: Collection[str]) -> None:

@@ -54,7 +54,7 @@ def soak(rig: Rig) -> None:
     for _ in range(2):
         rig.worker(**OPTIONS)
     rig.await_workers()
-    samples: dict[Command, list[Sample]] = {worker: [] for worker in watched}
+    samples: dict[Command, list[Sample]] = {each: [] for each in watched}
     harms = [_kill, _stall, _terminate, _silence]
     end = time.monotonic() + 60 * minutes
     load_at = sample_at = time.monotonic()
@@ -83,8 +83,8 @@ def soak(rig: Rig) -> None:
         rig.await_events(20, min(0.2, LOAD_EVERY))
     proxy.heal()
     rig.settle()
-    for worker, seen in samples.items():
-        _check_flat(rig, worker, seen)
+    for each, seen in samples.items():
+        _check_flat(rig, each, seen)
     rig.check(retries=100)
 
 
