@@ -128,7 +128,7 @@ def terminate(rig: Rig) -> None:
     for _ in range(WORKERS):
         rig.worker(fetch_job_polling_interval=2.0)
     rig.await_workers()
-    for number in range(50 if rig.long else 20):
+    for number in range(50 if rig.long else 10):
         if number % 5 == 0:
             rig.load(6)
             rig.cancel_some()
