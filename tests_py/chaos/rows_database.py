@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 
@@ -128,7 +127,7 @@ def terminate(rig: Rig) -> None:
     for _ in range(WORKERS):
         rig.worker(fetch_job_polling_interval=2.0)
     rig.await_workers()
-    for number in range(50 if rig.long else 20):
+    for number in range(50 if rig.long else 10):
         if number % 5 == 0:
             rig.load(6)
             rig.cancel_some()
@@ -176,10 +175,8 @@ def exhaust(rig: Rig) -> None:
     rig.load(10)
     rig.cancel_some()
     with _all_connections(rig) as conn:
-        before = {worker: _refusals(worker.log) for worker in rig.workers}
-        for worker in rig.workers:
-            # Bind it now: the loop goes on.
-            wait_until(lambda w=worker: _refusals(w.log) >= before[w] + 3, 30, "a worker is refused")  # type: ignore[misc]
+        before = _refusals(rig)
+        wait_until(lambda: _refusals(rig) >= before + 6, 60, "workers are refused")
         rig.check_workers()
         conn.execute("SELECT pljobs.defer_job('quick') FROM generate_series(1, 5)")
     rig.load(5)
@@ -210,8 +207,8 @@ def _all_connections(rig: Rig) -> Iterator[psycopg.Connection]:
         yield first
 
 
-def _refusals(log: Path) -> int:
-    return log.read_text(errors="replace").count("too many clients already")
+def _refusals(rig: Rig) -> int:
+    return rig.server.log.read_text(errors="replace").count("too many clients already")
 
 
 # D6

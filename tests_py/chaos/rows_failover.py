@@ -15,7 +15,6 @@ WORKERS = 3
 # Bodies, and what they write themselves, are cut off like everybody.
 CUT = r"^psycopg\.(OperationalError|errors\.\w+)"
 SAID_ONCE = "the database is read-only"
-SAID_AFTER = "the database takes writes"
 # A body that could not tell what it did fails, and is tried again.
 RETRIES = 10
 
