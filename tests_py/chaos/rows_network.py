@@ -72,7 +72,7 @@ def started(rig: Rig, *job_ids: int) -> bool:
 # N1
 
 
-@row("N1", "every connection of idle workers is half-open", invariants="I1-I7, I10, I11", push=0, long=12)
+@row("N1", "every connection of idle workers is half-open", invariants="I1-I7, I10, I11", push=0, long=6)
 def half_open(rig: Rig) -> None:
     proxy = proxied(rig)
     for _ in range(6):
@@ -102,7 +102,7 @@ def _serves_meanwhile(rig: Rig, running: list[int], what: str) -> None:
     hold(measured(rig, what, began) < NOTICED_WITHIN + LOADED, "I10", "a dead line is noticed too late")
 
 
-@row("N1V", "the network between worker and server goes down", invariants="I1-I7, I10, I11", push=0, long=12)
+@row("N1V", "the network between worker and server goes down", invariants="I1-I7, I10, I11", push=0, long=6)
 def link_down(rig: Rig) -> None:
     if (why := _no_namespaces()) is not None:
         rig.notes[f"not run: {why}"] += 1
@@ -196,7 +196,7 @@ def _namespace(name: str, host: str, guest: str) -> Iterator[None]:
 
 
 @row("N2", "the reply of a COMMIT is lost: fetch, finish, cancel, defer", invariants="I1-I7, I9, I11",
-     push=1, long=40)  # fmt: skip
+     push=1, long=15)  # fmt: skip
 def lost_replies(rig: Rig) -> None:
     proxy = proxied(rig)
     proxy.reset_then = True
@@ -270,7 +270,7 @@ def _cancel_again(rig: Rig, proxy: Proxy, app: App) -> None:
 # N3
 
 
-@row("N3", "connections reset in the middle of a message", invariants="I1-I7, I9, I11", push=2, long=40)
+@row("N3", "connections reset in the middle of a message", invariants="I1-I7, I9, I11", push=1, long=30)
 def cut_messages(rig: Rig) -> None:
     rig.let_leave()
     proxy = proxied(rig)
@@ -297,9 +297,9 @@ def cut_messages(rig: Rig) -> None:
 # N4
 
 
-@row("N4", "slow networks: 50 to 2,000 ms each way", invariants="I1-I7, I9, I11", push=1, long=2)
+@row("N4", "slow networks: 50 to 2,000 ms each way", invariants="I1-I7, I9, I11", push=0, long=2)
 def slow(rig: Rig) -> None:
-    """In the short lane it is 50 to 250 ms, and the lease as much shorter."""
+    """Run shortly it is 50 to 250 ms, and the lease as much shorter."""
     proxy = proxied(rig)
     longest, lease = (2.0, 30.0) if rig.long else (0.25, 6.0)
     proxy.delay = (0.05, longest)
@@ -397,7 +397,7 @@ def deaf(rig: Rig) -> None:
 # N6
 
 
-@row("N6", "notifications lost, then forged in a flood", invariants="I1-I7, I10, I11", push=1, long=12)
+@row("N6", "notifications lost, then forged in a flood", invariants="I1-I7, I10, I11", push=1, long=8)
 def lost_and_forged(rig: Rig) -> None:
     proxy = proxied(rig)
     with rig.connect() as conn:

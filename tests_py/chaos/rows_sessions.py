@@ -64,7 +64,7 @@ _numbers = itertools.count(1)
 T = TypeVar("T")
 
 
-@row("T1", "roles with hostile defaults", invariants="I1-I7, I9-I11", push=1, long=2 * len(SETTINGS))
+@row("T1", "roles with hostile defaults", invariants="I1-I7, I9-I11", push=1, long=len(SETTINGS)))
 def hostile_defaults(rig: Rig) -> None:
     """One setting after the other; in the short lane most of them at once."""
     rig.allow("57P05", "40001")
@@ -75,7 +75,7 @@ def hostile_defaults(rig: Rig) -> None:
         rig.await_workers()
         app = App(url)
         with app.open():
-            _work_with(rig, app, 200 if rig.long else 60)
+            _work_with(rig, app, 200 if rig.long else 30)
         rig.harms["; ".join(chosen) if rig.long else "settings"] += len(chosen)
         rig.settle()
         rig.check()
@@ -140,7 +140,7 @@ def _work_with(rig: Rig, app: App, jobs: int) -> None:
     rig.answers[root].append("abort_requested")
 
 
-@row("T2", "a person's open transaction holds rows of cancelled jobs", invariants="I1-I11", push=1, long=12)
+@row("T2", "a person's open transaction holds rows of cancelled jobs", invariants="I1-I11", push=1, long=4)
 def open_transaction(rig: Rig) -> None:
     for _ in range(2):
         rig.worker()
@@ -193,7 +193,7 @@ def open_transaction(rig: Rig) -> None:
     rig.check()
 
 
-@row("B1", "everybody comes through PgBouncer in transaction mode", invariants="I1-I11", push=1, long=10)
+@row("B1", "everybody comes through PgBouncer in transaction mode", invariants="I1-I11", push=1, long=5)
 def pooled(rig: Rig) -> None:
     listens = rig.random.random() < 0.5
     with folder_for() as folder, pgbouncer(rig.server, folder, "postgres") as pooler:
@@ -203,7 +203,7 @@ def pooled(rig: Rig) -> None:
         rig.await_workers()
         app = App(url)
         with app.open():
-            _work_with(rig, app, 200 if rig.long else 60)
+            _work_with(rig, app, 200 if rig.long else 30)
             for _ in range(10):
                 rig.cancel_some()
                 rig.load(4)
