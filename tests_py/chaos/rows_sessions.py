@@ -64,7 +64,7 @@ _numbers = itertools.count(1)
 T = TypeVar("T")
 
 
-@row("T1", "roles with hostile defaults", invariants="I1-I7, I9-I11", push=1, long=len(SETTINGS)))
+@row("T1", "roles with hostile defaults", invariants="I1-I7, I9-I11", push=1, long=len(SETTINGS))
 def hostile_defaults(rig: Rig) -> None:
     """One setting after the other; in the short lane most of them at once."""
     rig.allow("57P05", "40001")
