@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from chaos.rig import Rig
 from chaos.rows import row
-from chaos.rows_network import LOADED, hold, measured, started, status_of
+from chaos.rows_network import BRISK, LOADED, hold, measured, started, status_of
 from pgbouncer import folder_for, pgbouncer
 from pljobs import App
 from pljobs.exceptions import ConnectorException
@@ -71,7 +71,7 @@ def hostile_defaults(rig: Rig) -> None:
     chosen = [SETTINGS[rig.seed % len(SETTINGS)]] if rig.long else TOGETHER
     with _member(rig, chosen) as url:
         for _ in range(2):
-            rig.worker(url)
+            rig.worker(url, **BRISK)
         rig.await_workers()
         app = App(url)
         with app.open():
@@ -143,7 +143,7 @@ def _work_with(rig: Rig, app: App, jobs: int) -> None:
 @row("T2", "a person's open transaction holds rows of cancelled jobs", invariants="I1-I11", push=1, long=4)
 def open_transaction(rig: Rig) -> None:
     for _ in range(2):
-        rig.worker()
+        rig.worker(**BRISK)
     rig.await_workers()
     held = [rig.defer("until_told") for _ in range(4)]
     wait_until(lambda: started(rig, *held), LOADED, "they run")
@@ -160,7 +160,7 @@ def open_transaction(rig: Rig) -> None:
         began = time.monotonic()
         fresh = rig.load(10)
         beaten = rig.rows("SELECT clock_timestamp()")[0][0]
-        seconds = 20 if rig.long else 2
+        seconds = 20 if rig.long else 6
 
         def beats() -> bool:
             return rig.rows(
@@ -199,7 +199,7 @@ def pooled(rig: Rig) -> None:
     with folder_for() as folder, pgbouncer(rig.server, folder, "postgres") as pooler:
         url = pooler.url(rig.dbname, "postgres")
         for _ in range(3):
-            rig.worker(url, listen_notify=listens)
+            rig.worker(url, **BRISK, listen_notify=listens)
         rig.await_workers()
         app = App(url)
         with app.open():
