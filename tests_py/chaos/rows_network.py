@@ -34,7 +34,12 @@ STEADY: dict[str, Any] = {
     "update_heartbeat_interval": 1.0,
     "stalled_worker_timeout": 60.0,
 }
-CALLS = ("heartbeat_v1", "fetch_jobs_v1")
+# One that a loaded machine keeps, and that is soon over all the same.
+BRISK: dict[str, Any] = {
+    "fetch_job_polling_interval": 0.1,
+    "update_heartbeat_interval": 0.5,
+    "stalled_worker_timeout": 5.0,
+}
 FLOODER = "chaos_flooder"
 
 
@@ -72,7 +77,7 @@ def started(rig: Rig, *job_ids: int) -> bool:
 # N1
 
 
-@row("N1", "every connection of idle workers is half-open", invariants="I1-I7, I10, I11", push=0, long=12)
+@row("N1", "every connection of idle workers is half-open", invariants="I1-I7, I10, I11", push=0, long=6)
 def half_open(rig: Rig) -> None:
     proxy = proxied(rig)
     for _ in range(6):
@@ -102,7 +107,7 @@ def _serves_meanwhile(rig: Rig, running: list[int], what: str) -> None:
     hold(measured(rig, what, began) < NOTICED_WITHIN + LOADED, "I10", "a dead line is noticed too late")
 
 
-@row("N1V", "the network between worker and server goes down", invariants="I1-I7, I10, I11", push=0, long=12)
+@row("N1V", "the network between worker and server goes down", invariants="I1-I7, I10, I11", push=0, long=6)
 def link_down(rig: Rig) -> None:
     if (why := _no_namespaces()) is not None:
         rig.notes[f"not run: {why}"] += 1
@@ -196,12 +201,12 @@ def _namespace(name: str, host: str, guest: str) -> Iterator[None]:
 
 
 @row("N2", "the reply of a COMMIT is lost: fetch, finish, cancel, defer", invariants="I1-I7, I9, I11",
-     push=1, long=40)  # fmt: skip
+     push=1, long=15)  # fmt: skip
 def lost_replies(rig: Rig) -> None:
     proxy = proxied(rig)
     proxy.reset_then = True
     for _ in range(2):
-        rig.worker(proxy.url(rig.dbname))
+        rig.worker(proxy.url(rig.dbname), **BRISK)
     rig.await_workers()
     app = App(proxy.url(rig.dbname))
     with app.open():
@@ -270,12 +275,12 @@ def _cancel_again(rig: Rig, proxy: Proxy, app: App) -> None:
 # N3
 
 
-@row("N3", "connections reset in the middle of a message", invariants="I1-I7, I9, I11", push=2, long=40)
+@row("N3", "connections reset in the middle of a message", invariants="I1-I7, I9, I11", push=1, long=30)
 def cut_messages(rig: Rig) -> None:
     rig.let_leave()
     proxy = proxied(rig)
     for _ in range(2):
-        rig.worker(proxy.url(rig.dbname))
+        rig.worker(proxy.url(rig.dbname), **BRISK)
     rig.await_workers()
     for _ in range(25):
         rig.load(3)
@@ -288,18 +293,23 @@ def cut_messages(rig: Rig) -> None:
             proxy.cut_down_after, way = size, "reply"
         if rig.random.random() < 0.2:
             rig.cancel_some()
-        wait_until(lambda: proxy.cuts > before, 30, "a connection is cut")  # noqa: B023
+        wait_until(lambda: _is_cut(rig, proxy, before), 60, "a connection is cut")  # noqa: B023
         rig.harms[f"cut in a {way}"] += 1
     rig.settle()
     rig.check()
 
 
+def _is_cut(rig: Rig, proxy: Proxy, before: int) -> bool:
+    rig.check_workers()
+    return proxy.cuts > before
+
+
 # N4
 
 
-@row("N4", "slow networks: 50 to 2,000 ms each way", invariants="I1-I7, I9, I11", push=1, long=2)
+@row("N4", "slow networks: 50 to 2,000 ms each way", invariants="I1-I7, I9, I11", push=0, long=2)
 def slow(rig: Rig) -> None:
-    """In the short lane it is 50 to 250 ms, and the lease as much shorter."""
+    """Run shortly it is 50 to 250 ms, and the lease as much shorter."""
     proxy = proxied(rig)
     longest, lease = (2.0, 30.0) if rig.long else (0.25, 6.0)
     proxy.delay = (0.05, longest)
@@ -397,11 +407,10 @@ def deaf(rig: Rig) -> None:
 # N6
 
 
-@row("N6", "notifications lost, then forged in a flood", invariants="I1-I7, I10, I11", push=1, long=12)
+@row("N6", "notifications lost, then forged in a flood", invariants="I1-I7, I10, I11", push=1, long=8)
 def lost_and_forged(rig: Rig) -> None:
     proxy = proxied(rig)
     with rig.connect() as conn:
-        conn.execute(f"ALTER DATABASE {rig.dbname} SET track_functions = 'pl'".encode())
         conn.execute(
             f"DO $$ BEGIN CREATE ROLE {FLOODER} LOGIN;"
             " EXCEPTION WHEN duplicate_object THEN NULL; END $$".encode()
@@ -438,35 +447,19 @@ def _flood(rig: Rig) -> None:
     innocent = rig.defer("forever")
     wait_until(lambda: started(rig, innocent), 1 + LOADED, "it runs")
     (worker_id,) = rig.rows("SELECT max(id) FROM pljobs.workers")[0]
-    before, began = _calls(rig), time.monotonic()
     with psycopg.connect(make_conninfo(rig.url, user=FLOODER), autocommit=True) as conn:
-        while time.monotonic() < began + 2:
-            for channel, payload in (
-                (f"pljobs_worker_{worker_id}", "abort"),
-                (f"pljobs_worker_{worker_id}", f'{{"job_id": {innocent}, "abort": true}}'),
-                ("pljobs_todo", "c21f969b5f03d33d43e04f8f136e7682"),  # md5 of 'default'
-            ):
-                conn.execute("SELECT pg_notify(%s, %s)", [channel, payload])
-                rig.harms["notifications forged"] += 1
-    took = time.monotonic() - began
-    # One look each 50 ms, the timers' own, and what jobs that end make it look for.
-    ended = rig.count("SELECT count(*) FROM pljobs.jobs WHERE status NOT IN ('todo', 'doing')")
-    wait_until(lambda: _calls(rig)["heartbeat_v1"] > before["heartbeat_v1"], LOADED, "it has looked")
-    for name, calls in _calls(rig).items():
-        looks = calls - before[name]
-        rig.notes[f"looks of {name}"] += looks
-        hold(looks <= (took + 2) / 0.05 + 10 + 2 * ended, "N6", f"{looks} looks of {name} in {took} s")
+        # In the server, a transaction each: as fast as can be.
+        forged = (
+            f"PERFORM pg_notify('pljobs_worker_{worker_id}', 'abort'); COMMIT;"
+            f" PERFORM pg_notify('pljobs_worker_{worker_id}', '{{\"job_id\": {innocent}}}'); COMMIT;"
+            " PERFORM pg_notify('pljobs_todo', md5('default')); COMMIT;"
+        )
+        conn.execute(
+            "DO $$ DECLARE v_end timestamptz := clock_timestamp() + '2 s'; BEGIN"
+            f" WHILE clock_timestamp() < v_end LOOP {forged} END LOOP; END $$".encode()
+        )
+        rig.harms["floods of 2 s"] += 1
+    # How often it looks is counted where that can be seen at once, in test_security_notify.py.
     hold(status_of(rig, innocent) == "doing", "N6", "a forged notification has stopped a job")
     asked = rig.count("SELECT count(*) FROM pljobs.requests WHERE job_id = %s", innocent)
     hold(asked == 0, "N6", "a forged notification made a request")
-
-
-def _calls(rig: Rig) -> dict[str, int]:
-    with rig.connect() as conn:
-        conn.execute("SELECT pg_stat_clear_snapshot()")
-        found = dict(
-            conn.execute(
-                "SELECT funcname, calls FROM pg_stat_user_functions WHERE funcname = ANY (%s)", [list(CALLS)]
-            ).fetchall()
-        )
-    return {name: int(found.get(name, 0)) for name in CALLS}

@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from chaos.rig import Rig
 from chaos.rows import row
-from chaos.rows_network import LOADED, hold, measured, started, status_of
+from chaos.rows_network import BRISK, LOADED, hold, measured, started, status_of
 from pgbouncer import folder_for, pgbouncer
 from pljobs import App
 from pljobs.exceptions import ConnectorException
@@ -64,18 +64,18 @@ _numbers = itertools.count(1)
 T = TypeVar("T")
 
 
-@row("T1", "roles with hostile defaults", invariants="I1-I7, I9-I11", push=1, long=2 * len(SETTINGS))
+@row("T1", "roles with hostile defaults", invariants="I1-I7, I9-I11", push=1, long=len(SETTINGS))
 def hostile_defaults(rig: Rig) -> None:
     """One setting after the other; in the short lane most of them at once."""
     rig.allow("57P05", "40001")
     chosen = [SETTINGS[rig.seed % len(SETTINGS)]] if rig.long else TOGETHER
     with _member(rig, chosen) as url:
         for _ in range(2):
-            rig.worker(url)
+            rig.worker(url, **BRISK)
         rig.await_workers()
         app = App(url)
         with app.open():
-            _work_with(rig, app, 200 if rig.long else 60)
+            _work_with(rig, app, 200 if rig.long else 30)
         rig.harms["; ".join(chosen) if rig.long else "settings"] += len(chosen)
         rig.settle()
         rig.check()
@@ -140,10 +140,10 @@ def _work_with(rig: Rig, app: App, jobs: int) -> None:
     rig.answers[root].append("abort_requested")
 
 
-@row("T2", "a person's open transaction holds rows of cancelled jobs", invariants="I1-I11", push=1, long=12)
+@row("T2", "a person's open transaction holds rows of cancelled jobs", invariants="I1-I11", push=1, long=4)
 def open_transaction(rig: Rig) -> None:
     for _ in range(2):
-        rig.worker()
+        rig.worker(**BRISK)
     rig.await_workers()
     held = [rig.defer("until_told") for _ in range(4)]
     wait_until(lambda: started(rig, *held), LOADED, "they run")
@@ -160,7 +160,7 @@ def open_transaction(rig: Rig) -> None:
         began = time.monotonic()
         fresh = rig.load(10)
         beaten = rig.rows("SELECT clock_timestamp()")[0][0]
-        seconds = 20 if rig.long else 2
+        seconds = 20 if rig.long else 6
 
         def beats() -> bool:
             return rig.rows(
@@ -193,17 +193,17 @@ def open_transaction(rig: Rig) -> None:
     rig.check()
 
 
-@row("B1", "everybody comes through PgBouncer in transaction mode", invariants="I1-I11", push=1, long=10)
+@row("B1", "everybody comes through PgBouncer in transaction mode", invariants="I1-I11", push=1, long=5)
 def pooled(rig: Rig) -> None:
     listens = rig.random.random() < 0.5
     with folder_for() as folder, pgbouncer(rig.server, folder, "postgres") as pooler:
         url = pooler.url(rig.dbname, "postgres")
         for _ in range(3):
-            rig.worker(url, listen_notify=listens)
+            rig.worker(url, **BRISK, listen_notify=listens)
         rig.await_workers()
         app = App(url)
         with app.open():
-            _work_with(rig, app, 200 if rig.long else 60)
+            _work_with(rig, app, 200 if rig.long else 30)
             for _ in range(10):
                 rig.cancel_some()
                 rig.load(4)
