@@ -37,6 +37,7 @@
 \ir functions/_deliver_requests.sql
 \ir functions/_release_job.sql
 \ir functions/_promote_jobs.sql
+\ir functions/_jump_ahead.sql
 \ir functions/_matching_jobs.sql
 \ir functions/_finish_run.sql
 
@@ -83,6 +84,7 @@
 \ir migrations/0001_expand_core.sql
 \ir migrations/0002_expand_roles.sql
 \ir migrations/0003_expand_idempotency.sql
+\ir migrations/0004_expand_timeline.sql
 
 -- What people read, and who may do what.
 \ir views.sql

@@ -239,6 +239,9 @@ BEGIN
         v_want := least(2 * v_want, greatest(v_want, 10000));
     END LOOP;
 
+    IF v_take <> '{}' AND (SELECT t.last_value FROM pljobs.timeline AS t) <> pljobs._timeline() THEN
+        PERFORM pljobs._jump_ahead();
+    END IF;
     RETURN QUERY
     WITH started AS (
         UPDATE pljobs.job AS j
