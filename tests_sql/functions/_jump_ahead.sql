@@ -13,7 +13,7 @@ SELECT cmp_ok(start_job(a_todo_job(), :worker), '<', :run + 1000000::bigint, 'fr
 SELECT setval('pljobs.timeline', 4294967295) \g /dev/null
 SELECT a_todo_job() AS before \gset
 SELECT start_job(:before, :worker) AS jumped \gset
-SELECT cmp_ok(:jumped, '>', :run + 1000000::bigint, 'the first fetch after a promotion draws no run that may have been drawn');
+SELECT cmp_ok(:jumped::bigint, '>', :run + 1000000::bigint, 'the first fetch after a promotion draws no run that may have been drawn');
 SELECT cmp_ok(a_todo_job(), '>', :before + 1000000::bigint, 'no more does a defer after it draw such a job');
 SELECT cmp_ok(a_worker(), '>', :worker + 1000000::bigint, 'nor a registration such a worker');
 SELECT is((SELECT last_value FROM pljobs.timeline), pljobs._timeline(), 'it is noted');
