@@ -227,6 +227,10 @@ def test_a_worker_starts_when_its_standby_is_promoted(pair: Pair, tmp_path: Path
 
             wait_until(all_done, DEADLINE)
             assert statuses(conn)[filled.asked] == "aborted"
+            # Where no run of the lost primary's can have been.
+            latest = conn.execute("SELECT max(last_run_id) FROM pljobs.job").fetchone()
+            assert latest is not None
+            assert latest[0] > 2**20
         waiting.signal(signal.SIGTERM)
         assert waiting.wait() == 0
     finally:
