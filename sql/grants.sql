@@ -39,7 +39,8 @@ BEGIN
         -- Run jobs, and keep house.
         ('function', 'register_worker_v1', c_work), ('function', 'register_worker_v2', c_work),
         ('function', 'unregister_worker_v1', c_work), ('function', 'fetch_jobs_v1', c_work),
-        ('function', 'finish_jobs_v1', c_work), ('function', 'finish_job_v1', c_work), ('function', 'heartbeat_v1', c_work),
+        ('function', 'finish_jobs_v1', c_work), ('function', 'finish_job_v1', c_work),
+        ('function', 'heartbeat_v1', c_work),
         ('function', 'enter_sql_v1', c_work), ('function', 'leave_sql_v1', c_work),
         ('function', 'cancel_sql_v1', c_work), ('function', 'defer_periodic_job_v1', c_work),
         ('function', 'rescue_jobs', c_work), ('function', 'rescue_jobs_v1', c_work),

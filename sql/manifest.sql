@@ -184,7 +184,7 @@ BEGIN
     ('function', '_notify_worker(worker_id bigint)', '867118946308552743113d8c364a5643095767c13e2623e4eb664cb549deb872'),
     ('function', '_own_roles(VARIADIC groups text[])', '6b2d976dfe61f62ef30633c062ef32c7b84bc693f60e4409dbc60be48a9af13f'),
     ('function', '_own_workers()', '75332c0a422d459bacf43372d345fbf905f6ca30c56ce28373f6a0990f95c642'),
-    ('function', '_privileges()', '125fcf5244b57599635a010efef5e28b74cbae3100467a8dcd22066e25487874'),
+    ('function', '_privileges()', '3245278e63dd15a58bf94a3a9671333ed863ea07ba7fa063909257925a185325'),
     ('function', '_promote_jobs(max_jobs integer)', '1ca426f1e4a3f311378261f43236bcaeebe2d265f14d59bdea685ec56a7c7340'),
     ('function', '_record_request(kind text, job_id bigint, queue text, task text, reason text, actor text, resolution text, delete_job boolean, force boolean, run_id bigint, worker_id bigint, source text, sql_at timestamp with time zone, term_at timestamp with time zone, kill_at timestamp with time zone)', '3fc280ca5c87ed04f07dd66b8748e49e10692aadea15f45f0d1db878c7b6bd4f'),
     ('function', '_refuse_held(relation regclass, since timestamp with time zone)', 'a92ed22ed279b192a3c24a6f0b2df646cda6dc5c14cd8dfdf5dd88f2e438581c'),

@@ -158,7 +158,7 @@ def test_a_worker_does_what_there_is_and_ends_when_told_to_not_wait(
         "never",
     ]
     done = subprocess.run(
-        [*command, *options], capture_output=True, text=True, cwd=app_folder, check=False, timeout=30
+        [*command, *options], capture_output=True, text=True, cwd=app_folder, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in done.stderr.splitlines()]
@@ -179,7 +179,7 @@ def test_a_worker_without_a_schema_says_so(app_folder: Path, empty_db_url: str) 
     for command in (["worker", "--app", "shop:app"], ["manager"]):
         done = subprocess.run(
             [sys.executable, "-m", "pljobs", *command, "--url", empty_db_url],
-            capture_output=True, text=True, cwd=app_folder, check=False, timeout=30,
+            capture_output=True, text=True, cwd=app_folder, check=False, timeout=120,
         )  # fmt: skip
         assert done.returncode == 1
         assert "pljobs migrate" in done.stderr

@@ -273,7 +273,6 @@ def test_migrate_puts_functions_views_and_rights_back(conn: psycopg.Connection) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_sdist_and_wheel_carry_the_sql(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(REPO)]
     subprocess.run(command, check=True, capture_output=True)  # the sdist, and the wheel from it

@@ -63,7 +63,7 @@ def run_shell(text: str) -> list[subprocess.Popen[bytes]]:
         if command[:2] == ["pljobs", "worker"]:
             started.append(subprocess.Popen(command))
         else:
-            subprocess.run(command, check=True, timeout=60)
+            subprocess.run(command, check=True, timeout=180)
     return started
 
 

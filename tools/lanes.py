@@ -90,11 +90,7 @@ class Lanes:
             more["PLJOBS_TEST_SERVER_ONLY"] = "1"
         print(f"== {what}, {python}: begins", flush=True)
         return (
-            await _run(
-                what, [python, "-m", "pytest", "-q", "--durations=40", *WORKERS, *self._arguments], more
-            )
-            != 0
-            or failed
+            await _run(what, [python, "-m", "pytest", "-q", *WORKERS, *self._arguments], more) != 0 or failed
         )
 
 

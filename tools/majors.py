@@ -87,7 +87,7 @@ def _see_that_it_runs(folder: Path) -> None:
 
     if runs():
         return
-    if shutil.which("apt-get") is None:
+    if shutil.which("apt-get") is None or (os.geteuid() != 0 and shutil.which("sudo") is None):
         sys.exit(f"tools/majors.py: install the libraries of {', '.join(_LIBRARIES)}, then run it again")
     as_root = [] if os.geteuid() == 0 else ["sudo"]
     apt = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]
