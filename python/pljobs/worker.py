@@ -46,10 +46,10 @@ class Worker:
     `shutdown_graceful_timeout`: seconds that running jobs have to end after a stop, before they are asked to
     abort (None: as long as they take). `update_heartbeat_interval` and `stalled_worker_timeout`: seconds
     between signs of life, and without one until other workers take its jobs; before that they are stopped
-    here, unless `stop_without_database` is False. `delete_jobs`: which ended jobs
-    to delete. `unknown_tasks`: whether a job whose task is not registered here fails, or is left for other
-    workers. `retention`: how long finished jobs and the audit trail are kept (None: for ever). Names and
-    defaults follow procrastinate's worker.
+    here, unless `stop_without_database` is False. `delete_jobs`: which ended jobs to delete. `unknown_tasks`:
+    whether a job whose task is not registered here fails, or is left for other workers. `retention`: how long
+    finished jobs and the audit trail are kept (None: for ever). Names and defaults follow procrastinate's
+    worker.
     """
 
     def __init__(
@@ -149,7 +149,8 @@ class Worker:
         if self._stopping.is_set():
             self.abort()
             return
-        logger.info("Worker %s stops, with %s jobs", self.worker_id, len(self._runs), extra=self._ids())
+        who = self.worker_id or self.name
+        logger.info("Worker %s stops, with %s jobs", who, len(self._runs), extra=self._ids())
         self._stopping.set()
         self._look.set()
 
