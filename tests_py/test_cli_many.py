@@ -25,6 +25,7 @@ from cli_fixtures import (
     worker,
 )
 from pljobs import db, manager_many
+from pljobs.answers import Call
 from waiting import wait_until
 
 
@@ -163,11 +164,11 @@ def test_interrupted_it_says_what_is_done(
     run = db.run
     calls = []
 
-    def interrupted(*args: Any) -> object:
-        calls.append(1)
+    def interrupted(conn: psycopg.Connection, call: Call[Any]) -> object:
+        calls.extend([1] if "cancel_jobs_v1" in call.statement else [])
         if len(calls) == 5:  # three to count, the first that does something, and then
             raise KeyboardInterrupt
-        return run(*args)
+        return run(conn, call)
 
     monkeypatch.setattr(db, "run", interrupted)
     result = pljobs("cancel", "--task", "t", "--yes", exits=130)

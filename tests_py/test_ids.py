@@ -19,7 +19,11 @@ from workers import POLLING, job, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 LAST = 2**63 - 1
-SEQUENCES = "SELECT sequencename FROM pg_sequences WHERE schemaname = 'pljobs' ORDER BY 1"
+# All that ids are drawn from.
+SEQUENCES = """
+    SELECT sequencename FROM pg_sequences
+     WHERE schemaname = 'pljobs' AND sequencename <> 'timeline' ORDER BY 1
+"""
 
 
 def restart(conn: psycopg.Connection[Any], value: int, *only: str) -> None:

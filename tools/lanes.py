@@ -58,7 +58,9 @@ class Lanes:
 
     async def run(self, lanes: list[str]) -> int:
         """Run all of these; return 1 if one failed."""
-        return max(await asyncio.gather(*map(self._lane, lanes)))
+        failed = max(await asyncio.gather(*map(self._lane, lanes)))
+        print("\n".join(["", *_failures]) if failed else "== all passed", flush=True)
+        return failed
 
     async def _lane(self, lane: str) -> int:
         async with self._turn:
@@ -102,6 +104,10 @@ async def _python(version: str) -> str:
     return said.decode().strip() if process.returncode == 0 else sys.executable
 
 
+# The lines that name what failed: said once more at the end, behind the output of all lanes.
+_failures: list[str] = []
+
+
 async def _run(what: str, command: list[str], more: Mapping[str, str] | None = None) -> int:
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -114,7 +120,10 @@ async def _run(what: str, command: list[str], more: Mapping[str, str] | None = N
     )
     assert process.stdout is not None
     while line := await process.stdout.readline():
-        print(f"{what}: {line.decode(errors='replace')}", end="", flush=True)
+        said = f"{what}: {line.decode(errors='replace')}"
+        print(said, end="", flush=True)
+        if line.startswith((b"FAILED ", b"ERROR ", b"not ok ")):
+            _failures.append(said.rstrip())
     return await process.wait()
 
 
