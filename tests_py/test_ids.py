@@ -77,6 +77,7 @@ async def test_ids_of_any_size_go_through_the_worker_and_the_command_line(
             return bool((await job(aconn, parent_id))["progress"])
 
         await wait_until_async(progressed, what="the progress is stored")
+        await wait_until_async(lambda: children, what="it has deferred its child")
         await until(aconn, children[0], "succeeded")
         assert (await app.job_manager.get_job_async(children[0])).parent_id == parent_id
         assert await app.job_manager.cancel_job_by_id_async(parent_id, abort=True, reason="enough")
