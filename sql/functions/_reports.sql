@@ -12,7 +12,7 @@ AS $$
 -- at 200 characters.
 DECLARE
     c_id CONSTANT text := '^(0|-?[1-9][0-9]{0,18})$';
-    c_last CONSTANT numeric := 9223372036854775807;
+    c_last CONSTANT numeric := 9223372036854775807.0;
 BEGIN
     RETURN QUERY
     SELECT u.job_id, u.run_id, u.handling, u.sql, u.progress, u.progress_message
