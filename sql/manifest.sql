@@ -219,7 +219,7 @@ BEGIN
     ('function', 'enforce_limits()', '265b5cea8c97a68c87d12e38528e78bd71ec4edc53e41e963558638b7d4f7141'),
     ('function', 'enforce_limits_v1(max_jobs integer)', 'a783bb643df7f8489fb560bb9b0a8e7a256ecf31b6c009926afb696ff4c8989f'),
     ('function', 'enter_sql_v1(run_id bigint, client_pid integer)', 'f9526d3997d6bd3572e800923835259fa03bd24ae021b569ee8f73b903512037'),
-    ('function', 'fetch_jobs_v1(worker_id bigint, max_jobs integer, queues text[], tasks text[])', 'e907fb67a913e082939d661fbbdc6cba86eeba58f07161a873ef768803517f01'),
+    ('function', 'fetch_jobs_v1(worker_id bigint, max_jobs integer, queues text[], tasks text[])', '0af2f419cbac0c5c5fe2cbf7ba380ea9405e784f9a5cf4fd70fc55b1efdf0c0d'),
     ('function', 'finish_job_v1(job_id bigint, run_id bigint, result jsonb, message text)', '66ceda7c95e7c6e780f81d6ba42990303511804cb4d78c4e2556f64142eb7cb0'),
     ('function', 'finish_jobs_v1(runs jsonb, wait boolean)', 'e09b51bd56a5f0305b9fdcf0c894529f92c2cab7e8d4925e8cfdb5f3525180ad'),
     ('function', 'get_contract_v1(OUT release text, OUT oldest integer, OUT newest integer)', '0ba2232a6f7b580827e7f8f014637aa07268975dee83061ed594cd8c79884bf6'),

@@ -76,10 +76,10 @@ AS $$
 -- todo -> doing, for up to max_jobs jobs that can run now: due, not paused, first of their lane if they have
 -- a lock, in `queues` and among `tasks` (null: all), and in queues that the caller's role is not kept from.
 -- Higher priority first, then lower id. Draws a run_id, counts the attempt, and returns what the worker
--- needs, in that order. Jobs that were lost with their workers twice are not started together: one after the
--- other, or one a minute. The worker must list each run in its heartbeats until its finish, and call the
--- first of them within `timeout`, if it has one. Cancels what has not started by its start_by ('expired'), and jobs
--- whose parent's tree was cancelled. A tainted worker gets nothing.
+-- needs, in that order. Jobs that were lost with their workers twice are not started together: one after
+-- the other, or one a minute. The worker must list each run in its heartbeats until its finish, and call
+-- the first of them within `timeout`, if it has one. Cancels what has not started by its start_by
+-- ('expired'), and jobs whose parent's tree was cancelled. A tainted worker gets nothing.
 -- Skips rows that somebody holds; never waits for a row. Locks the lanes and trees it meets, without waiting.
 -- Raises PJ003 if the worker is not registered, its lease ran out, or it is another's and the caller's role
 -- limited to queues; PJ004 for max_jobs below 1.
