@@ -32,6 +32,8 @@ MIX: list[tuple[str, str, int]] = [
     ("sync_work", '{"seconds": 0.3}', 2),
     ("forever", "{}", 1),
 ]
+# What a body raises whose own connection is cut, also while it tells of its cancellation.
+CUT = r"^psycopg\.(OperationalError|errors\.\w+)|^asyncio\.exceptions\.CancelledError$"
 ENDLESS = ["forever", "stubborn", "stubborn_async", "until_told"]
 # A job is seen within the polling interval and a second, and what a loaded machine takes.
 PICKED_UP_WITHIN = 10.0

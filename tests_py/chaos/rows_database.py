@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import psycopg
 
 from chaos import traps
-from chaos.rig import Rig
+from chaos.rig import CUT, Rig
 from chaos.rows import row
 from chaos.small_disk import small_disk
 from oracle import Violation
@@ -20,7 +20,6 @@ from waiting import wait_until
 WORKERS = 3
 BACK_WITHIN = 10.0
 # What becomes of a body whose own connection was cut.
-CUT = r"^psycopg\.(OperationalError|errors\.(AdminShutdown|CrashShutdown|CannotConnectNow))"
 
 _ALIVE_SINCE = """
     SELECT count(*) FROM pljobs.workers AS w

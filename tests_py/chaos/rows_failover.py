@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from chaos.pairs import Pair, a_pair, demote, promote, unknown
-from chaos.rig import Rig
+from chaos.rig import CUT, Rig
 from chaos.rows import row
 from oracle import Violation
 from waiting import wait_until
@@ -13,7 +13,6 @@ from workers import Command
 
 WORKERS = 3
 # Bodies, and what they write themselves, are cut off like everybody.
-CUT = r"^psycopg\.(OperationalError|errors\.\w+)"
 SAID_ONCE = "the database is read-only"
 # A body that could not tell what it did fails, and is tried again.
 RETRIES = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from chaos.rig import Rig
+from chaos.rig import CUT, Rig
 from chaos.rows import row
 
 WORKERS = 3
@@ -26,9 +26,7 @@ def mixed_with_restarts(rig: Rig) -> None:
 def _run(rig: Rig, *, restarts: bool) -> None:
     """Do one deed after the other; each once the last has had some effect, or a tenth of a second."""
     # A body's own connection is cut, too.
-    rig.expect_traceback(
-        r"^psycopg\.(OperationalError|errors\.(AdminShutdown|CrashShutdown|CannotConnectNow))"
-    )
+    rig.expect_traceback(CUT)
     rig.let_leave()
     for _ in range(WORKERS):
         rig.worker()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chaos.rig import Rig
+from chaos.rig import CUT, Rig
 from chaos.rows import row
 from oracle import Violation
 from proxy import Proxy, running_proxy
@@ -47,7 +47,7 @@ class Sample:
 def soak(rig: Rig) -> None:
     """Watch two workers that are never killed: one direct, one whose line falls silent now and then."""
     minutes = float(os.environ.get("PLJOBS_SOAK_MINUTES", MINUTES))
-    rig.expect_traceback(r"^psycopg\.(OperationalError|errors\.AdminShutdown)")
+    rig.expect_traceback(CUT)
     rig.let_leave()
     proxy = rig.stack.enter_context(running_proxy(rig.server))
     watched: list[Command] = [rig.worker(**OPTIONS), rig.worker(proxy.url(rig.dbname), **OPTIONS)]
