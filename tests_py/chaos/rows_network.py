@@ -28,6 +28,8 @@ from workers import HERE, Command, Process
 # A peer that is frozen is noticed within ten seconds (the control thread's) or fifteen (the other's); then
 # there is a connection to make. What a loaded machine takes is added.
 NOTICED_WITHIN, LOADED = 15.0, 10.0
+# For what only prepares: a fetch whose reply is lost holds its worker up for as long as that is not noticed.
+PATIENCE = NOTICED_WITHIN + 2 * LOADED
 # A lease that no such time uses up.
 STEADY: dict[str, Any] = {
     "fetch_job_polling_interval": 1.0,
@@ -84,7 +86,7 @@ def half_open(rig: Rig) -> None:
         rig.worker(proxy.url(rig.dbname), **STEADY, concurrency=2)
     rig.await_workers()
     running = [rig.defer("forever") for _ in rig.workers]
-    wait_until(lambda: started(rig, *running), LOADED, "they run")
+    wait_until(lambda: started(rig, *running), PATIENCE, "they run")
     rig.harms["connections frozen"] += proxy.freeze()
     _serves_meanwhile(rig, running, "noticed after ms")
     for worker in rig.workers:
@@ -121,7 +123,7 @@ def link_down(rig: Rig) -> None:
         rig._started.append(worker)
         rig.await_workers()
         running = rig.defer("forever")
-        wait_until(lambda: started(rig, running), LOADED, "it runs")
+        wait_until(lambda: started(rig, running), PATIENCE, "it runs")
         _ip("link", "set", f"{name}h", "down")
         rig.harms["link down"] += 1
         began = time.monotonic()
@@ -261,7 +263,7 @@ def _defer_once(rig: Rig, proxy: Proxy, app: App, key: str) -> None:
 
 def _cancel_again(rig: Rig, proxy: Proxy, app: App) -> None:
     job_id = rig.defer("forever")
-    wait_until(lambda: started(rig, job_id), LOADED, "it runs")
+    wait_until(lambda: started(rig, job_id), PATIENCE, "it runs")
     result = _until_answered(
         rig, proxy, "cancel_job_v1", lambda: app.job_manager.cancel_job(job_id, abort=True)
     )
@@ -445,7 +447,7 @@ def lost_and_forged(rig: Rig) -> None:
 def _flood(rig: Rig) -> None:
     """Have somebody without any right say what workers are told, as fast as may be."""
     innocent = rig.defer("forever")
-    wait_until(lambda: started(rig, innocent), 1 + LOADED, "it runs")
+    wait_until(lambda: started(rig, innocent), PATIENCE, "it runs")
     (worker_id,) = rig.rows("SELECT max(id) FROM pljobs.workers")[0]
     with psycopg.connect(make_conninfo(rig.url, user=FLOODER), autocommit=True) as conn:
         # In the server, a transaction each: as fast as can be.
