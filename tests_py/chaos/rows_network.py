@@ -76,6 +76,12 @@ def started(rig: Rig, *job_ids: int) -> bool:
     return left == 0
 
 
+def at_work(rig: Rig, *job_ids: int) -> bool:
+    """Say whether the bodies of all these run: that their workers have heard of them."""
+    query = "SELECT count(DISTINCT job_id) FROM public.side WHERE what = 'start' AND job_id = ANY (%s)"
+    return rig.count(query, [*job_ids]) == len(job_ids)
+
+
 # N1
 
 
@@ -86,7 +92,7 @@ def half_open(rig: Rig) -> None:
         rig.worker(proxy.url(rig.dbname), **STEADY, concurrency=2)
     rig.await_workers()
     running = [rig.defer("forever") for _ in rig.workers]
-    wait_until(lambda: started(rig, *running), PATIENCE, "they run")
+    wait_until(lambda: at_work(rig, *running), PATIENCE, "they run")
     rig.harms["connections frozen"] += proxy.freeze()
     _serves_meanwhile(rig, running, "noticed after ms")
     for worker in rig.workers:
@@ -123,7 +129,7 @@ def link_down(rig: Rig) -> None:
         rig._started.append(worker)
         rig.await_workers()
         running = rig.defer("forever")
-        wait_until(lambda: started(rig, running), PATIENCE, "it runs")
+        wait_until(lambda: at_work(rig, running), PATIENCE, "it runs")
         _ip("link", "set", f"{name}h", "down")
         rig.harms["link down"] += 1
         began = time.monotonic()
