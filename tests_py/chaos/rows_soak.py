@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {
 }
 # In seconds.
 LOAD_EVERY, SAMPLE_EVERY, HARM_EVERY = 1.0, 5.0, 10.0
-JOBS_AT_ONCE = 25
+JOBS_AT_ONCE, BACKLOG = 25, 100
 # What caches and allocators take once all has been met, in MiB; beyond it memory may not grow.
 SLACK = 16.0
 
@@ -66,7 +66,9 @@ def soak(rig: Rig) -> None:
             proxy.heal()
             heal_at = end
         if now >= load_at:
-            rig.load(JOBS_AT_ONCE)
+            # Jobs of a lane run one at a time: more than all lanes can do would only pile up.
+            if rig.count("SELECT count(*) FROM pljobs.jobs WHERE status = 'todo'") < BACKLOG:
+                rig.load(JOBS_AT_ONCE)
             rig.cancel_some()
             load_at += LOAD_EVERY
         if now >= sample_at:
