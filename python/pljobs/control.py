@@ -247,7 +247,8 @@ class Control:
         self._early = {
             v.run_id: v for v in verdicts if v.run_id not in runs and v.verdict in {"abort", "kill"}
         }
-        verdicts = [verdict for verdict in verdicts if not self._has_ended_itself(conn, verdict)]
+        ended = self._ended_themselves(conn, verdicts)
+        verdicts = [verdict for verdict in verdicts if verdict.run_id not in ended]
         told: set[tuple[int, str, int]] = {
             (v.run_id, v.verdict, v.level) for v in verdicts if v.verdict != "ok"
         }
@@ -270,15 +271,16 @@ class Control:
             self._timed(conn, self._register_again)
             return self._timed(conn, beat)
 
-    def _has_ended_itself(self, conn: psycopg.Connection[Any], verdict: Verdict) -> bool:
-        """Say whether a run that is not its job's any more has ended it, by `context.finish`: let it be."""
-        run = self._runs.get(verdict.run_id)
-        if verdict.verdict != "lost" or run is None or run.ended or run.job.id is None:
-            return False
+    def _ended_themselves(self, conn: psycopg.Connection[Any], verdicts: Sequence[Verdict]) -> set[int]:
+        """Return those runs that are not their jobs' any more for having ended them, by `context.finish`."""
         # A lost run's report changes nothing; one that had succeeded already is answered so.
-        end = RunEnd(job_id=run.job.id, run_id=verdict.run_id, outcome="succeeded")
-        answers = self._timed(conn, calls.finish_jobs([end], wait=False))
-        return [answer.status for answer in answers] == ["succeeded"]
+        ends = [
+            RunEnd(job_id=run.job.id or 0, run_id=v.run_id, outcome="succeeded")
+            for v in verdicts
+            if v.verdict == "lost" and (run := self._runs.get(v.run_id)) is not None and not run.ended
+        ]
+        answers = self._timed(conn, calls.finish_jobs(ends, wait=False)) if ends else []
+        return {answer.run_id for answer in answers if answer.status == "succeeded"}
 
     def _cancel_sql(self, conn: psycopg.Connection[Any], verdict: Verdict) -> None:
         """Cancel a run's SQL where that is left to its worker: the database may not, or the run is lost."""
