@@ -23,7 +23,7 @@ BEGIN
         ('function', 'get_contract_v1', c_all),
         -- Defer, and put back: a producer its own jobs.
         ('function', 'defer_job', c_defer), ('function', 'defer_jobs_v1', c_defer),
-        ('function', 'defer_jobs_v2', c_defer),
+        ('function', 'defer_jobs_v2', c_defer), ('function', 'defer_jobs_v3', c_defer),
         ('function', 'delete_job', c_defer), ('function', 'delete_job_v1', c_defer),
         ('function', 'retry_job', c_defer), ('function', 'retry_job_v1', c_defer),
         ('function', 'retry_jobs', c_defer), ('function', 'retry_jobs_v1', c_defer),
@@ -51,11 +51,13 @@ BEGIN
         ('function', 'pause_queue', c_operate), ('function', 'pause_queue_v1', c_operate),
         ('function', 'resume_queue', c_operate), ('function', 'resume_queue_v1', c_operate),
         ('function', 'limit_queues', c_operate),
+        ('function', 'throttle_queue', c_operate), ('function', 'throttle_queue_v1', c_operate),
+        ('function', 'throttle_task', c_operate), ('function', 'throttle_task_v1', c_operate),
         ('function', 'check_install', c_watch),
         -- Look. Which rows, and how much of them, is decided in views.sql.
         ('view', 'jobs', c_read), ('view', 'history', c_read), ('view', 'requests', c_read),
         ('view', 'stuck_aborts', c_read), ('view', 'stalled_jobs', c_read),
-        ('view', 'queues', c_all), ('view', 'workers', c_look),
+        ('view', 'queues', c_all), ('view', 'throttles', c_all), ('view', 'workers', c_look),
         ('view', 'queue_limits', c_operate),
         ('view', 'health', c_watch);
 END

@@ -38,6 +38,7 @@
 \ir functions/_release_job.sql
 \ir functions/_promote_jobs.sql
 \ir functions/_jump_ahead.sql
+\ir functions/_flow.sql
 \ir functions/_matching_jobs.sql
 \ir functions/_finish_run.sql
 
@@ -68,6 +69,8 @@
 \ir functions/pause_queue.sql
 \ir functions/resume_queue.sql
 \ir functions/limit_queues.sql
+\ir functions/throttle_queue.sql
+\ir functions/throttle_task.sql
 
 -- Housekeeping, run by any worker, by `pljobs manager`, or by pg_cron.
 \ir functions/rescue_jobs.sql
@@ -85,6 +88,7 @@
 \ir migrations/0002_expand_roles.sql
 \ir migrations/0003_expand_idempotency.sql
 \ir migrations/0004_expand_timeline.sql
+\ir migrations/0005_expand_flow.sql
 
 -- What people read, and who may do what.
 \ir views.sql

@@ -41,7 +41,8 @@ SELECT j.id, j.status, j.waiting_for, j.queue, j.task,
        j.parent_id, j.start_by, j.timeout, j.timeout_at, j.grace, j.on_cancelled,
        p.fraction AS progress,
        CASE WHEN s.everything OR j.deferred_by = ANY (s.own_roles) THEN p.message END AS progress_message,
-       p.at AS progress_at
+       p.at AS progress_at,
+       j.fairness_key
   FROM pljobs._scope AS s
  CROSS JOIN pljobs.job AS j
   LEFT JOIN pljobs.request AS r ON r.id = j.request_id
@@ -51,7 +52,8 @@ COMMENT ON VIEW pljobs.jobs IS
     'Jobs: to readers, cancellers and operators every one, to others those that a role of theirs has '
     'deferred. args, result, error, message and progress_message are null where the job is not the reader''s '
     'own, but for operators. todo with waiting_for empty runs next, by priority (higher first), then id; '
-    'else it says what the job waits for. progress: what its last run said of how far it was, from 0 to 1.';
+    'else it says what the job waits for: its schedule, its lock, its key''s turn, its task''s limit. '
+    'progress: what its last run said of how far it was, from 0 to 1.';
 
 CREATE OR REPLACE VIEW pljobs.workers WITH (security_barrier) AS
 SELECT w.id, w.name, w.host, w.pid,
@@ -85,6 +87,20 @@ SELECT coalesce(c.queue, q.name) AS queue,
 COMMENT ON VIEW pljobs.queues
     IS 'Every queue that has jobs or settings, with the number of its jobs in each status.';
 
+CREATE OR REPLACE VIEW pljobs.throttles WITH (security_barrier) AS
+SELECT t.scope, t.name, t.max_running,
+       CASE t.scope
+            WHEN 'queue' THEN (SELECT count(*) FROM pljobs.job AS j
+                                WHERE j.status = 'doing' AND j.throttled AND j.queue = t.name)
+            WHEN 'task' THEN (SELECT count(*) FROM pljobs.job AS j
+                               WHERE j.status = 'doing' AND j.throttled AND j.task = t.name)
+       END AS running,
+       t.rate, t.period, t.burst, t.set_by, t.set_at
+  FROM pljobs.throttle AS t WHERE num_nonnulls(t.max_running, t.rate) > 0;
+COMMENT ON VIEW pljobs.throttles IS
+    'How many jobs of a queue, of each fairness key of a queue, or of a task may run at once, and start per '
+    'period, over all workers; and how many run. throttle_queue() and throttle_task() set them.';
+
 CREATE OR REPLACE VIEW pljobs.requests WITH (security_barrier) AS
 SELECT r.id, r.job_id, r.run_id, r.worker_id, r.task, r.queue, r.kind, r.force, r.delete_job,
        r.requested_by, r.actor, r.reason, r.requested_at, r.delivered_at, r.handling,
@@ -104,7 +120,7 @@ SELECT j.id, j.status, j.waiting_for, j.queue, j.task, j.args, j.priority, j.loc
        j.attempts, j.crashes, j.created_at, j.scheduled_at, j.started_at, j.finished_at,
        j.worker_id, j.run_id, j.abort_requested, j.abort_requested_at,
        j.message, j.error, j.result, j.deferred_by, j.parent_id, j.start_by, j.timeout, j.timeout_at, j.grace,
-       j.on_cancelled, j.progress, j.progress_message, j.progress_at
+       j.on_cancelled, j.progress, j.progress_message, j.progress_at, j.fairness_key
   FROM pljobs.jobs AS j
  WHERE j.status = 'doing' AND NOT EXISTS (
        SELECT FROM pljobs.worker AS w

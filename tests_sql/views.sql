@@ -11,7 +11,7 @@ SELECT results_eq(format('SELECT status, waiting_for, abort_requested, abort_req
 SELECT results_eq(format('SELECT status, worker_id, run_id, abort_requested, abort_requested_at IS NOT NULL, deferred_by = session_user FROM pljobs.jobs WHERE id = %s', :job_id),
                   format($$VALUES ('doing', %s::bigint, %s::bigint, true, true, true)$$, :worker_id, :run_id), 'a running job says where, and whether it was asked to abort');
 SELECT is(ARRAY(SELECT a.attname::text FROM pg_attribute AS a WHERE a.attrelid = 'pljobs.jobs'::regclass AND a.attnum > 0 ORDER BY a.attnum),
-    '{id,status,waiting_for,queue,task,args,priority,lock,queueing_lock,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at,message,error,result,deferred_by,parent_id,start_by,timeout,timeout_at,grace,on_cancelled,progress,progress_message,progress_at}'::text[],
+    '{id,status,waiting_for,queue,task,args,priority,lock,queueing_lock,attempts,crashes,created_at,scheduled_at,started_at,finished_at,worker_id,run_id,abort_requested,abort_requested_at,message,error,result,deferred_by,parent_id,start_by,timeout,timeout_at,grace,on_cancelled,progress,progress_message,progress_at,fairness_key}'::text[],
     'the columns of jobs are those that drivers read');
 SELECT is(ARRAY(SELECT a.attname::text FROM pg_attribute AS a WHERE a.attrelid = 'pljobs.stalled_jobs'::regclass AND a.attnum > 0 ORDER BY a.attnum),
           ARRAY(SELECT a.attname::text FROM pg_attribute AS a WHERE a.attrelid = 'pljobs.jobs'::regclass AND a.attnum > 0 ORDER BY a.attnum), 'stalled_jobs has the columns of jobs');

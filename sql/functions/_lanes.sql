@@ -56,13 +56,13 @@ BEGIN
                FILTER (WHERE NOT lane.busy AND c.id <> lane.head AND lane.head_waiting_for = 'lock'),
            array_agg(DISTINCT lane.head_queue)
                FILTER (WHERE NOT lane.busy AND lane.head <> ALL (_claim_lanes.job_ids)
-                         AND lane.head_waiting_for IS DISTINCT FROM 'schedule')
+                         AND (lane.head_waiting_for IN ('schedule', 'limit')) IS NOT TRUE)
       INTO v_claim, v_park, v_wake, v_queues
       FROM unnest(_claim_lanes.job_ids, _claim_lanes.locks) AS c(id, lock)
       JOIN lane ON lane.lock = c.lock;
 
     UPDATE pljobs.job AS j SET waiting_for = 'lock' WHERE j.id = ANY (v_park);
-    UPDATE pljobs.job AS j SET waiting_for = NULL
+    UPDATE pljobs.job AS j SET waiting_for = CASE WHEN j.fairness_key IS NOT NULL THEN 'turn' END
      WHERE j.id = ANY (ARRAY(
            SELECT w.id FROM pljobs.job AS w WHERE w.id = ANY (v_wake) AND w.waiting_for = 'lock'
             ORDER BY w.id FOR NO KEY UPDATE SKIP LOCKED));
@@ -97,7 +97,7 @@ BEGIN
                    FROM unnest(_wake_lanes.locks) AS l(lock) ORDER BY 1) AS k;
     END IF;
     WITH woken AS (
-        UPDATE pljobs.job AS j SET waiting_for = NULL
+        UPDATE pljobs.job AS j SET waiting_for = CASE WHEN j.fairness_key IS NOT NULL THEN 'turn' END
          WHERE j.id = ANY (ARRAY(
                SELECT h.id FROM (SELECT DISTINCT l.lock FROM unnest(_wake_lanes.locks) AS l(lock)) AS d
                 CROSS JOIN LATERAL (

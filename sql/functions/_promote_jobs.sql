@@ -11,7 +11,7 @@ AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
 BEGIN
-    UPDATE pljobs.job AS j SET waiting_for = NULL
+    UPDATE pljobs.job AS j SET waiting_for = CASE WHEN j.fairness_key IS NOT NULL THEN 'turn' END
      WHERE j.id = ANY (ARRAY(
            SELECT d.id FROM pljobs.job AS d
             WHERE d.status = 'todo' AND d.waiting_for = 'schedule' AND d.scheduled_at <= v_now

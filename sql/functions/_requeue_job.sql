@@ -32,7 +32,8 @@ BEGIN
                    started_at = NULL, finished_at = NULL, timeout_at = NULL,
                    start_by = CASE WHEN _requeue_job.kind = 'given_back' THEN j.start_by END,
                    last_run_id = coalesce(_requeue_job.ended_run_id, j.last_run_id),
-                   waiting_for = CASE WHEN _requeue_job.scheduled_at > v_now THEN 'schedule' END,
+                   waiting_for = CASE WHEN _requeue_job.scheduled_at > v_now THEN 'schedule'
+                                      WHEN j.fairness_key IS NOT NULL THEN 'turn' END,
                    scheduled_at = _requeue_job.scheduled_at,
                    attempts = j.attempts - (NOT _requeue_job.charged)::integer,
                    crashes = _requeue_job.crashes,
@@ -48,7 +49,7 @@ BEGIN
             v_queueing_lock := NULL;
         END;
     END LOOP;
-    IF v_waiting_for IS NULL THEN
+    IF v_waiting_for IS DISTINCT FROM 'schedule' THEN
         PERFORM pljobs._notify_todo(ARRAY[v_queue]);
     END IF;
 END

@@ -103,15 +103,17 @@ BEGIN
                           THEN 'grace must be 0 to 10 years'
                      WHEN NOT char_length(g.on_cancelled) BETWEEN 1 AND 255
                           THEN 'on_cancelled must have 1 to 255 characters'
+                     WHEN NOT char_length(g.fairness_key) BETWEEN 1 AND 255
+                          THEN 'fairness_key must have 1 to 255 characters'
                  END AS what
             FROM ROWS FROM (jsonb_to_recordset(defer_jobs_v1.jobs) AS (
                      task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
                      scheduled_at timestamptz, scheduled_in interval, start_by timestamptz,
                      start_within interval, timeout interval, grace interval, on_cancelled text,
-                     parent_id bigint))
+                     parent_id bigint, fairness_key text))
                  WITH ORDINALITY
                  AS g(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in, start_by,
-                      start_within, timeout, grace, on_cancelled, parent_id, ord)
+                      start_within, timeout, grace, on_cancelled, parent_id, fairness_key, ord)
         ) AS v
          WHERE v.what IS NOT NULL ORDER BY v.ord LIMIT 1;
     EXCEPTION WHEN data_exception THEN
@@ -128,6 +130,9 @@ BEGIN
             SELECT coalesce(g.queue, 'default') FROM jsonb_to_recordset(defer_jobs_v1.jobs) AS g(queue text)),
             'nothing was deferred');
     END IF;
+    IF defer_jobs_v1.jobs @? '$[*].fairness_key ? (@ != null)' THEN
+        PERFORM pljobs._require_flow();
+    END IF;
     -- Where most calls find the lock held, none should draw an id and leave a dead row. Only by a snapshot of
     -- now: an older one shows a job waiting that has started since.
     IF defer_jobs_v1.jobs @? '$[*].queueing_lock ? (@ != null)'
@@ -137,14 +142,14 @@ BEGIN
 
     WITH added AS (
         INSERT INTO pljobs.job (id, task, args, queue, priority, lock, queueing_lock, scheduled_at,
-                                start_by, timeout, grace, on_cancelled, parent_id,
+                                start_by, timeout, grace, on_cancelled, parent_id, fairness_key,
                                 waiting_for, created_at, deferred_by)
         OVERRIDING SYSTEM VALUE
         SELECT g.id, g.task, coalesce(g.args, '{}'), coalesce(g.queue, 'default'), coalesce(g.priority, 0),
                g.lock, g.queueing_lock, coalesce(g.scheduled_at, v_now + g.scheduled_in),
                coalesce(g.start_by, CASE WHEN g.start_within IS NOT NULL THEN least(c_latest,
                         greatest(v_now, g.scheduled_at, v_now + g.scheduled_in) + g.start_within) END),
-               g.timeout, g.grace, g.on_cancelled, g.parent_id,
+               g.timeout, g.grace, g.on_cancelled, g.parent_id, g.fairness_key,
                CASE WHEN coalesce(g.scheduled_at, v_now + g.scheduled_in) > v_now THEN 'schedule'
                     -- The others of a lane queue up behind the first of this call: one commit, so no wake-up
                     -- is lost.
@@ -152,6 +157,7 @@ BEGIN
                      AND row_number() OVER (PARTITION BY g.lock
                                             ORDER BY coalesce(g.priority, 0) DESC, g.ord) > 1
                          THEN 'lock'
+                    WHEN g.fairness_key IS NOT NULL THEN 'turn'
                END,
                v_now, v_by
           FROM (SELECT x.*, nextval(pg_get_serial_sequence('pljobs.job', 'id')) AS id
@@ -159,10 +165,11 @@ BEGIN
                            task text, args jsonb, queue text, priority integer, lock text, queueing_lock text,
                            scheduled_at timestamptz, scheduled_in interval, start_by timestamptz,
                            start_within interval, timeout interval, grace interval, on_cancelled text,
-                           parent_id bigint))
+                           parent_id bigint, fairness_key text))
                        WITH ORDINALITY
                        AS x(task, args, queue, priority, lock, queueing_lock, scheduled_at, scheduled_in,
-                            start_by, start_within, timeout, grace, on_cancelled, parent_id, ord)
+                            start_by, start_within, timeout, grace, on_cancelled, parent_id, fairness_key,
+                            ord)
                  ORDER BY x.ord) AS g
          -- In order of queueing lock: two calls that ask for the same ones must not wait for each other.
          ORDER BY g.queueing_lock, g.ord
@@ -170,7 +177,7 @@ BEGIN
         RETURNING id, queue, waiting_for, parent_id
     )
     SELECT coalesce(array_agg(a.id ORDER BY a.id), '{}'),
-           array_agg(DISTINCT a.queue) FILTER (WHERE a.waiting_for IS NULL),
+           array_agg(DISTINCT a.queue) FILTER (WHERE a.waiting_for IS NULL OR a.waiting_for = 'turn'),
            array_agg(DISTINCT a.parent_id) FILTER (WHERE a.parent_id IS NOT NULL)
       INTO v_ids, v_queues, v_parents FROM added AS a;
 
@@ -289,3 +296,20 @@ END
 $$;
 COMMENT ON FUNCTION pljobs.defer_jobs_v2(jsonb, boolean)
     IS 'Defers jobs, each at most once under its idempotency key. Driver contract, version 2.';
+
+CREATE OR REPLACE FUNCTION pljobs.defer_jobs_v3(jobs jsonb, notify boolean DEFAULT true)
+RETURNS TABLE (job_id bigint, is_new boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- What defer_jobs_v2 does, for objects that may have a "fairness_key" besides, of 1 to 255 characters: within
+-- a queue and a priority, the keys take turns, so that the many jobs of one do not keep the few of another
+-- waiting; jobs without a key are one key of their own. What throttle_queue sets for each key is for these.
+-- Raises what defer_jobs_v2 does, and PJ013 while an index is missing that this needs.
+BEGIN
+    RETURN QUERY SELECT d.job_id, d.is_new
+                   FROM pljobs.defer_jobs_v2(defer_jobs_v3.jobs, defer_jobs_v3.notify) AS d;
+END
+$$;
+COMMENT ON FUNCTION pljobs.defer_jobs_v3(jsonb, boolean)
+    IS 'Defers jobs, whose keys may take turns. Driver contract, version 3.';

@@ -7,9 +7,10 @@ SET jit = off
 SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$
--- `queues` (null: all that have jobs ready) without the paused ones. Walks the index from queue to queue.
+-- `queues` (null: all that have jobs to start) without the paused ones. Walks the index from queue to queue.
 DECLARE
     v_queues text[] := _may_fetch_from.queues;
+    v_more text[];
 BEGIN
     IF v_queues IS NULL THEN
         WITH RECURSIVE ready AS (
@@ -22,8 +23,31 @@ BEGIN
               FROM ready WHERE ready.name IS NOT NULL
         )
         SELECT array_agg(ready.name) INTO v_queues FROM ready;
+        IF pljobs._flows() THEN
+            WITH RECURSIVE turn AS (
+                SELECT (SELECT j.queue FROM pljobs.job AS j
+                         WHERE j.status = 'todo' AND j.waiting_for = 'turn' ORDER BY j.queue LIMIT 1) AS name
+                UNION ALL
+                SELECT (SELECT j.queue FROM pljobs.job AS j
+                         WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue > turn.name
+                         ORDER BY j.queue LIMIT 1)
+                  FROM turn WHERE turn.name IS NOT NULL
+            ), parked AS (
+                SELECT (SELECT j.queue FROM pljobs.job AS j
+                         WHERE j.status = 'todo' AND j.waiting_for = 'limit' ORDER BY j.queue LIMIT 1) AS name
+                UNION ALL
+                SELECT (SELECT j.queue FROM pljobs.job AS j
+                         WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue > parked.name
+                         ORDER BY j.queue LIMIT 1)
+                  FROM parked WHERE parked.name IS NOT NULL
+            )
+            SELECT array_agg(q.name) INTO v_more
+              FROM (SELECT turn.name FROM turn UNION SELECT parked.name FROM parked) AS q;
+            v_queues := v_queues || v_more;
+        END IF;
     END IF;
-    RETURN ARRAY(SELECT q.name FROM unnest(v_queues) AS q(name) WHERE q.name <> ALL (_may_fetch_from.paused));
+    RETURN ARRAY(SELECT DISTINCT q.name FROM unnest(v_queues) AS q(name)
+                  WHERE q.name <> ALL (_may_fetch_from.paused));
 END
 $$;
 COMMENT ON FUNCTION pljobs._may_fetch_from(text[], text[]) IS 'The queues that a worker may fetch from now.';
@@ -74,13 +98,15 @@ SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$
 -- todo -> doing, for up to max_jobs jobs that can run now: due, not paused, first of their lane if they have
--- a lock, in `queues` and among `tasks` (null: all), and in queues that the caller's role is not kept from.
--- Higher priority first, then lower id. Draws a run_id, counts the attempt, and returns what the worker
+-- a lock, within the throttles, in `queues` and among `tasks` (null: all), and in queues that the caller's
+-- role is not kept from. Higher priority first, then lower id; but within a queue, jobs with a fairness_key
+-- as it is their key's turn. Draws a run_id, counts the attempt, and returns what the worker
 -- needs, in that order. Jobs that were lost with their workers twice are not started together: one after
 -- the other, or one a minute. The worker must list each run in its heartbeats until its finish, and call
 -- the first of them within `timeout`, if it has one. Cancels what has not started by its start_by
 -- ('expired'), and jobs whose parent's tree was cancelled. A tainted worker gets nothing.
--- Skips rows that somebody holds; never waits for a row. Locks the lanes and trees it meets, without waiting.
+-- Skips rows that somebody holds; never waits for a row. Locks the lanes and trees it meets, without waiting;
+-- waits, for a second at most, for other fetches from throttled queues, and returns nothing after that.
 -- Raises PJ003 if the worker is not registered, its lease ran out, or it is another's and the caller's role
 -- limited to queues; PJ004 for max_jobs below 1.
 -- Notifies workers of a lane's head that nobody else would look for. Call it in a short READ COMMITTED
@@ -91,6 +117,9 @@ DECLARE
     v_now timestamptz := clock_timestamp();
     v_allowed text[] := pljobs._allowed_queues('fetch');
     v_paused text[];
+    v_flows boolean := pljobs._flows();
+    v_in_turn boolean := false;                   -- keys take turns, or tasks have limits
+    v_rooms integer[];                            -- how many of each queue may start; null: any number
     v_key text;                                   -- which walk a hint is about
     v_hint text[];
     v_from_priority integer;                      -- where the walk starts, as (-priority, id)
@@ -135,8 +164,15 @@ BEGIN
                            WHERE v_queues IS NULL OR a.name = ANY (v_queues));
     END IF;
     SELECT array_agg(q.name) INTO v_paused FROM pljobs.queue AS q WHERE q.paused_at IS NOT NULL;
-    IF v_paused IS NOT NULL THEN
-        v_queues := pljobs._may_fetch_from(v_queues, v_paused);
+    IF v_paused IS NOT NULL OR v_flows THEN
+        v_queues := pljobs._may_fetch_from(v_queues, coalesce(v_paused, '{}'));
+    END IF;
+    IF v_flows THEN
+        IF NOT pljobs._take_throttles(v_queues, fetch_jobs_v1.tasks) THEN
+            RETURN;
+        END IF;
+        SELECT q.names, q.rooms, q.in_turn INTO v_queues, v_rooms, v_in_turn
+          FROM pljobs._open_queues(v_queues) AS q;
     END IF;
     v_key := hashtextextended(
         concat_ws('|', coalesce(v_queues::text, '*'), coalesce(fetch_jobs_v1.tasks::text, '*')), 0)::text;
@@ -151,7 +187,7 @@ BEGIN
         v_from_id := 0;
         v_hint := string_to_array(current_setting('pljobs.fetch_hint', true), '|');
         -- Not one that lasts longer than any does: the clock was set back.
-        IF v_hint[1] = v_key
+        IF NOT v_in_turn AND v_hint[1] = v_key
            AND v_hint[4]::numeric - extract(epoch FROM clock_timestamp()) BETWEEN 0 AND 60 THEN
             v_from_priority := v_hint[2]::integer;
             v_from_id := v_hint[3]::bigint;
@@ -160,7 +196,11 @@ BEGIN
         END IF;
 
         v_began := clock_timestamp();
-        IF v_queues IS NULL THEN
+        IF v_in_turn THEN
+            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes)
+              INTO v_ids, v_locks, v_parents, v_crashes
+              FROM pljobs._next_in_turn(v_queues, v_rooms, fetch_jobs_v1.tasks, v_want, v_now) AS c;
+        ELSIF v_queues IS NULL THEN
             SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes)
               INTO v_ids, v_locks, v_parents, v_crashes
               FROM (SELECT j.id, j.lock, j.parent_id, j.crashes FROM pljobs.job AS j
@@ -179,21 +219,24 @@ BEGIN
                        AND (j.queue, -j.priority, j.id) >= (v_queues[1], v_from_priority, v_from_id)
                        AND (j.start_by IS NULL OR j.start_by > v_now)
                        AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
-                     ORDER BY j.queue, -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
+                     ORDER BY j.queue, -j.priority, j.id LIMIT least(v_want, v_rooms[1])
+                       FOR UPDATE SKIP LOCKED) AS c;
         ELSE
             -- The heads of each queue, merged, then locked in the merged order.
             SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes)
               INTO v_ids, v_locks, v_parents, v_crashes
               FROM (SELECT j.id, j.lock, j.parent_id, j.crashes
                       FROM (SELECT h.id, h.place
-                              FROM (SELECT DISTINCT u.name FROM unnest(v_queues) AS u(name)) AS q
+                              FROM (SELECT DISTINCT u.name, u.room
+                                      FROM unnest(v_queues, v_rooms) AS u(name, room)) AS q
                              CROSS JOIN LATERAL (
                                    SELECT t.id, -t.priority AS place FROM pljobs.job AS t
                                     WHERE t.status = 'todo' AND t.waiting_for IS NULL AND t.queue <= q.name
                                       AND (t.queue, -t.priority, t.id) >= (q.name, v_from_priority, v_from_id)
                                       AND (t.start_by IS NULL OR t.start_by > v_now)
                                       AND (fetch_jobs_v1.tasks IS NULL OR t.task = ANY (fetch_jobs_v1.tasks))
-                                    ORDER BY t.queue, -t.priority, t.id LIMIT v_want + v_ahead) AS h
+                                    ORDER BY t.queue, -t.priority, t.id
+                                    LIMIT least(v_want + v_ahead, q.room)) AS h
                              ORDER BY h.place, h.id OFFSET 0) AS m
                       JOIN pljobs.job AS j ON j.id = m.id
                      -- NOT DISTINCT hides the predicate of the ready indexes: the way to these rows is the
@@ -211,11 +254,11 @@ BEGIN
         ELSIF v_ids IS NULL THEN
             -- With several queues: perhaps others held all that it looked at. Look further ahead, then
             -- give up.
-            EXIT WHEN coalesce(cardinality(v_queues), 0) < 2 OR v_ahead > 10000;
+            EXIT WHEN v_in_turn OR coalesce(cardinality(v_queues), 0) < 2 OR v_ahead > 10000;
             v_ahead := v_ahead * 16;
             CONTINUE;
         END IF;
-        IF v_ms > v_slow_ms OR v_ids[1] - v_from_id > 500 AND v_hint IS NOT NULL THEN
+        IF NOT v_in_turn AND (v_ms > v_slow_ms OR v_ids[1] - v_from_id > 500 AND v_hint IS NOT NULL) THEN
             PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, -j.priority, j.id, coalesce(
                         v_hint[4],
                         (extract(epoch FROM clock_timestamp()) + least(v_ms * 0.02, 5))::text)), false)
@@ -242,12 +285,18 @@ BEGIN
     IF v_take <> '{}' AND (SELECT t.last_value FROM pljobs.timeline AS t) <> pljobs._timeline() THEN
         PERFORM pljobs._jump_ahead();
     END IF;
+    IF v_flows THEN
+        PERFORM pljobs._use_buckets(v_take[1:fetch_jobs_v1.max_jobs]);
+    END IF;
     RETURN QUERY
     WITH started AS (
         UPDATE pljobs.job AS j
            SET status = 'doing', worker_id = fetch_jobs_v1.worker_id, run_id = nextval('pljobs.run_id'),
                started_at = clock_timestamp(), timeout_at = clock_timestamp() + j.timeout,
-               attempts = j.attempts + 1
+               attempts = j.attempts + 1, waiting_for = NULL,
+               throttled = CASE WHEN v_flows THEN EXISTS (
+                   SELECT FROM pljobs.throttle AS t
+                    WHERE t.name = CASE t.scope WHEN 'task' THEN j.task ELSE j.queue END) END
          WHERE j.id = ANY (v_take[1:fetch_jobs_v1.max_jobs])
         RETURNING j.id, j.run_id, j.queue, j.task, j.priority, j.lock, j.queueing_lock, j.args, j.attempts,
                   j.scheduled_at, j.created_at, j.started_at, j.timeout, j.parent_id

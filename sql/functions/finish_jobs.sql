@@ -30,7 +30,7 @@ AS $$
 -- 'locked': report it again a little later. Message and error are cut at 1,000 and 16,384 characters, a
 -- result of more than 1 MiB is left out: what a task produced never keeps it from ending. Raises PJ004 for an
 -- unknown outcome or a retry's queue or lock not of 1 to 255 characters. Locks the jobs by ascending id, then
--- their requests, then their lanes. Notifies workers of retries and of woken lanes.
+-- their requests, then their lanes. Notifies workers of retries, of woken lanes, and of throttled queues.
 DECLARE
     c_longest CONSTANT interval := interval '10 years';
     v_now timestamptz := clock_timestamp();
@@ -41,6 +41,7 @@ DECLARE
     v_done_jobs bigint[];
     v_done_runs bigint[];
     v_locks text[];
+    v_queues text[];
     v_run record;
     v_retry_at timestamptz;
     v_retry_in interval;
@@ -68,7 +69,9 @@ BEGIN
                          ORDER BY j.id FOR UPDATE SKIP LOCKED);
         v_held := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_ids) AND j.id <> ALL (v_held));
     END IF;
-    SELECT array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL) INTO v_locks
+    SELECT array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL),
+           array_agg(DISTINCT j.queue) FILTER (WHERE j.throttled)
+      INTO v_locks, v_queues
       FROM pljobs.job AS j WHERE j.id = ANY (v_ids) AND (j.id = ANY (v_held)) IS NOT TRUE;
 
     IF finish_jobs_v1.runs @? '$[*] ? (@.progress != null || @.progress_message != null)' THEN
@@ -145,6 +148,10 @@ BEGIN
 
     IF v_locks IS NOT NULL THEN
         PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
+    END IF;
+    IF v_queues IS NOT NULL THEN
+        -- There is room again, and who has it may have no slot free.
+        PERFORM pljobs._notify_todo(v_queues);
     END IF;
     RETURN QUERY SELECT d.job_id, d.run_id, 'succeeded'
                    FROM unnest(v_done_jobs, v_done_runs) AS d(job_id, run_id);

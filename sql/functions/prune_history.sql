@@ -3,9 +3,9 @@ RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Deletes requests that were resolved, workers that stopped, idempotency keys that were used first, what
--- keeps cancelled trees closed, and what ties jobs to their trees whose parents were deleted, longer than
--- older_than ago; at most max_rows of each.
+-- Deletes requests that were resolved, workers that stopped, idempotency keys that were used first, buckets
+-- of rates that were full, what keeps cancelled trees closed, and what ties jobs to their trees whose parents
+-- were deleted, longer than older_than ago; at most max_rows of each.
 -- What keeps a child from starting that still waits (it may be scheduled, or its queue paused) stays, and
 -- what ties jobs together that are still there. Returns how many in all: call again until it returns 0.
 -- Raises PJ004 for a null or negative older_than, PJ010 for a role limited to queues: the history is of all.
@@ -17,6 +17,7 @@ DECLARE
     v_trees bigint;
     v_ties bigint;
     v_keys bigint;
+    v_buckets bigint;
 BEGIN
     IF prune_history_v1.older_than IS NULL OR prune_history_v1.older_than < interval '0' THEN
         RAISE EXCEPTION 'prune needs older_than, not negative' USING ERRCODE = 'PJ004';
@@ -53,7 +54,12 @@ BEGIN
              ORDER BY o.deferred_at LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED) AS p
      WHERE i.deferred_by = p.deferred_by AND i.key = p.key;
     GET DIAGNOSTICS v_keys = ROW_COUNT;
-    RETURN v_requests + v_workers + v_trees + v_ties + v_keys;
+    DELETE FROM pljobs.bucket AS b
+     USING (SELECT o.scope, o.name, o.key, o.set_at FROM pljobs.bucket AS o
+             WHERE o.full_at < v_before LIMIT prune_history_v1.max_rows FOR UPDATE SKIP LOCKED) AS p
+     WHERE b.scope = p.scope AND b.name = p.name AND b.key = p.key AND b.set_at = p.set_at;
+    GET DIAGNOSTICS v_buckets = ROW_COUNT;
+    RETURN v_requests + v_workers + v_trees + v_ties + v_keys + v_buckets;
 END
 $$;
 COMMENT ON FUNCTION pljobs.prune_history_v1(interval, integer)

@@ -1,0 +1,435 @@
+-- Flow control: keys take turns, throttles limit queues, keys and tasks over all workers. Jobs with a
+-- fairness_key wait for their 'turn', and are started from there; jobs of a task that is at its limit are
+-- parked (waiting_for 'limit') by the fetch that meets them, and started from there once there is room. What
+-- runs is counted, what started lately is in the buckets: nothing has to be given back when a run ends.
+--
+-- A fetch takes the throttles that concern it (their transaction advisory locks) before it counts. Whoever
+-- holds one waits for no row and no lane.
+
+CREATE OR REPLACE FUNCTION pljobs._require_flow() RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Raises PJ013 while an index that keys and throttles need is not made, or invalid.
+DECLARE
+    v_missing text;
+BEGIN
+    SELECT n.name INTO v_missing
+      FROM unnest('{job_turn,job_limit,job_running_by_key,job_running_by_task}'::text[]) AS n(name)
+      LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass('pljobs.' || n.name) AND i.indisvalid
+     WHERE i.indexrelid IS NULL ORDER BY 1 LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'fairness keys and throttles need index pljobs.%, which is not there yet', v_missing
+            USING ERRCODE = 'PJ013', HINT = 'Nothing was changed. psql -f sql/indexes.sql makes it.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION pljobs._require_flow() IS 'Raises while flow control lacks an index.';
+
+CREATE OR REPLACE FUNCTION pljobs._flows() RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+SET enable_sort = off
+SET enable_bitmapscan = off
+AS $$
+-- Whether anything is throttled, or waits for its turn.
+BEGIN
+    IF EXISTS (SELECT FROM pljobs.throttle) THEN
+        RETURN true;
+    -- Without its index the question would be a scan, and then nothing waits for a turn.
+    ELSIF NOT EXISTS (SELECT FROM pg_index AS i
+                       WHERE i.indexrelid = to_regclass('pljobs.job_turn') AND i.indisvalid) THEN
+        RETURN false;
+    END IF;
+    RETURN EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.waiting_for = 'turn');
+END
+$$;
+COMMENT ON FUNCTION pljobs._flows() IS 'Whether a fetch has to look at turns and throttles.';
+
+CREATE OR REPLACE FUNCTION pljobs._take_throttles(queues text[], tasks text[]) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET lock_timeout = '1s'
+AS $$
+-- Takes the throttles of these queues, and of these tasks (null: of all), so that what is counted next holds
+-- until the commit; in order of their keys. Waits for fetches that hold one; false if that took a second.
+-- One of 1,024 locks each, which leaves room in the server's table of locks.
+BEGIN
+    PERFORM pg_advisory_xact_lock(k.key)
+       FROM (SELECT DISTINCT 7205759010000 + (hashtextextended(t.name, 7205759) & 1023) AS key
+               FROM pljobs.throttle AS t
+              WHERE CASE t.scope WHEN 'task' THEN (t.name = ANY (_take_throttles.tasks)) IS NOT FALSE
+                                 ELSE t.name = ANY (_take_throttles.queues) END
+              ORDER BY 1) AS k;
+    RETURN true;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN false;
+END
+$$;
+COMMENT ON FUNCTION pljobs._take_throttles(text[], text[])
+    IS 'Keeps others from starting what these throttles limit.';
+
+CREATE OR REPLACE FUNCTION pljobs._room(scope text, name text, key text DEFAULT '') RETURNS integer
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+SET enable_bitmapscan = off
+AS $$
+-- How many jobs more a throttle lets start now; null: any number. The caller has taken the throttle in an
+-- earlier statement.
+DECLARE
+    v_throttle record;
+    v_room integer;
+    v_running integer;
+    v_full_at timestamptz;
+    v_each double precision;
+BEGIN
+    SELECT t.max_running, t.rate, t.burst, t.period, t.set_at INTO v_throttle
+      FROM pljobs.throttle AS t WHERE t.scope = _room.scope AND t.name = _room.name;
+    IF v_throttle.max_running IS NOT NULL THEN
+        CASE _room.scope
+            WHEN 'queue' THEN
+                SELECT count(*)::integer INTO v_running
+                  FROM (SELECT FROM pljobs.job AS j
+                         WHERE j.status = 'doing' AND j.throttled AND j.queue = _room.name
+                         LIMIT v_throttle.max_running) AS r;
+            WHEN 'key' THEN
+                SELECT count(*)::integer INTO v_running
+                  FROM (SELECT FROM pljobs.job AS j
+                         WHERE j.status = 'doing' AND j.throttled AND j.queue = _room.name
+                           AND coalesce(j.fairness_key, '') = _room.key
+                         LIMIT v_throttle.max_running) AS r;
+            WHEN 'task' THEN
+                SELECT count(*)::integer INTO v_running
+                  FROM (SELECT FROM pljobs.job AS j
+                         WHERE j.status = 'doing' AND j.throttled AND j.task = _room.name
+                         LIMIT v_throttle.max_running) AS r;
+        END CASE;
+        v_room := v_throttle.max_running - v_running;
+    END IF;
+    IF v_throttle.rate IS NOT NULL THEN
+        SELECT b.full_at INTO v_full_at FROM pljobs.bucket AS b
+         WHERE b.scope = _room.scope AND b.name = _room.name AND b.key = _room.key
+           AND b.set_at = v_throttle.set_at;
+        v_each := extract(epoch FROM v_throttle.period)::double precision / v_throttle.rate;
+        -- What is lacking to a full bucket, in tokens; a microsecond is what a time may be off.
+        v_room := least(v_room, v_throttle.burst, greatest(0, floor(v_throttle.burst - (
+            coalesce(extract(epoch FROM v_full_at - clock_timestamp()), 0) - 0.000001) / v_each)::integer));
+    END IF;
+    RETURN v_room;
+END
+$$;
+COMMENT ON FUNCTION pljobs._room(text, text, text) IS 'How many jobs more a throttle lets start now.';
+
+CREATE OR REPLACE FUNCTION pljobs._use_buckets(job_ids bigint[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+-- Takes a token for each of these jobs from each bucket that it starts under. The caller has taken their
+-- throttles, so nobody else makes these rows. Does not wait for who is just forgetting a full one.
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_used record;
+BEGIN
+    FOR v_used IN
+        SELECT t.scope, t.name, u.key, t.set_at, count(*) * t.period / t.rate AS lasts
+          FROM pljobs.job AS j
+         CROSS JOIN LATERAL (VALUES ('queue', j.queue, ''), ('key', j.queue, coalesce(j.fairness_key, '')),
+                                    ('task', j.task, '')) AS u(scope, name, key)
+          JOIN pljobs.throttle AS t ON t.scope = u.scope AND t.name = u.name AND t.rate IS NOT NULL
+         WHERE j.id = ANY (_use_buckets.job_ids)
+         GROUP BY t.scope, t.name, u.key, t.set_at, t.period, t.rate
+    LOOP
+        INSERT INTO pljobs.bucket AS b (scope, name, key, set_at, full_at)
+        VALUES (v_used.scope, v_used.name, v_used.key, v_used.set_at, v_now + v_used.lasts)
+            ON CONFLICT ON CONSTRAINT bucket_pkey DO NOTHING;
+        IF NOT FOUND THEN
+            PERFORM FROM pljobs.bucket AS b
+              WHERE b.scope = v_used.scope AND b.name = v_used.name AND b.key = v_used.key
+                AND b.set_at = v_used.set_at FOR NO KEY UPDATE SKIP LOCKED;
+            IF FOUND THEN
+                UPDATE pljobs.bucket AS b SET full_at = greatest(b.full_at, v_now) + v_used.lasts
+                 WHERE b.scope = v_used.scope AND b.name = v_used.name AND b.key = v_used.key
+                   AND b.set_at = v_used.set_at;
+            END IF;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION pljobs._use_buckets(bigint[]) IS 'Counts the start of these jobs against their rates.';
+
+CREATE OR REPLACE FUNCTION pljobs._keys_after(
+    queue text, place integer, after text, until text, most integer
+) RETURNS TABLE (key text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+SET enable_sort = off
+SET enable_bitmapscan = off
+AS $$
+-- The keys of a queue that have jobs waiting for their turn at one place (-priority), in order: those above
+-- `after`, up to `until` (null: to the last), at most `most`. One probe of the index each.
+BEGIN
+    RETURN QUERY
+    WITH RECURSIVE step AS (
+        SELECT 0 AS nth, _keys_after.place AS at, _keys_after.after COLLATE "C" AS name
+        UNION ALL
+        SELECT s.nth + 1, n.at, n.name
+          FROM step AS s
+         CROSS JOIN LATERAL (
+               SELECT -j.priority AS at, j.fairness_key AS name FROM pljobs.job AS j
+                WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue <= _keys_after.queue
+                  AND (j.queue, -j.priority, j.fairness_key) > (_keys_after.queue, s.at, s.name)
+                ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT 1) AS n
+         WHERE s.nth < _keys_after.most AND s.at = _keys_after.place
+           AND (n.name <= _keys_after.until COLLATE "C") IS NOT FALSE
+    )
+    SELECT step.name FROM step WHERE step.nth > 0 AND step.at = _keys_after.place ORDER BY step.nth;
+END
+$$;
+COMMENT ON FUNCTION pljobs._keys_after(text, integer, text, text, integer)
+    IS 'Keys that have jobs waiting for their turn.';
+
+CREATE OR REPLACE FUNCTION pljobs._cursor_of(queue text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- The session's setting that holds the key of this queue that had the last turn. Queues that share one only
+-- begin at another key.
+BEGIN
+    RETURN 'pljobs.turn_' || (hashtextextended(_cursor_of.queue, 0) & 4095);
+END
+$$;
+COMMENT ON FUNCTION pljobs._cursor_of(text) IS 'Where a session notes whose turn it was.';
+
+CREATE OR REPLACE FUNCTION pljobs._keys_in_turn(queue text, most integer)
+RETURNS TABLE (place integer, key text, turn bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+SET enable_sort = off
+SET enable_bitmapscan = off
+AS $$
+-- The keys of a queue that have jobs waiting for their turn, at most `most`: by priority; within one, from
+-- the key after the one that had the last turn in this session, and round. So every session goes round.
+DECLARE
+    v_after text := coalesce(current_setting(pljobs._cursor_of(_keys_in_turn.queue), true), '');
+    v_left integer := _keys_in_turn.most;
+    v_keys text[];
+    v_place integer;
+BEGIN
+    LOOP
+        SELECT -j.priority INTO v_place FROM pljobs.job AS j
+         WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue <= _keys_in_turn.queue
+           AND (j.queue, -j.priority) > (_keys_in_turn.queue, coalesce(v_place, -2147483648))
+         ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT 1;
+        EXIT WHEN NOT FOUND OR v_left <= 0;
+        v_keys := ARRAY(SELECT k.key FROM pljobs._keys_after(
+            _keys_in_turn.queue, v_place, v_after, NULL, v_left) AS k);
+        IF v_after <> '' THEN
+            v_keys := v_keys || ARRAY(SELECT k.key FROM pljobs._keys_after(
+                _keys_in_turn.queue, v_place, '', v_after, v_left - cardinality(v_keys)) AS k);
+            v_after := '';
+        END IF;
+        v_left := v_left - cardinality(v_keys);
+        RETURN QUERY SELECT v_place, k.name, k.ord FROM unnest(v_keys) WITH ORDINALITY AS k(name, ord);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION pljobs._keys_in_turn(text, integer) IS 'Keys in the order in which it is their turn.';
+
+CREATE OR REPLACE FUNCTION pljobs._open_queues(
+    queues text[], OUT names text[], OUT rooms integer[], OUT in_turn boolean
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+SET enable_sort = off
+SET enable_bitmapscan = off
+AS $$
+-- Those of these queues whose throttles let something start, with how many (null: any number); in_turn:
+-- whether more than that is to be minded: keys, or a task's limit. The caller has taken the throttles in an
+-- earlier statement.
+BEGIN
+    SELECT coalesce(array_agg(r.name), '{}'), array_agg(r.room), coalesce(bool_or(r.in_turn), false)
+           OR EXISTS (SELECT FROM pljobs.throttle AS t WHERE t.scope = 'task')
+      INTO names, rooms, in_turn
+      FROM (SELECT u.name, CASE WHEN q.name IS NOT NULL THEN pljobs._room('queue', u.name) END AS room,
+                   EXISTS (SELECT FROM pljobs.job AS j
+                            WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue = u.name)
+                   OR EXISTS (SELECT FROM pljobs.job AS j
+                               WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = u.name)
+                   OR EXISTS (SELECT FROM pljobs.throttle AS k
+                               WHERE k.scope = 'key' AND k.name = u.name) AS in_turn
+              FROM (SELECT DISTINCT x.name FROM unnest(_open_queues.queues) AS x(name)) AS u
+              LEFT JOIN pljobs.throttle AS q ON q.scope = 'queue' AND q.name = u.name) AS r
+     WHERE (r.room > 0) IS NOT FALSE;
+END
+$$;
+COMMENT ON FUNCTION pljobs._open_queues(text[]) IS 'The queues that something may start of now.';
+
+CREATE OR REPLACE FUNCTION pljobs._next_in_turn(
+    queues text[], rooms integer[], tasks text[], want integer, at timestamptz
+) RETURNS TABLE (id bigint, lock text, parent_id bigint, crashes integer)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+SET enable_bitmapscan = off
+AS $$
+-- At most `want` jobs of these queues (with their rooms, as _open_queues has them) that can run now and for
+-- which the throttles leave room, locked, in the order in which they are to start: by priority; in a queue
+-- the keys take turns, each with its oldest (jobs without a key are one key of their own); between queues the
+-- older first. Parks what waits for a task that is at its limit. The caller has taken the throttles in an
+-- earlier statement.
+DECLARE
+    v_ahead integer := 50;
+    v_found bigint;
+    v_found_before bigint := -1::bigint;
+    v_ids bigint[];
+    v_keys jsonb;
+    v_park bigint[];
+    v_taken bigint[];
+BEGIN
+    -- Up to three rounds: one that finds less than was wanted looks further ahead, if the one before made a
+    -- difference.
+    WHILE v_ahead < 20000 LOOP
+        WITH RECURSIVE task_room AS MATERIALIZED (
+            SELECT t.name, pljobs._room('task', t.name) AS room FROM pljobs.throttle AS t
+             WHERE t.scope = 'task' AND (t.name = ANY (_next_in_turn.tasks)) IS NOT FALSE
+        ), queue AS MATERIALIZED (
+            SELECT q.name, q.room, k.name IS NOT NULL AS by_key
+              FROM unnest(_next_in_turn.queues, _next_in_turn.rooms) AS q(name, room)
+              LEFT JOIN pljobs.throttle AS k ON k.scope = 'key' AND k.name = q.name
+        ), parked AS MATERIALIZED (
+            SELECT q.name AS queue, (
+                   SELECT j.task FROM pljobs.job AS j
+                    WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = q.name
+                    ORDER BY j.queue, j.task, -j.priority, j.id LIMIT 1) AS task
+              FROM queue AS q
+            UNION ALL
+            SELECT p.queue, (
+                   SELECT j.task FROM pljobs.job AS j
+                    WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = p.queue
+                      AND j.task > p.task
+                    ORDER BY j.queue, j.task, -j.priority, j.id LIMIT 1)
+              FROM parked AS p WHERE p.task IS NOT NULL
+        ), key_in_turn AS MATERIALIZED (
+            SELECT q.name AS queue, k.place, k.key, k.turn,
+                   CASE WHEN q.by_key THEN pljobs._room('key', q.name, k.key) END AS room,
+                   1 + (_next_in_turn.want + v_ahead) / count(*) OVER (PARTITION BY q.name) AS most
+              FROM queue AS q
+             CROSS JOIN LATERAL pljobs._keys_in_turn(
+                   q.name, least(q.room, _next_in_turn.want) + v_ahead) AS k
+        ), head AS MATERIALIZED (
+            -- Without a key. The queue as a range, and first in the order: so that no statistics can make
+            -- this walk all queues' jobs.
+            SELECT h.id, h.task, h.place, q.name AS queue, '' AS key, 0::bigint AS turn, r.room,
+                   false AS is_parked
+              FROM queue AS q
+             CROSS JOIN LATERAL (
+                   SELECT CASE WHEN q.by_key THEN pljobs._room('key', q.name) END AS room OFFSET 0) AS r
+             CROSS JOIN LATERAL (
+                   SELECT j.id, j.task, -j.priority AS place FROM pljobs.job AS j
+                    WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue <= q.name
+                      AND (j.queue, -j.priority, j.id) >= (q.name, -2147483648, 0)
+                      AND (j.start_by IS NULL OR j.start_by > _next_in_turn.at)
+                      AND (_next_in_turn.tasks IS NULL OR j.task = ANY (_next_in_turn.tasks))
+                    ORDER BY j.queue, -j.priority, j.id
+                    LIMIT least(q.room, _next_in_turn.want) + v_ahead) AS h
+             WHERE (r.room > 0) IS NOT FALSE
+            UNION ALL
+            SELECT h.id, h.task, k.place, k.queue, k.key, k.turn, k.room, false
+              FROM key_in_turn AS k
+             CROSS JOIN LATERAL (
+                   SELECT j.id, j.task FROM pljobs.job AS j
+                    WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue = k.queue
+                      AND -j.priority = k.place AND j.fairness_key = k.key COLLATE "C"
+                      AND (j.start_by IS NULL OR j.start_by > _next_in_turn.at)
+                      AND (_next_in_turn.tasks IS NULL OR j.task = ANY (_next_in_turn.tasks))
+                    ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT least(k.room, k.most)) AS h
+             WHERE (k.room > 0) IS NOT FALSE
+            UNION ALL
+            SELECT h.id, p.task, h.place, p.queue, h.key, 0, CASE WHEN q.by_key THEN
+                   pljobs._room('key', p.queue, h.key) END, true
+              FROM parked AS p
+              JOIN queue AS q ON q.name = p.queue
+              LEFT JOIN task_room AS r ON r.name = p.task
+             CROSS JOIN LATERAL (
+                   SELECT j.id, -j.priority AS place, coalesce(j.fairness_key, '') AS key
+                     FROM pljobs.job AS j
+                    WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = p.queue
+                      AND j.task = p.task AND (j.start_by IS NULL OR j.start_by > _next_in_turn.at)
+                    ORDER BY j.queue, j.task, -j.priority, j.id
+                    LIMIT least(r.room, _next_in_turn.want + v_ahead)) AS h
+             WHERE p.task IS NOT NULL
+               AND (_next_in_turn.tasks IS NULL OR p.task = ANY (_next_in_turn.tasks))
+        ), by_key AS (
+            SELECT h.id, h.task, h.place, h.queue, h.key, h.turn, h.room, h.is_parked,
+                   row_number() OVER (PARTITION BY h.queue, h.key ORDER BY h.place, h.id) AS nth,
+                   row_number() OVER (PARTITION BY h.queue, h.key, h.place ORDER BY h.id) AS lap
+              FROM head AS h
+        ), by_task AS MATERIALIZED (
+            SELECT k.id, k.place, k.queue, k.key, k.turn, k.is_parked, k.lap, r.room,
+                   row_number() OVER (PARTITION BY k.task ORDER BY k.place, k.lap, k.turn, k.id) AS nth
+              FROM by_key AS k LEFT JOIN task_room AS r ON r.name = k.task
+             WHERE (k.nth <= k.room) IS NOT FALSE
+        ), by_queue AS (
+            -- A queue has its place among the others by the oldest job that has run once this one does.
+            SELECT t.id, t.place, t.queue, t.key,
+                   row_number() OVER (PARTITION BY t.queue ORDER BY t.place, t.lap, t.turn, t.id) AS nth,
+                   max(t.id) OVER (PARTITION BY t.queue, t.place ORDER BY t.lap, t.turn, t.id) AS age
+              FROM by_task AS t WHERE (t.nth <= t.room) IS NOT FALSE
+        ), placed AS (
+            SELECT b.id, b.queue, b.key, row_number() OVER (ORDER BY b.place, b.age, b.nth) AS nth
+              FROM by_queue AS b JOIN queue AS q ON q.name = b.queue
+             WHERE (b.nth <= q.room) IS NOT FALSE
+        )
+        SELECT count(*), (SELECT array_agg(t.id) FROM by_task AS t WHERE t.nth > t.room AND NOT t.is_parked),
+               array_agg(p.id ORDER BY p.nth),
+               -- The last key of each queue that is had; where none was, the last one that was looked at.
+               (SELECT jsonb_object_agg(k.queue, k.key ORDER BY k.turn) FROM key_in_turn AS k)
+               || coalesce(jsonb_object_agg(p.queue, p.key ORDER BY p.nth)
+                               FILTER (WHERE p.key <> '' AND p.nth <= _next_in_turn.want), '{}')
+          INTO v_found, v_park, v_ids, v_keys
+          FROM placed AS p;
+        UPDATE pljobs.job AS j SET waiting_for = 'limit'
+         WHERE j.id = ANY (ARRAY(
+               SELECT w.id FROM pljobs.job AS w
+                WHERE w.id = ANY (v_park) AND w.status = 'todo' ORDER BY w.id FOR NO KEY UPDATE SKIP LOCKED));
+        v_taken := ARRAY(
+            SELECT j.id FROM unnest(v_ids) WITH ORDINALITY AS c(id, ord)
+              JOIN pljobs.job AS j ON j.id = c.id
+             -- NOT DISTINCT hides the predicate of the partial indexes: the way to these rows is the primary
+             -- key.
+             WHERE j.status IS NOT DISTINCT FROM 'todo'
+               AND coalesce(j.waiting_for, 'turn') NOT IN ('schedule', 'lock')
+             ORDER BY c.ord LIMIT _next_in_turn.want FOR UPDATE OF j SKIP LOCKED);
+        EXIT WHEN cardinality(v_taken) >= _next_in_turn.want
+               OR v_found = v_found_before AND (v_found > 0 OR v_park IS NULL);
+        v_found_before := v_found;
+        v_ahead := v_ahead * 16;
+    END LOOP;
+    PERFORM set_config(pljobs._cursor_of(k.queue), k.key, false)
+       FROM jsonb_each_text(v_keys) AS k(queue, key);
+    RETURN QUERY
+    SELECT j.id, j.lock, j.parent_id, j.crashes
+      FROM unnest(v_taken) WITH ORDINALITY AS c(id, ord) JOIN pljobs.job AS j ON j.id = c.id ORDER BY c.ord;
+END
+$$;
+COMMENT ON FUNCTION pljobs._next_in_turn(text[], integer[], text[], integer, timestamptz)
+    IS 'Locks the jobs that are to start next, as turns and throttles have it.';

@@ -1,0 +1,205 @@
+-- Turns and throttles, as fetches see them. Who may set throttles, and what is refused: throttle_queue.sql, throttle_task.sql.
+BEGIN;
+\ir ../lib/fixtures.sql
+SELECT * FROM no_plan();
+
+-- Defers `jobs` jobs with this key; returns their ids.
+CREATE FUNCTION keyed_jobs(queue text, key text, jobs integer, priority integer DEFAULT 0, task text DEFAULT 'a task', lock text DEFAULT NULL) RETURNS bigint[]
+LANGUAGE sql VOLATILE
+RETURN (SELECT array_agg(d.job_id) FROM pljobs.defer_jobs_v3((SELECT jsonb_agg(jsonb_build_object('task', keyed_jobs.task, 'queue', keyed_jobs.queue, 'fairness_key', keyed_jobs.key, 'priority', keyed_jobs.priority, 'lock', keyed_jobs.lock)) FROM generate_series(1, keyed_jobs.jobs))) AS d);
+-- The keys of what a fetch returns, in order.
+CREATE FUNCTION fetch_keys(worker_id bigint, queues text[], jobs integer) RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    RETURN (SELECT string_agg(coalesce((SELECT j.fairness_key FROM pljobs.jobs AS j WHERE j.id = f.job_id), '-'), '' ORDER BY f.ord)
+              FROM (SELECT x.job_id, row_number() OVER () AS ord FROM pljobs.fetch_jobs_v1(fetch_keys.worker_id, fetch_keys.jobs, fetch_keys.queues) AS x) AS f);
+END
+$$;
+CREATE FUNCTION started(worker_id bigint, queues text[], jobs integer, tasks text[] DEFAULT NULL) RETURNS bigint[]
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    RETURN ARRAY(SELECT f.job_id FROM pljobs.fetch_jobs_v1(started.worker_id, started.jobs, started.queues, started.tasks) AS f);
+END
+$$;
+CREATE FUNCTION end_jobs(VARIADIC job_ids bigint[]) RETURNS bigint
+LANGUAGE sql VOLATILE
+RETURN (SELECT count(*) FROM pljobs.finish_jobs_v1((SELECT jsonb_agg(jsonb_build_object('job_id', j.id, 'run_id', j.run_id, 'outcome', 'succeeded')) FROM pljobs.job AS j WHERE j.id = ANY (end_jobs.job_ids) AND j.status = 'doing')) AS f WHERE f.status = 'succeeded');
+-- As if the time had come that many seconds later, for what rates remember.
+CREATE FUNCTION let_pass(seconds double precision) RETURNS void
+LANGUAGE sql VOLATILE
+AS $$ UPDATE pljobs.bucket SET full_at = full_at - make_interval(secs => seconds); $$;
+
+SELECT a_worker() AS w \gset
+
+-- Turns.
+SELECT a_name('queue') AS q \gset
+SELECT keyed_jobs(:'q', 'a', 50), keyed_jobs(:'q', 'b', 3), keyed_jobs(:'q', 'c', 2) \g /dev/null
+SELECT results_eq(format('SELECT DISTINCT waiting_for FROM pljobs.jobs WHERE queue = %L', :'q'), $$VALUES ('turn')$$, 'jobs with a key wait for its turn');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 1), 'a', 'keys take turns: one');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 1), 'b', 'the next');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 1), 'c', 'the last');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 1), 'a', 'and the first again: also from fetch to fetch');
+SELECT is(translate(fetch_keys(:w, ARRAY[:'q'], 6), 'abc', 'abc'), 'aaabbc', 'a batch has its share of each; and is returned by id');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 100), repeat('a', 45), 'who is alone gets all, and nothing is left');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 100), NULL, 'an empty queue is empty');
+
+SELECT a_name('queue') AS q \gset
+SELECT keyed_jobs(:'q', 'a', 3), keyed_jobs(:'q', 'b', 1, priority => 5), keyed_jobs(:'q', 'a', 2, priority => 5) \g /dev/null
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 1) || fetch_keys(:w, ARRAY[:'q'], 1) || fetch_keys(:w, ARRAY[:'q'], 1), 'aba', 'priority comes first; turns are taken within one');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 10), 'aaa', 'then what is less urgent');
+
+SELECT a_name('queue') AS q \gset
+SELECT keyed_jobs(:'q', 'a', 10) \g /dev/null
+SELECT a_todo_job(queue => :'q'), a_todo_job(queue => :'q') \g /dev/null
+SELECT is((SELECT string_agg(k, '') FROM (SELECT unnest(string_to_array(fetch_keys(:w, ARRAY[:'q'], 4), NULL)) AS k ORDER BY 1) AS x), '--aa', 'jobs without a key are one key of their own');
+
+-- Several queues: a queue has its place by age, whichever of its jobs runs.
+SELECT a_name('queue') AS q, a_name('queue') AS p \gset
+SELECT keyed_jobs(:'q', 'a', 2), a_todo_job(queue => :'p') AS plain, keyed_jobs(:'q', 'b', 5) \gset
+SELECT is(fetch_keys(:w, ARRAY[:'q', :'p'], 1), 'a', 'of several queues the one with the oldest job comes first');
+SELECT is(fetch_keys(:w, ARRAY[:'q', :'p'], 1), '-', 'whose newer ones keep no others waiting, though it is their turn');
+SELECT is(fetch_keys(:w, ARRAY[:'q', :'p'], 2), 'ab', 'then these');
+SELECT is(fetch_keys(:w, NULL, 1000) LIKE '%b%', true, 'who fetches from all queues meets those where keys take turns');
+
+-- More keys than are wanted; and many more jobs of one than of the others.
+SELECT a_name('queue') AS q \gset
+SELECT keyed_jobs(:'q', to_char(k, 'FM000'), 2) FROM generate_series(1, 120) AS k \g /dev/null
+SELECT started(:w, ARRAY[:'q'], 40) AS ids \gset
+SELECT is((SELECT count(DISTINCT j.fairness_key) FROM pljobs.jobs AS j WHERE j.id = ANY (:'ids')), 40::bigint, 'of many keys as many as are wanted');
+SELECT started(:w, ARRAY[:'q'], 80) AS ids \gset
+SELECT is((SELECT count(DISTINCT j.fairness_key) FROM pljobs.jobs AS j WHERE j.id = ANY (:'ids')), 80::bigint, 'then those that have not had a turn');
+SELECT is((SELECT array_agg(DISTINCT x.n)::text FROM (SELECT count(*) AS n FROM pljobs.jobs AS j WHERE j.queue = :'q' AND j.status = 'doing' GROUP BY j.fairness_key) AS x), '{1}', 'so each has had one');
+SELECT a_name('queue') AS q \gset
+SELECT keyed_jobs(:'q', 'a', 200), (SELECT count(keyed_jobs(:'q', 'k' || k, 1)) FROM generate_series(1, 20) AS k) \g /dev/null
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 100)), 100, 'a fetch gets what it wants, though one key has to give the most of it');
+
+-- From wherever they come back, jobs with a key wait for its turn.
+SELECT a_name('queue') AS q \gset
+SELECT d.job_id FROM pljobs.defer_jobs_v3(jsonb_build_array(jsonb_build_object('task', 't', 'queue', :'q', 'fairness_key', 'a', 'scheduled_in', '1 h'))) AS d \gset
+SELECT is((SELECT waiting_for FROM pljobs.jobs WHERE id = :job_id), 'schedule', 'a scheduled one waits for its schedule');
+UPDATE pljobs.job SET scheduled_at = clock_timestamp() - interval '1 s' WHERE id = :job_id;
+SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'and is fetched when it is due');
+SELECT finish_run(:job_id, (SELECT run_id FROM pljobs.jobs WHERE id = :job_id), 'interrupted') \g /dev/null
+SELECT is((SELECT waiting_for FROM pljobs.jobs WHERE id = :job_id), 'turn', 'one that is put back waits for its turn');
+SELECT a_name('queue') AS q, a_name('lock') AS lock \gset
+SELECT (keyed_jobs(:'q', 'a', 3, lock => :'lock')) AS ids \gset
+SELECT results_eq(format('SELECT waiting_for FROM pljobs.jobs WHERE id = ANY (%L) ORDER BY id', :'ids'), $$VALUES ('turn'), ('lock'), ('lock')$$, 'the first of a lane waits for its turn, the others for the lane');
+SELECT started(:w, ARRAY[:'q'], 3) AS first \gset
+SELECT is((:'first'::bigint[])[1:2], (:'ids'::bigint[])[1:1], 'one of the lane starts');
+SELECT end_jobs((:'ids'::bigint[])[1]) \g /dev/null
+SELECT results_eq(format('SELECT waiting_for FROM pljobs.jobs WHERE id = ANY (%L) AND status = ''todo'' ORDER BY id', :'ids'), $$VALUES ('turn'), ('lock')$$, 'and who is woken waits for its turn');
+SELECT throws_ok($$INSERT INTO pljobs.job (queue, task, priority, args, created_at, deferred_by, fairness_key) VALUES ('q', 't', 0, '{}', now(), 'x', 'a')$$, '23514', NULL, 'no job with a key is where it would be fetched out of turn');
+
+-- At most so many at once: a queue.
+SELECT a_name('queue') AS q \gset
+SELECT (SELECT array_agg(a_todo_job(queue => :'q')) FROM generate_series(1, 10)) AS ids \gset
+SELECT is(pljobs.throttle_queue(:'q', max_running => 3), 'throttled', 'a queue is throttled');
+SELECT is(started(:w, ARRAY[:'q'], 2), (:'ids'::bigint[])[1:2], 'as many start as there is room for');
+SELECT is(started(a_worker(), ARRAY[:'q'], 10), (:'ids'::bigint[])[3:3], 'over all workers');
+SELECT is(started(:w, ARRAY[:'q'], 10), '{}', 'then none');
+SELECT is(started(:w, ARRAY[:'q', a_name('another')], 10), '{}', 'nor beside other queues');
+SELECT is((:'ids'::bigint[])[4] = ANY (started(:w, NULL, 1000)), false, 'nor for who fetches from all');
+SELECT results_eq(format('SELECT max_running, running, rate FROM pljobs.throttles WHERE scope = ''queue'' AND name = %L', :'q'), 'VALUES (3, 3::bigint, NULL::integer)', 'people see what is set, and how much of it is used');
+SELECT end_jobs(VARIADIC (:'ids'::bigint[])[1:2]) \g /dev/null
+SELECT is(started(:w, ARRAY[:'q'], 10), (:'ids'::bigint[])[4:5], 'who ends makes room');
+SELECT pljobs.throttle_queue(:'q', max_running => 2) \g /dev/null
+SELECT is(started(:w, ARRAY[:'q'], 10), '{}', 'a lower limit stops nothing that runs');
+SELECT pljobs.throttle_queue(:'q') \g /dev/null
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 5, 'without the limit all start');
+SELECT pljobs.throttle_queue(:'q', max_running => 1) \g /dev/null
+SELECT is((SELECT running FROM pljobs.throttles WHERE name = :'q'), 8::bigint, 'what ran before a limit was set counts');
+
+-- What waits for nothing is not affected by throttles of others, nor by priority.
+SELECT a_name('queue') AS q \gset
+SELECT pljobs.throttle_queue(a_name('another'), max_running => 1) \g /dev/null
+SELECT is(started(:w, ARRAY[:'q'], 1), '{}', 'an empty queue, while another is throttled');
+SELECT a_todo_job(queue => :'q') AS low, a_todo_job(queue => :'q', priority => 1) AS high \gset
+SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:high]::bigint[], 'the more urgent starts first, while another is throttled');
+
+-- So many per period: a token bucket.
+SELECT a_name('queue') AS q \gset
+SELECT (SELECT array_agg(a_todo_job(queue => :'q')) FROM generate_series(1, 30)) AS ids \gset
+SELECT pljobs.throttle_queue(:'q', rate => 4, period => '1 h', burst => 3) \g /dev/null
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 3, 'a burst starts at once');
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 0, 'then none');
+SELECT let_pass(900);
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 1, 'then one each period / rate');
+SELECT let_pass(1800);
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 1)) + cardinality(started(:w, ARRAY[:'q'], 10)), 2, 'or two, where one did not come for a while');
+SELECT let_pass(100000);
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 3, 'and never more than a burst');
+SELECT pljobs.throttle_queue(:'q', rate => 2, period => '1 h') \g /dev/null
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 2, 'another rate begins with a full bucket; without a burst it is as large as the rate');
+SELECT pljobs.throttle_queue(:'q', max_running => 12, rate => 50, period => '1 h') \g /dev/null
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 40)), 1, 'both limits hold: 11 run, one more may');
+UPDATE pljobs.bucket SET full_at = full_at - interval '1 year' WHERE name = :'q';
+SELECT pljobs.prune_history_v1('1 day') \g /dev/null
+SELECT is_empty(format('SELECT FROM pljobs.bucket WHERE name = %L', :'q'), 'buckets that have long been full are forgotten');
+
+-- Each key of a queue.
+SELECT a_name('queue') AS q \gset
+SELECT keyed_jobs(:'q', 'a', 20), keyed_jobs(:'q', 'b', 1), a_todo_job(queue => :'q'), a_todo_job(queue => :'q') \g /dev/null
+SELECT is(pljobs.throttle_queue(:'q', max_running => 2, each_key => true), 'throttled', 'each key of a queue is throttled');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 10), 'aab--', 'as many of each key start as there is room for');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 10), NULL, 'then none');
+SELECT pljobs.throttle_queue(:'q', rate => 3, period => '1 h', each_key => true) \g /dev/null
+SELECT keyed_jobs(:'q', 'b', 5), a_todo_job(queue => :'q') \g /dev/null
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 10), 'aaabbb-', 'each key has a rate of its own');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 10), NULL, 'and then none');
+SELECT pljobs.throttle_queue(:'q', max_running => 13) \g /dev/null
+SELECT let_pass(100000);
+SELECT is(length(fetch_keys(:w, ARRAY[:'q'], 10)), 1, 'beside the limit of the whole queue');
+
+-- Keys that are at their limit keep no others from their turn, however many they are.
+SELECT a_name('queue') AS q \gset
+SELECT keyed_jobs(:'q', to_char(k, 'FM000'), 2) FROM generate_series(1, 130) AS k \g /dev/null
+SELECT pljobs.throttle_queue(:'q', max_running => 1, each_key => true) \g /dev/null
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 129)), 129, 'one of each key starts');
+SELECT keyed_jobs(:'q', '130', 2) \g /dev/null
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 5), '130', 'and the one that is left, behind all those');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 5), NULL, 'then none');
+
+-- A task, in whatever queues.
+SELECT a_name('queue') AS q, a_name('queue') AS p, a_name('task') AS t \gset
+SELECT (SELECT array_agg(a_todo_job(queue => :'q', task => :'t')) FROM generate_series(1, 100)) AS ids \gset
+SELECT a_todo_job(queue => :'q') AS other, a_todo_job(queue => :'p', task => :'t') AS elsewhere \gset
+SELECT is(pljobs.throttle_task(:'t', max_running => 2), 'throttled', 'a task is throttled');
+SELECT is(started(:w, ARRAY[:'q'], 3), (:'ids'::bigint[])[1:2] || :other::bigint, 'what has to wait keeps no others waiting');
+SELECT is((SELECT waiting_for FROM pljobs.jobs WHERE id = (:'ids'::bigint[])[3]), 'limit', 'and is seen to wait for its limit');
+SELECT is(started(:w, ARRAY[:'p'], 3), '{}', 'it is limited in all queues');
+SELECT a_todo_job(queue => :'q') AS other \gset
+SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:other]::bigint[], 'jobs of other tasks start behind them');
+SELECT end_jobs((:'ids'::bigint[])[1]) \g /dev/null
+SELECT is(started(:w, ARRAY[:'q'], 3), (:'ids'::bigint[])[3:3], 'once there is room, the next of them');
+SELECT end_jobs(VARIADIC (:'ids'::bigint[])[2:3]) \g /dev/null
+SELECT is(started(:w, ARRAY[:'q'], 3, ARRAY['another task']), '{}', 'not for a worker that has not got the task');
+SELECT is(started(:w, ARRAY[:'q'], 3, ARRAY[:'t']), (:'ids'::bigint[])[4:5], 'for one that has');
+SELECT is(pljobs.cancel_job((:'ids'::bigint[])[50]), 'cancelled', 'what waits for its limit can be cancelled');
+SELECT is(pljobs.throttle_task(:'t'), 'unthrottled', 'without the limit');
+SELECT is(cardinality(started(:w, ARRAY[:'q', :'p'], 200)), 95, 'all start, parked or not');
+SELECT is(pljobs.throttle_task(:'t'), 'unchanged', 'there is nothing to take away any more');
+SELECT is_empty(format('SELECT FROM pljobs.throttle WHERE name = %L', :'t'), 'and nothing is left of it');
+SELECT a_name('queue') AS q, a_name('task') AS t \gset
+SELECT keyed_jobs(:'q', 'a', 5, task => :'t') AS ids \gset
+SELECT pljobs.throttle_task(:'t', rate => 1, period => '1 h') \g /dev/null
+SELECT is(started(:w, ARRAY[:'q'], 9), (:'ids'::bigint[])[1:1], 'a task has a rate, too, and keys beside it');
+SELECT let_pass(3600);
+SELECT is(started(:w, ARRAY[:'q'], 9), (:'ids'::bigint[])[2:2], 'of those that are parked one by one');
+SELECT pljobs.throttle_queue(:'q', max_running => 2, each_key => true), let_pass(3600) \g /dev/null
+SELECT is(started(:w, ARRAY[:'q'], 9), '{}', 'and their key''s limit holds for what is parked');
+SELECT pljobs.throttle_queue(:'q', each_key => true) \g /dev/null
+SELECT is(cardinality(started(:w, NULL, 9, ARRAY[:'t'])), 1, 'who fetches from all queues meets what is parked');
+
+-- Where an index is not made yet, a fetch scans nothing, and nothing can be made that would need it.
+SELECT a_name('queue') AS q \gset
+SELECT a_todo_job(queue => :'q') AS job_id \gset
+DELETE FROM pljobs.throttle;
+DROP INDEX pljobs.job_turn;
+SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'without an index fetches go on');
+SELECT throws_ok(format('SELECT keyed_jobs(%L, ''a'', 1)', :'q'), 'PJ013', 'fairness keys and throttles need index pljobs.job_turn, which is not there yet', 'but keys are refused');
+SELECT throws_ok(format('SELECT pljobs.throttle_queue(%L, 1)', :'q'), 'PJ013', NULL, 'and throttles');
+
+SELECT * FROM finish();
+ROLLBACK;
