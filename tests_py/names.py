@@ -103,9 +103,9 @@ class World:
     def _lives(self, names: Names) -> None:
         conn, job = self.conn, self._job(names)
         encoded = calls.encode_job(job, idempotency_key=names.key)
-        (job_id,) = db.run(conn, calls.defer_once(encoded))
+        (job_id,) = db.run(conn, calls.defer_encoded([encoded], version=2))
         self._heard(names.queue)
-        assert db.run(conn, calls.defer_once(encoded)) == [job_id]
+        assert db.run(conn, calls.defer_encoded([encoded], version=2)) == [job_id]
         with pytest.raises(exceptions.AlreadyEnqueued, match=f"is held by waiting job {job_id}"):
             db.run(conn, calls.defer_jobs([job]))
         chosen = JobFilter(

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pljobs import arguments, calls, calls_many, calls_people, calls_read, calls_sql, checks, db
+from pljobs import arguments, calls, calls_flow, calls_many, calls_people, calls_read, calls_sql, checks, db
 from pljobs.answers import Call, FinishAnswer, Observation, RunEnd
 from pljobs.calls_read import JobFilter
 from pljobs.exceptions import InvalidArgument, InvalidJob, JobNotFound, RunLost, WorkerNotRegistered
@@ -31,7 +31,11 @@ WANTED = calls_many.Selection(
 SAMPLES: dict[str, Call[object]] = {
     "defer_jobs": calls.defer_jobs([JOB]),
     "defer_encoded": calls.defer_encoded([calls.encode_job(JOB)]),
-    "defer_once": calls.defer_once(calls.encode_job(JOB)),
+    "defer_once": calls.defer_encoded([calls.encode_job(JOB)], version=2),
+    "defer_in_turn": calls.defer_encoded([calls.encode_job(JOB)], version=3),
+    "throttle_queue": calls_flow.throttle_queue("q", calls_flow.Limits(rate=1, period=1)),
+    "throttle_task": calls_flow.throttle_task("t", calls_flow.Limits(max_running=1)),
+    "list_throttles": calls_flow.list_throttles(),
     "defer_periodic_job": calls.defer_periodic_job("", tick=TICK, job=JOB),
     "get_contract": calls_read.get_contract(),
     "register_worker": calls.register_worker("w", host="h", pid=1),

@@ -126,15 +126,18 @@ def test_who_is_refused_or_told_the_same_again_draws_no_ids(conn: psycopg.Connec
     given = Job(task_name="t", queueing_lock="ql")
     db.run(conn, calls.defer_jobs([given]))
     once = calls.encode_job(Job(task_name="t"), idempotency_key="k")
-    db.run(conn, calls.defer_once(once))
+    db.run(conn, calls.defer_encoded([once], version=2))
     conn.execute("SELECT pljobs.pause_queue('q'), pljobs.limit_queues(current_user, 'defer', '{default}')")
     before = drawn(conn)
     for _ in range(3):
         with pytest.raises(exceptions.AlreadyEnqueued):
             db.run(conn, calls.defer_jobs([Job(task_name="first"), given]))
-        db.run(conn, calls.defer_once(once))
+        db.run(conn, calls.defer_encoded([once], version=2))
         with pytest.raises(exceptions.KeyReused):
-            db.run(conn, calls.defer_once(calls.encode_job(Job(task_name="u"), idempotency_key="k")))
+            db.run(
+                conn,
+                calls.defer_encoded([calls.encode_job(Job(task_name="u"), idempotency_key="k")], version=2),
+            )
         with pytest.raises(exceptions.InvalidJob):
             conn.execute("SELECT 1")
             db.run(conn, calls.defer_encoded(['{"task": ""}']))

@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from pljobs import arguments, checks, release
 from pljobs.answers import Call as Call  # noqa: PLC0414 - part of what this module says
@@ -34,7 +35,7 @@ EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def encode_job(job: Job, dumps: JsonDumps | None = None, *, idempotency_key: str | None = None) -> str:
-    """Return a job as the JSON object that defer_jobs_v2 takes; raise `InvalidJob` if it can't be."""
+    """Return a job as the JSON object that defer_jobs_v3 takes; raise `InvalidJob` if it can't be."""
     fields: dict[str, object] = {
         "task": checks.name("the name of the task", job.task_name, error=InvalidJob),
         "queue": checks.name("queue", job.queue, error=InvalidJob),
@@ -56,6 +57,8 @@ def encode_job(job: Job, dumps: JsonDumps | None = None, *, idempotency_key: str
         fields["on_cancelled"] = checks.name("on_cancelled", job.on_cancelled, error=InvalidJob)
     if idempotency_key is not None:
         fields["idempotency_key"] = checks.name("idempotency_key", idempotency_key, error=InvalidJob)
+    if job.fairness_key is not None:
+        fields["fairness_key"] = checks.name("fairness_key", job.fairness_key, error=InvalidJob)
     if job.parent_id is not None:
         fields["parent_id"] = checks.identifier("parent", job.parent_id)
     args = arguments.encode_arguments(job.task_name, job.task_kwargs, dumps)
@@ -69,21 +72,25 @@ def defer_jobs(
     return defer_encoded((encode_job(job, dumps) for job in jobs), notify=notify)
 
 
-def defer_encoded(jobs: Iterable[str], *, notify: bool = True) -> Call[list[int]]:
-    """Defer what `encode_job` made."""
-    return Call(
-        "SELECT pljobs.defer_jobs_v1(jobs => %(jobs)s::jsonb, notify => %(notify)s::boolean) AS ids",
-        {"jobs": f"[{', '.join(jobs)}]", "notify": notify},
-        lambda rows: list(rows[0]["ids"]),
-    )
+def defer_encoded(
+    jobs: Iterable[str], *, version: Literal[1, 2, 3] = 1, notify: bool = True
+) -> Call[list[int]]:
+    """Defer what `encode_job` made; answers the ids, with version 2 and 3 also of what was there.
 
-
-def defer_once(job: str) -> Call[list[int]]:
-    """Defer what `encode_job` made, once under its idempotency key; answers its id, new or not."""
+    The version of the function is 2 for jobs with idempotency keys, 3 for jobs with fairness keys: an older
+    schema, which would overlook these, has not got it.
+    """
+    params = {"jobs": f"[{', '.join(jobs)}]", "notify": notify}
+    if version == 1:
+        return Call(
+            "SELECT pljobs.defer_jobs_v1(jobs => %(jobs)s::jsonb, notify => %(notify)s::boolean) AS ids",
+            params,
+            lambda rows: list(rows[0]["ids"]),
+        )
     return Call(
-        "SELECT d.job_id FROM pljobs.defer_jobs_v2(jobs => %(jobs)s::jsonb,"
+        f"SELECT d.job_id FROM pljobs.defer_jobs_v{version}(jobs => %(jobs)s::jsonb,"  # noqa: S608
         " notify => %(notify)s::boolean) AS d",
-        {"jobs": f"[{job}]", "notify": True},
+        params,
         lambda rows: [int(row["job_id"]) for row in rows],
     )
 

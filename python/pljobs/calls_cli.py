@@ -20,7 +20,7 @@ SHORT = (
 )
 FULL = (
     f"{SHORT}, j.lock, j.queueing_lock, j.args, j.message, j.error, j.result, j.deferred_by,"
-    " extract(epoch FROM j.grace) AS grace, j.on_cancelled, j.progress_message"
+    " extract(epoch FROM j.grace) AS grace, j.on_cancelled, j.progress_message, j.fairness_key"
 )
 REQUEST = (
     "r.id, r.job_id, r.run_id, r.worker_id, r.task, r.queue, r.kind, r.force, r.delete_job, r.requested_by,"

@@ -22,7 +22,8 @@ JOB_COLUMNS = (
     " j.queueing_lock, j.attempts, j.crashes, j.created_at, j.scheduled_at, j.started_at, j.finished_at,"
     " j.worker_id, j.run_id, j.abort_requested, j.message, j.error, j.result::text AS result, j.parent_id,"
     " j.start_by, extract(epoch FROM j.timeout) AS timeout,"
-    " extract(epoch FROM j.grace) AS grace, j.on_cancelled, j.progress, j.progress_message"
+    " extract(epoch FROM j.grace) AS grace, j.on_cancelled, j.progress, j.progress_message,"
+    " j.fairness_key"
 )
 
 

@@ -6,7 +6,17 @@ import importlib.metadata
 
 import click
 
-from pljobs import cli_act, cli_database, cli_demo, cli_doctor, cli_many, cli_read, cli_stop, cli_worker
+from pljobs import (
+    cli_act,
+    cli_database,
+    cli_demo,
+    cli_doctor,
+    cli_flow,
+    cli_many,
+    cli_read,
+    cli_stop,
+    cli_worker,
+)
 from pljobs.cli_base import Commands
 
 
@@ -59,6 +69,7 @@ for command in (
     cli_many.stuck,
     cli_act.pause,
     cli_act.resume,
+    cli_flow.throttle,
     cli_database.prune,
     cli_database.rescue,
     cli_demo.demo,

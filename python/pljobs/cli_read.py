@@ -238,7 +238,11 @@ def _print_job(job: dict[str, Json]) -> None:
     fields |= {"created": job["created_at"], "scheduled": job["scheduled_at"], "start by": job["start_by"]}
     fields |= {"started": job["started_at"], "timeout": _length(job["timeout"])}
     fields |= {"times out": job["timeout_at"], "grace": _length(job["grace"])}
-    fields |= {"on cancelled": job["on_cancelled"], "progress": _progress(job)}
+    fields |= {
+        "fairness key": job["fairness_key"],
+        "on cancelled": job["on_cancelled"],
+        "progress": _progress(job),
+    }
     fields |= {"abort requested": job["abort_requested_at"], "finished": job["finished_at"]}
     fields |= {"worker": job["worker_id"], "run": job["run_id"], "message": job["message"]}
     shown = {name: when(value, fine=True) if name in times else cell(value) for name, value in fields.items()}

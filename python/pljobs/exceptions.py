@@ -32,6 +32,7 @@ class PljobsException(Exception):  # noqa: N818 - procrastinate's naming
             SchemaMissing               run `pljobs migrate`
             MigrationEdited     PJ005   the database ran another text of a migration
             SchemaTooNew        PJ006   the database was migrated by a newer pljobs
+            IndexMissing        PJ013   fairness keys and throttles need an index: run `sql/indexes.sql`
             WorkerNotRegistered PJ003   this worker has to register again
             VersionMismatch     PJ008   this worker and this schema are too far apart: upgrade one of them
             OldWorkersAlive     PJ009   a migration takes away what live workers call: upgrade these first
@@ -149,6 +150,12 @@ class SchemaTooNew(ConnectorException):
     """Say that a newer release has migrated this database: install that one."""
 
     code = "PJ006"
+
+
+class IndexMissing(ConnectorException):
+    """Say that an index is not made yet which fairness keys and throttles need; nothing was changed."""
+
+    code = "PJ013"
 
 
 class WorkerNotRegistered(ConnectorException):

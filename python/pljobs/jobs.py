@@ -71,8 +71,8 @@ class Job:
     view, for people, counts the starts). `args_error` says why the arguments could not be read; they are
     then empty. `timeout`: how long a run may take, and `grace` how long it then has to stop; `start_by`:
     when it is cancelled if it has not started; `parent_id`: the job that deferred it; `on_cancelled`: the
-    task that runs after it was cancelled or aborted; `progress` and `progress_message`: what the task said
-    last of how far it is.
+    task that runs after it was cancelled or aborted; `fairness_key`: with which others it takes turns;
+    `progress` and `progress_message`: what the task said last of how far it is.
     """
 
     id: int | None = None
@@ -91,6 +91,7 @@ class Job:
     grace: timedelta | None = None
     on_cancelled: str | None = None
     parent_id: int | None = None
+    fairness_key: str | None = None
     attempts: int = 0
     abort_requested: bool = False
     worker_id: int | None = None

@@ -10,6 +10,7 @@ from pljobs.answers import DeleteResult, RescueAnswer, RetryResult
 from pljobs.calls_read import HistoryEntry, JobCounts, JobFilter, QueueCounts, StalledWorker
 from pljobs.exceptions import JobNotFound
 from pljobs.jobs import Job, Status
+from pljobs.manager_flow import Throttles
 from pljobs.manager_many import ManyJobs
 from pljobs.manager_stop import StopJobs
 from pljobs.twins import Question, Talk, Wait, talking_twins, twins
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
 
 
-class JobManager(StopJobs, ManyJobs):
+class JobManager(StopJobs, ManyJobs, Throttles):
     """Look after jobs and queues; `app.job_manager`.
 
     Every method has a twin that ends in `_async`, to be awaited. `connection=` does what is asked in the

@@ -44,8 +44,9 @@ class DeferOptions(TypedDict, total=False):
     after the job was cancelled or aborted. `parent`: the id of the job that this one belongs to, None for no
     one; where it is left out, the job inside of which it is deferred. `idempotency_key`: the first job that
     the database role defers under it is deferred; for whoever comes again `defer` returns that job's id, so
-    that a call whose answer was lost can be repeated. `connection`: defer in the transaction of this
-    connection.
+    that a call whose answer was lost can be repeated. `fairness_key`: within a queue and a priority, the
+    keys take turns, so that the many jobs of one do not keep the few of another waiting. `connection`: defer
+    in the transaction of this connection.
     """
 
     lock: str | None
@@ -61,6 +62,7 @@ class DeferOptions(TypedDict, total=False):
     on_cancelled: AnyTask | str | None
     parent: int | Literal["current"] | None
     idempotency_key: str | None
+    fairness_key: str | None
     connection: object
 
 
@@ -113,19 +115,20 @@ class JobDeferrer:
         if parent == "current":
             inside = current_context()
             parent = None if inside is None else inside.job.id
+        version: Literal[1, 2, 3] = 1 if self._key is None else 2
+        if self.job.fairness_key is not None:
+            version = 3
         for task_kwargs in batch:
             job = self.job.evolve(parent_id=parent, task_kwargs={**self.job.task_kwargs, **task_kwargs})
             encoded.append(calls.encode_job(job, self._connector.json_dumps, idempotency_key=self._key))
             size += len(encoded[-1])
             if len(encoded) == BATCH_JOBS or size >= BATCH_CHARACTERS:
-                batches.append(calls.defer_encoded(encoded))
+                batches.append(calls.defer_encoded(encoded, version=version))
                 encoded, size = [], 0
-        if self._key is not None:
-            if batches or len(encoded) > 1:
-                raise InvalidJob(f"idempotency_key {self._key!a} stands for one job, not for a batch")
-            return [calls.defer_once(job) for job in encoded]
+        if self._key is not None and (batches or len(encoded) > 1):
+            raise InvalidJob(f"idempotency_key {self._key!a} stands for one job, not for a batch")
         if encoded:
-            batches.append(calls.defer_encoded(encoded))
+            batches.append(calls.defer_encoded(encoded, version=version))
         return batches
 
     def _deferred(self, answers: Sequence[Sequence[int]]) -> list[int]:
@@ -229,6 +232,7 @@ class Task(Generic[P, R_co, Args]):
         on_cancelled: AnyTask | str | None = None,
         parent: int | Literal["current"] | None = "current",
         idempotency_key: str | None = None,
+        fairness_key: str | None = None,
         connection: object = None,
     ) -> JobDeferrer:
         """Return something with a `defer` like the task's own, set up as `DeferOptions` says.
@@ -252,6 +256,7 @@ class Task(Generic[P, R_co, Args]):
             on_cancelled=on_cancelled if on_cancelled is not None else self.on_cancelled,
             parent=parent,
             idempotency_key=idempotency_key,
+            fairness_key=fairness_key,
             connection=connection,
         )
 
@@ -282,6 +287,7 @@ def configure(
     on_cancelled: AnyTask | str | None = None,
     parent: int | Literal["current"] | None = "current",
     idempotency_key: str | None = None,
+    fairness_key: str | None = None,
     connection: object = None,
 ) -> JobDeferrer:
     """Return a deferrer for a task by its name, set up as `DeferOptions` says."""
@@ -304,6 +310,7 @@ def configure(
         start_by=None if start_at is None else checks.aware("start_by", start_at, error=InvalidJob),
         start_within=checks.optional_interval("start_by", start_within, error=InvalidJob),
         on_cancelled=_task_name(on_cancelled),
+        fairness_key=checks.optional_name("fairness_key", fairness_key, error=InvalidJob),
     )
     return JobDeferrer(
         job=job, connector=connector, parent=parent, idempotency_key=idempotency_key, connection=connection

@@ -147,18 +147,18 @@ BEGIN
          WHERE j.id = ANY (_use_buckets.job_ids)
          GROUP BY t.scope, t.name, u.key, t.set_at, t.period, t.rate
     LOOP
-        INSERT INTO pljobs.bucket AS b (scope, name, key, set_at, full_at)
-        VALUES (v_used.scope, v_used.name, v_used.key, v_used.set_at, v_now + v_used.lasts)
-            ON CONFLICT ON CONSTRAINT bucket_pkey DO NOTHING;
-        IF NOT FOUND THEN
-            PERFORM FROM pljobs.bucket AS b
-              WHERE b.scope = v_used.scope AND b.name = v_used.name AND b.key = v_used.key
-                AND b.set_at = v_used.set_at FOR NO KEY UPDATE SKIP LOCKED;
-            IF FOUND THEN
-                UPDATE pljobs.bucket AS b SET full_at = greatest(b.full_at, v_now) + v_used.lasts
-                 WHERE b.scope = v_used.scope AND b.name = v_used.name AND b.key = v_used.key
-                   AND b.set_at = v_used.set_at;
-            END IF;
+        UPDATE pljobs.bucket AS b SET full_at = greatest(b.full_at, v_now) + v_used.lasts
+         WHERE b.ctid = ANY (ARRAY(
+               SELECT o.ctid FROM pljobs.bucket AS o
+                WHERE o.scope = v_used.scope AND o.name = v_used.name AND o.key = v_used.key
+                  AND o.set_at = v_used.set_at FOR NO KEY UPDATE SKIP LOCKED));
+        IF NOT FOUND AND NOT EXISTS (
+            SELECT FROM pljobs.bucket AS o
+             WHERE o.scope = v_used.scope AND o.name = v_used.name AND o.key = v_used.key
+               AND o.set_at = v_used.set_at
+        ) THEN
+            INSERT INTO pljobs.bucket AS b (scope, name, key, set_at, full_at)
+            VALUES (v_used.scope, v_used.name, v_used.key, v_used.set_at, v_now + v_used.lasts);
         END IF;
     END LOOP;
 END
