@@ -153,6 +153,10 @@ OTHERS: dict[str, Probe] = {
     "resume_queue": Probe("SELECT pljobs.resume_queue('nothing paused')", "not_paused"),
     "resume_queue_v1": Probe("SELECT pljobs.resume_queue_v1('nothing paused')", "not_paused"),
     "limit_queues": Probe(f"SELECT pljobs.limit_queues('{ANN}', 'defer', NULL)", "unchanged"),
+    "throttle_queue": Probe("SELECT pljobs.throttle_queue('nothing throttled')", "unchanged"),
+    "throttle_queue_v1": Probe("SELECT pljobs.throttle_queue_v1('nothing throttled')", "unchanged"),
+    "throttle_task": Probe("SELECT pljobs.throttle_task('nothing throttled')", "unchanged"),
+    "throttle_task_v1": Probe("SELECT pljobs.throttle_task_v1('nothing throttled')", "unchanged"),
     "check_install": Probe("SELECT count(*) FROM pljobs.check_install()", "0"),
 }
 VIEWS = {name: row for name, row in MATRIX.items() if row.kind == "view"}
