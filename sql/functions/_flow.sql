@@ -5,6 +5,8 @@
 --
 -- A fetch takes the throttles that concern it (their transaction advisory locks) before it counts. Whoever
 -- holds one waits for no row and no lane.
+--
+-- Fetches alone call these helpers, often: the settings about plans are fetch_jobs_v1's own.
 
 CREATE OR REPLACE FUNCTION pljobs._require_flow() RETURNS void
 LANGUAGE plpgsql STABLE
@@ -29,11 +31,6 @@ COMMENT ON FUNCTION pljobs._require_flow() IS 'Raises while flow control lacks a
 CREATE OR REPLACE FUNCTION pljobs._flows() RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET jit = off
-SET enable_sort = off
-SET enable_bitmapscan = off
 AS $$
 -- Whether anything is throttled, or waits for its turn.
 BEGIN
@@ -76,10 +73,6 @@ COMMENT ON FUNCTION pljobs._take_throttles(text[], text[])
 CREATE OR REPLACE FUNCTION pljobs._room(scope text, name text, key text DEFAULT '') RETURNS integer
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET jit = off
-SET enable_bitmapscan = off
 AS $$
 -- How many jobs more a throttle lets start now; null: any number. The caller has taken the throttle in an
 -- earlier statement.
@@ -93,23 +86,28 @@ BEGIN
     SELECT t.max_running, t.rate, t.burst, t.period, t.set_at INTO v_throttle
       FROM pljobs.throttle AS t WHERE t.scope = _room.scope AND t.name = _room.name;
     IF v_throttle.max_running IS NOT NULL THEN
+        -- As ranges, and in their order: so that no statistics can make this walk all that runs.
         CASE _room.scope
             WHEN 'queue' THEN
                 SELECT count(*)::integer INTO v_running
                   FROM (SELECT FROM pljobs.job AS j
-                         WHERE j.status = 'doing' AND j.throttled AND j.queue = _room.name
-                         LIMIT v_throttle.max_running) AS r;
+                         WHERE j.status = 'doing' AND j.throttled
+                           AND j.queue >= _room.name AND j.queue <= _room.name
+                         ORDER BY j.queue LIMIT v_throttle.max_running) AS r;
             WHEN 'key' THEN
                 SELECT count(*)::integer INTO v_running
                   FROM (SELECT FROM pljobs.job AS j
-                         WHERE j.status = 'doing' AND j.throttled AND j.queue = _room.name
-                           AND coalesce(j.fairness_key, '') = _room.key
+                         WHERE j.status = 'doing' AND j.throttled AND j.queue <= _room.name
+                           AND (j.queue, coalesce(j.fairness_key, '')) >= (_room.name, _room.key)
+                           AND (j.queue, coalesce(j.fairness_key, '')) <= (_room.name, _room.key)
+                         ORDER BY j.queue, coalesce(j.fairness_key, '')
                          LIMIT v_throttle.max_running) AS r;
             WHEN 'task' THEN
                 SELECT count(*)::integer INTO v_running
                   FROM (SELECT FROM pljobs.job AS j
-                         WHERE j.status = 'doing' AND j.throttled AND j.task = _room.name
-                         LIMIT v_throttle.max_running) AS r;
+                         WHERE j.status = 'doing' AND j.throttled
+                           AND j.task >= _room.name AND j.task <= _room.name
+                         ORDER BY j.task LIMIT v_throttle.max_running) AS r;
         END CASE;
         v_room := v_throttle.max_running - v_running;
     END IF;
@@ -130,7 +128,6 @@ COMMENT ON FUNCTION pljobs._room(text, text, text) IS 'How many jobs more a thro
 CREATE OR REPLACE FUNCTION pljobs._use_buckets(job_ids bigint[]) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
 AS $$
 -- Takes a token for each of these jobs from each bucket that it starts under. The caller has taken their
 -- throttles, so nobody else makes these rows. Does not wait for who is just forgetting a full one.
@@ -170,11 +167,6 @@ CREATE OR REPLACE FUNCTION pljobs._keys_after(
 ) RETURNS TABLE (key text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET jit = off
-SET enable_sort = off
-SET enable_bitmapscan = off
 AS $$
 -- The keys of a queue that have jobs waiting for their turn at one place (-priority), in order: those above
 -- `after`, up to `until` (null: to the last), at most `most`. One probe of the index each.
@@ -215,11 +207,6 @@ CREATE OR REPLACE FUNCTION pljobs._keys_in_turn(queue text, most integer)
 RETURNS TABLE (place integer, key text, turn bigint)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET jit = off
-SET enable_sort = off
-SET enable_bitmapscan = off
 AS $$
 -- The keys of a queue that have jobs waiting for their turn, at most `most`: by priority; within one, from
 -- the key after the one that had the last turn in this session, and round. So every session goes round.
@@ -254,11 +241,6 @@ CREATE OR REPLACE FUNCTION pljobs._open_queues(
 )
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET jit = off
-SET enable_sort = off
-SET enable_bitmapscan = off
 AS $$
 -- Those of these queues whose throttles let something start, with how many (null: any number); in_turn:
 -- whether more than that is to be minded: keys, or a task's limit. The caller has taken the throttles in an
@@ -286,10 +268,6 @@ CREATE OR REPLACE FUNCTION pljobs._next_in_turn(
 ) RETURNS TABLE (id bigint, lock text, parent_id bigint, crashes integer)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET jit = off
-SET enable_bitmapscan = off
 AS $$
 -- At most `want` jobs of these queues (with their rooms, as _open_queues has them) that can run now and for
 -- which the throttles leave room, locked, in the order in which they are to start: by priority; in a queue
@@ -297,7 +275,7 @@ AS $$
 -- older first. Parks what waits for a task that is at its limit. The caller has taken the throttles in an
 -- earlier statement.
 DECLARE
-    v_ahead integer := 50;
+    v_ahead integer := 8;                          -- of what others may be starting at this moment
     v_found bigint;
     v_found_before bigint := -1::bigint;
     v_ids bigint[];
@@ -307,7 +285,7 @@ DECLARE
 BEGIN
     -- Up to three rounds: one that finds less than was wanted looks further ahead, if the one before made a
     -- difference.
-    WHILE v_ahead < 20000 LOOP
+    WHILE v_ahead < 10000 LOOP
         WITH RECURSIVE task_room AS MATERIALIZED (
             SELECT t.name, pljobs._room('task', t.name) AS room FROM pljobs.throttle AS t
              WHERE t.scope = 'task' AND (t.name = ANY (_next_in_turn.tasks)) IS NOT FALSE
