@@ -161,7 +161,7 @@ def compare(samples: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         ratio = after / before if before else 1.0
         return {
             "name": name, "unit": unit, "second_third": before, "last_third": after, "ratio": round(ratio, 3),
-            "flat": ratio <= within or unit == "bytes" and after - before < SOME_PAGES,
+            "flat": ratio <= within or (unit == "bytes" and after - before < SOME_PAGES),
         }  # fmt: skip
 
     latencies = [verdict(key, "ms", LATENCY_WITHIN, key) for key in ("p50_ms", "p99_ms")]
