@@ -223,7 +223,7 @@ BEGIN
     ('function', '_refuse_held(relation regclass, since timestamp with time zone)', '751e4130df12500c6469d6aad9e137541dc64cf64500a60d85bbd6005460513a'),
     ('function', '_refuse_newer(latest text)', '57a482c1529da302a212fa31bfb34bca706aae927c89fde4e3ddda283a7759b8'),
     ('function', '_refuse_old_workers(contract integer)', '635bc023695911095a5519d4287a85b7c9b6cd228b31cab7edefb835cc8ce3e3'),
-    ('function', '_refuse_queueing_locks(jobs jsonb, added bigint[])', 'c9dac44b5503aae6b5bf08a037a650fddcac52d1bc853bdfc0498a1b90e0eed3'),
+    ('function', '_refuse_queueing_locks(jobs jsonb, added bigint[])', '006014641ec57f526ba8e831f655a660b02fff560044f53cc246e971e8ffaae1'),
     ('function', '_refuse_queues(verb text, queues text[], what text)', 'b13fd588f5f4ea936f8c97d0653f0d023c06383fe62939f478448a70011b90c8'),
     ('function', '_release_job(job_id bigint, crashed boolean, max_crashes integer)', '7ee08b43c2713d4c3cb6435679d688889b4cf742d3bb8c71bdcaf06642a61c87'),
     ('function', '_reports(reports jsonb)', '29f92a819a8af84715bf153a3c94ce0bca7ea3746c2d96c6a4489d80c6bda8d0'),

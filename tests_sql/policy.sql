@@ -18,6 +18,14 @@ SELECT is_empty($$SELECT name FROM ours WHERE prokind = 'f' AND NOT coalesce('se
 SELECT set_eq($$SELECT proname FROM ours WHERE prokind = 'f' AND prosecdef = is_helper$$, ARRAY['enter_sql_v1', 'leave_sql_v1', 'cancel_sql_v1'], 'public functions run with their owner''s rights, helpers do not');
 SELECT is_empty($$SELECT name FROM ours WHERE proname ~ '_sql_v1$' AND prosrc ~ 'pljobs\.'$$, 'what runs with the caller''s rights needs none in the schema');
 SELECT is_empty($$SELECT name, c FROM ours, unnest(proconfig) AS c WHERE c !~ '^(search_path=pg_catalog, pg_temp|plan_cache_mode=force_(generic|custom)_plan|(enable_(seqscan|sort|bitmapscan)|jit)=off|lock_timeout=(100ms|500ms|1s)|quote_all_identifiers=off|standard_conforming_strings=on|IntervalStyle=postgres|DateStyle=iso)$'$$, 'what else functions set is about plans, waiting, and how things are written');
+-- What is called for each job, or every few seconds. What these call takes over what they set.
+SELECT is_empty($$SELECT h.name FROM unnest('{defer_jobs_v1,defer_jobs_v2,fetch_jobs_v1,finish_jobs_v1,finish_job_v1,heartbeat_v1,cancel_job_v1,rescue_jobs_v1,enforce_limits_v1,wake_lanes_v1,prune_jobs_v2,prune_history_v2,
+                   get_job_statuses_v1,get_resolutions_v1,_finish_run,_promote_jobs,_expire_jobs,_claim_lanes,_wake_lanes,_claim_children,_cancel_waiting_jobs,_ask_to_abort,_deliver_requests,_store_progress,_release_job,_requeue_job,_end_job,
+                   _delete_jobs,_archive_jobs}'::text[]) AS h(name)
+                   WHERE NOT EXISTS (SELECT FROM ours AS o WHERE o.proname = h.name AND 'plan_cache_mode=force_generic_plan' = ANY (o.proconfig))$$, 'what is hot plans once a session, and for every value');
+SELECT is_empty($$SELECT h.name FROM unnest('{fetch_jobs_v1,finish_jobs_v1,heartbeat_v1,cancel_job_v1,rescue_jobs_v1,enforce_limits_v1,wake_lanes_v1,prune_jobs_v2,prune_history_v2,_finish_run}'::text[]) AS h(name)
+                   WHERE NOT EXISTS (SELECT FROM ours AS o WHERE o.proname = h.name AND 'enable_seqscan=off' = ANY (o.proconfig))$$, 'and scans no table, whatever the statistics say');
+SELECT is_empty($$SELECT name FROM ours WHERE 'enable_seqscan=off' = ANY (proconfig) AND NOT 'jit=off' = ANY (proconfig)$$, 'where the planner is told what not to do, the price that it puts on it starts no compiler');
 SELECT is_empty($$SELECT o.name FROM ours AS o JOIN pg_namespace AS n ON n.nspname = 'pljobs' WHERE o.proowner <> n.nspowner$$, 'every function is the schema''s owner''s');
 SELECT is_empty($$SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = 'pljobs' AND c.relowner <> n.nspowner$$, 'so is every table, view, index and sequence');
 SELECT results_eq($$SELECT r.rolname::text COLLATE "default", r.rolsuper, r.rolcanlogin, r.rolcreaterole, r.rolcreatedb, r.rolbypassrls, r.rolreplication FROM pg_namespace AS n JOIN pg_roles AS r ON r.oid = n.nspowner WHERE n.nspname = 'pljobs'$$,
