@@ -102,9 +102,10 @@ AS $$
 -- Names those whose transactions have held a lock on this relation since then.
 BEGIN
     RETURN coalesce((
-        SELECT string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN 'a prepared transaction (see pg_prepared_xacts)'
-                                        ELSE format('pid %s (%s)', l.pid, concat_ws(', ', a.usename,
-                                             nullif(a.application_name, ''), a.backend_type)) END, ', ')
+        SELECT string_agg(DISTINCT
+                   CASE WHEN l.pid IS NULL THEN 'a prepared transaction (see pg_prepared_xacts)'
+                        ELSE format('pid %s (%s)', l.pid, concat_ws(', ', a.usename,
+                             nullif(a.application_name, ''), a.backend_type)) END, ', ')
           FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
          WHERE l.relation = _holders.relation AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
            AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())

@@ -40,7 +40,7 @@ $$;
 COMMENT ON FUNCTION pljobs._make_archive(timestamptz) IS 'Makes the archive''s partition for a month.';
 
 CREATE OR REPLACE FUNCTION pljobs._has_archive(name text) RETURNS boolean
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- Whether the archive has a partition of this name.
@@ -63,7 +63,7 @@ AS $$
 -- transaction is making a partition for. The caller holds the rows locked, and deletes them.
 DECLARE
     v_month timestamptz;
-    v_unmade timestamptz[] := '{}';
+    v_unmade timestamptz[] := ARRAY[]::timestamptz[];
     v_ids bigint[];
 BEGIN
     -- Before it asks which partitions there are: none of them is dropped any more.

@@ -40,7 +40,7 @@ BEGIN
                     EXECUTE format('DROP TABLE pljobs.%I', v_name);
                 END LOOP;
             END IF;
-            RETURN cardinality(v_names);
+            EXIT;
         EXCEPTION WHEN lock_not_available THEN
             IF clock_timestamp() > v_until THEN
                 RAISE EXCEPTION '% was held by others for too long: %', v_relation,
@@ -51,6 +51,7 @@ BEGIN
         END;
         PERFORM pg_sleep(0.1 + 0.2 * random());
     END LOOP;
+    RETURN cardinality(v_names);
 END
 $$;
 COMMENT ON FUNCTION pljobs.drop_archive(interval)

@@ -66,7 +66,7 @@ BEGIN
         v_ids := pljobs._archive_jobs(v_ids);
     END IF;
     PERFORM pljobs._delete_jobs(v_ids);
-    pruned := cardinality(v_ids);
+    pruned := cardinality(v_ids)::bigint;
     IF pruned < v_found THEN
         reached_at := prune_jobs_v2.since;
     ELSIF v_found < prune_jobs_v2.max_jobs THEN

@@ -48,13 +48,13 @@ BEGIN
         SELECT DISTINCT a.grantee FROM pg_proc AS p, aclexplode(p.proacl) AS a
          WHERE p.oid = c_was AND a.grantee NOT IN (0, p.proowner)
     LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION pljobs.prune_jobs(interval, text[], text, integer, boolean) '
-                       'TO %s', v_grantee::regrole);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION '
+            'pljobs.prune_jobs(interval, text[], text, integer, boolean) TO %s', v_grantee::regrole);
     END LOOP;
     EXECUTE format('DROP FUNCTION %s', c_was);
 EXCEPTION WHEN dependent_objects_still_exist THEN
     GET STACKED DIAGNOSTICS v_detail = PG_EXCEPTION_DETAIL;
-    RAISE EXCEPTION 'pljobs.prune_jobs gets a parameter, so its old form goes, and other objects need that: %',
+    RAISE EXCEPTION 'pljobs.prune_jobs gets a parameter, so its old form goes; other objects need that: %',
         v_detail USING ERRCODE = 'dependent_objects_still_exist',
                        HINT = 'Nothing was changed. Drop them, upgrade, and make them anew.';
 END
