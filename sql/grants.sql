@@ -46,16 +46,18 @@ BEGIN
         ('function', 'rescue_jobs', c_work), ('function', 'rescue_jobs_v1', c_work),
         ('function', 'enforce_limits', c_work), ('function', 'enforce_limits_v1', c_work),
         ('function', 'wake_lanes_v1', c_work), ('function', 'prune_jobs', c_work),
-        ('function', 'prune_jobs_v1', c_work), ('function', 'prune_history_v1', c_work),
+        ('function', 'prune_jobs_v1', c_work), ('function', 'prune_jobs_v2', c_work),
+        ('function', 'prune_history_v1', c_work), ('function', 'prune_history_v2', c_work),
         -- Operate.
         ('function', 'pause_queue', c_operate), ('function', 'pause_queue_v1', c_operate),
         ('function', 'resume_queue', c_operate), ('function', 'resume_queue_v1', c_operate),
-        ('function', 'limit_queues', c_operate),
+        ('function', 'limit_queues', c_operate), ('function', 'drop_archive', c_operate),
         ('function', 'throttle_queue', c_operate), ('function', 'throttle_queue_v1', c_operate),
         ('function', 'throttle_task', c_operate), ('function', 'throttle_task_v1', c_operate),
         ('function', 'check_install', c_watch),
         -- Look. Which rows, and how much of them, is decided in views.sql.
-        ('view', 'jobs', c_read), ('view', 'history', c_read), ('view', 'requests', c_read),
+        ('view', 'jobs', c_read), ('view', 'archive', c_read),
+        ('view', 'history', c_read), ('view', 'requests', c_read),
         ('view', 'stuck_aborts', c_read), ('view', 'stalled_jobs', c_read),
         ('view', 'queues', c_all), ('view', 'throttles', c_all), ('view', 'workers', c_look),
         ('view', 'queue_limits', c_operate),
@@ -98,7 +100,7 @@ BEGIN
                    SELECT t.grantee, 'some columns', false
                      FROM pg_catalog.pg_attribute AS b
                     CROSS JOIN LATERAL pg_catalog.aclexplode(b.attacl) AS t WHERE b.attrelid = c.oid) AS a
-             WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'v', 'S')
+             WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'S')
                AND c.relowner = v_owner
         )
         SELECT DISTINCT g.what, CASE WHEN g.grantee = 0 THEN 'PUBLIC'

@@ -26,6 +26,7 @@
 \ir functions/_lanes.sql
 \ir functions/_requeue_job.sql
 \ir functions/_delete_jobs.sql
+\ir functions/_archive_jobs.sql
 \ir functions/_record_request.sql
 \ir functions/_end_job.sql
 \ir functions/_cancel_waiting_jobs.sql
@@ -78,6 +79,7 @@
 \ir functions/wake_lanes.sql
 \ir functions/prune_jobs.sql
 \ir functions/prune_history.sql
+\ir functions/drop_archive.sql
 
 -- What all of this release comes to, to compare a database with.
 \ir manifest.sql
@@ -89,6 +91,7 @@
 \ir migrations/0003_expand_idempotency.sql
 \ir migrations/0004_expand_timeline.sql
 \ir migrations/0005_expand_flow.sql
+\ir migrations/0006_expand_archive.sql
 
 -- What people read, and who may do what.
 \ir views.sql

@@ -95,24 +95,33 @@ $$;
 COMMENT ON FUNCTION pljobs._refuse_newer(text)
     IS 'Raises PJ006 if a newer release of pljobs has migrated this database.';
 
+CREATE OR REPLACE FUNCTION pljobs._holders(relation regclass, since timestamptz) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Names those whose transactions have held a lock on this relation since then.
+BEGIN
+    RETURN coalesce((
+        SELECT string_agg(DISTINCT
+                   CASE WHEN l.pid IS NULL THEN 'a prepared transaction (see pg_prepared_xacts)'
+                        ELSE format('pid %s (%s)', l.pid, concat_ws(', ', a.usename,
+                             nullif(a.application_name, ''), a.backend_type)) END, ', ')
+          FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+         WHERE l.relation = _holders.relation AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+           AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+           AND coalesce(a.xact_start, '-infinity') <= _holders.since), 'nobody that can be named');
+END
+$$;
+COMMENT ON FUNCTION pljobs._holders(regclass, timestamptz) IS 'Names who holds a relation.';
+
 CREATE OR REPLACE FUNCTION pljobs._refuse_held(relation regclass, since timestamptz) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- Raises 55P03, naming those whose transactions have held a lock on this relation since then.
-DECLARE
-    v_holders text;
 BEGIN
-    SELECT string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN 'a prepared transaction (see pg_prepared_xacts)'
-                                    ELSE format('pid %s (%s)', l.pid, concat_ws(', ', a.usename,
-                                         nullif(a.application_name, ''), a.backend_type)) END, ', ')
-      INTO v_holders
-      FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-     WHERE l.relation = _refuse_held.relation AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
-       AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-       AND coalesce(a.xact_start, '-infinity') <= _refuse_held.since;
     RAISE EXCEPTION '% was held by others for too long: %', _refuse_held.relation,
-        coalesce(v_holders, 'nobody that can be named')
+        pljobs._holders(_refuse_held.relation, _refuse_held.since)
         USING ERRCODE = '55P03',
               HINT = 'Nothing was changed. Run it again when they are done, or wait longer: pljobs migrate '
                      '--lock-timeout 1m, or with psql PGOPTIONS=''-c pljobs.lock_timeout=1min''.';

@@ -133,6 +133,39 @@ CREATE TABLE pljobs.request (
 )
 WITH (fillfactor='85', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', vacuum_truncate='false');
 
+CREATE TABLE pljobs.job_archive (
+    id bigint NOT NULL,
+    worker_id bigint,
+    parent_id bigint,
+    created_at timestamp with time zone NOT NULL,
+    scheduled_at timestamp with time zone,
+    start_by timestamp with time zone,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone NOT NULL,
+    archived_at timestamp with time zone NOT NULL,
+    progress_at timestamp with time zone,
+    timeout interval,
+    grace interval,
+    priority integer NOT NULL,
+    attempts integer NOT NULL,
+    crashes integer NOT NULL,
+    progress real,
+    status text NOT NULL,
+    queue text NOT NULL,
+    task text NOT NULL,
+    lock text,
+    queueing_lock text,
+    on_cancelled text,
+    fairness_key text COLLATE pg_catalog."C",
+    deferred_by text NOT NULL,
+    message text,
+    progress_message text,
+    args jsonb NOT NULL,
+    result jsonb,
+    error text
+)
+PARTITION BY RANGE (finished_at);
+
 CREATE TABLE pljobs.bucket (
     scope text NOT NULL,
     name text NOT NULL,
@@ -257,6 +290,9 @@ ALTER TABLE ONLY pljobs.deleted_parent
 
 ALTER TABLE ONLY pljobs.idempotency
     ADD CONSTRAINT idempotency_pkey PRIMARY KEY (deferred_by, key);
+
+ALTER TABLE ONLY pljobs.job_archive
+    ADD CONSTRAINT job_archive_pkey PRIMARY KEY (id, finished_at);
 
 ALTER TABLE ONLY pljobs.job
     ADD CONSTRAINT job_pkey PRIMARY KEY (id);

@@ -55,6 +55,26 @@ COMMENT ON VIEW pljobs.jobs IS
     'else it says what the job waits for: its schedule, its lock, its key''s turn, its task''s limit. '
     'progress: what its last run said of how far it was, from 0 to 1.';
 
+CREATE OR REPLACE VIEW pljobs.archive WITH (security_barrier) AS
+SELECT a.id, a.status, a.queue, a.task,
+       CASE WHEN s.everything OR a.deferred_by = ANY (s.own_roles) THEN a.args END AS args,
+       a.priority, a.lock, a.queueing_lock,
+       a.attempts, a.crashes, a.created_at, a.scheduled_at, a.started_at, a.finished_at, a.worker_id,
+       CASE WHEN s.everything OR a.deferred_by = ANY (s.own_roles) THEN a.message END AS message,
+       CASE WHEN s.everything OR a.deferred_by = ANY (s.own_roles) THEN a.error END AS error,
+       CASE WHEN s.everything OR a.deferred_by = ANY (s.own_roles) THEN a.result END AS result,
+       a.deferred_by, a.parent_id, a.start_by, a.timeout, a.grace, a.on_cancelled, a.progress,
+       CASE WHEN s.everything OR a.deferred_by = ANY (s.own_roles) THEN a.progress_message END
+       AS progress_message,
+       a.progress_at, a.archived_at, a.fairness_key
+  FROM pljobs._scope AS s
+ CROSS JOIN pljobs.job_archive AS a
+ WHERE s.every_job OR a.deferred_by = ANY (s.own_roles);
+COMMENT ON VIEW pljobs.archive IS
+    'Finished jobs that a prune with archive => true has moved out of pljobs.jobs: the same columns, but for '
+    'those that only unfinished jobs have, and archived_at; who sees what is the same, too. Ask with '
+    'finished_at, and it reads those months alone; with an id, for that job.';
+
 CREATE OR REPLACE VIEW pljobs.workers WITH (security_barrier) AS
 SELECT w.id, w.name, w.host, w.pid,
        CASE WHEN w.stopped_at IS NOT NULL THEN 'stopped'

@@ -77,6 +77,13 @@ class Filled:
             " SET heartbeat_at = heartbeat_at - interval '1 h', expires_at = expires_at - interval '1 h'"
         )
 
+    def archive(self) -> int:
+        """Have a job moved to the archive, and return its id: not there at first, for its table is not."""
+        job_id = self._defer("archived", args={"text": TEXT})
+        self._one("pljobs.cancel_job(%s)", job_id)
+        self._one("pljobs.prune_jobs('0', queue => 'archived', archive => true)")
+        return job_id
+
     @property
     def running(self) -> set[int]:
         """The jobs that a worker ran, and that nobody asked to abort."""

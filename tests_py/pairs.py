@@ -35,6 +35,7 @@ CALLS: Mapping[str, str] = MappingProxyType(
         "rescue": "SELECT array_agg(outcome) FROM pljobs.rescue_jobs_v1()",
         "limits": "SELECT array_agg(outcome) FROM pljobs.enforce_limits_v1()",
         "prune": "SELECT pljobs.prune_jobs_v1('30 min')",
+        "archive": "SELECT pruned FROM pljobs.prune_jobs_v2('30 min', archive => true)",
         "heartbeat": "SELECT array_agg(verdict) FROM pljobs.heartbeat_v1(%(W)s, ARRAY[%(R)s])",
         "give back": "SELECT array_agg(verdict) FROM pljobs.heartbeat_v1(%(W)s)",
         "defer by key": """
@@ -46,7 +47,7 @@ CALLS: Mapping[str, str] = MappingProxyType(
 # Called in transactions of a person's or a body's own, which may stay open: no worker may wait for these.
 PEOPLE = ("finish in body", "cancel", "abort", "force", "cancel tree", "delete", "retry job", "rescind")
 # What a worker calls, and passes over rows that somebody holds.
-SKIPPING = ("fetch", "finish, no wait", "rescue", "limits", "prune", "heartbeat", "give back")
+SKIPPING = ("fetch", "finish, no wait", "rescue", "limits", "prune", "archive", "heartbeat", "give back")
 
 # What these two may have done besides, in the state "asked": a heartbeat that leaves a run where it is, for a
 # person holds the job, tells its worker of the request at least; the next one gives the run back.
@@ -58,6 +59,9 @@ STATE = re.compile("[0-9A-Z]{5}")
 STATES = ("doing", "asked", "lost", "late", "todo", "failed", "cancelled")
 
 ARRANGE = """
+-- Who makes the month's partition keeps another from archiving: races/archive.spec.
+SELECT pljobs._make_archive(date_trunc('month', now() - interval '1 h', 'UTC'));
+
 CREATE FUNCTION public.ended(job_id bigint, run_id bigint, outcome text, retry_in text DEFAULT NULL)
 RETURNS jsonb LANGUAGE sql RETURN jsonb_build_array(jsonb_build_object(
     'job_id', job_id, 'run_id', run_id, 'outcome', outcome, 'retry_in', retry_in));
@@ -67,6 +71,7 @@ BEGIN
     DELETE FROM pljobs.job; DELETE FROM pljobs.job_event;
     DELETE FROM pljobs.request; DELETE FROM pljobs.worker;
     DELETE FROM pljobs.closed_tree; DELETE FROM pljobs.deleted_parent; DELETE FROM pljobs.idempotency;
+    DELETE FROM pljobs.job_archive;
 END $$;
 
 CREATE FUNCTION public.arrange(state text, lane text, OUT j bigint, OUT r bigint, OUT w bigint, OUT v bigint)
@@ -127,6 +132,7 @@ BEGIN
                  CASE WHEN job.last_run_id = r THEN 'last' END,
                  CASE WHEN job.request_id > 0 THEN 'asked' END]))
                FROM pljobs.job),
+    'archived', (SELECT jsonb_agg(archived.task) FROM pljobs.job_archive AS archived),
     'twice', (SELECT count(*) - count(DISTINCT job.task) FROM pljobs.job),
     'requests', (SELECT jsonb_agg(q.row ORDER BY q.row) FROM (
                  SELECT concat_ws(' ', CASE WHEN job_id = j THEN 'j' ELSE 'k' END, kind, source, resolution,

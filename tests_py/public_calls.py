@@ -52,7 +52,7 @@ class Values:
             "scheduled_at": "2040-01-01 00:00+00", "start_by": "2041-01-01 00:00+00", "priority": 1,
             "parent_id": None, "after_id": None, "max_jobs": 10, "max_rows": 10, "max_crashes": 3,
             "notify": True, "wait": True, "concurrency": 1, "loop_lag": "1 s", "batch": 10,
-            "idempotency_key": "k", "result": "1", "message": "m",
+            "idempotency_key": "k", "result": "1", "message": "m", "archive": True, "since": None,
         }  # fmt: skip
         return self.more[name] if name in self.more else known[name]
 

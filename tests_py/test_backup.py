@@ -33,6 +33,8 @@ LOGINS = """
 SEQUENCES = "SELECT sequencename, last_value FROM pg_sequences WHERE schemaname = 'pljobs'"
 COMPLAINTS = "SELECT kind, name, problem FROM pljobs.check_install()"
 
+ARCHIVE = ("--section=pre-data", "--section=data", "--table=pljobs.job_archive_*")
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -59,6 +61,7 @@ def origin(server: Server) -> Iterator[Origin]:
         own = as_login(url, "app_producer", "SELECT pljobs.defer_job('quick', queue => 'own')")
         with psycopg.connect(url, autocommit=True) as conn:
             filled = Filled(conn)
+            filled.archive()
             assert conn.execute(COMPLAINTS.encode()).fetchall() == []
             yield Origin(
                 started, filled, own, contents(conn), dict(conn.execute(SEQUENCES.encode()).fetchall())
@@ -274,15 +277,21 @@ def owner(server: Server, dbname: str) -> str:
 def test_data_alone_goes_into_a_fresh_install_without_the_ledger(origin: Origin) -> None:
     url = origin.server.create_database("data")
     install_in(origin.server, url)
-    whole = done(tool(origin.server, "pg_dump", "--data-only", "--schema=pljobs", origin.url))
+    archive = "--exclude-table=pljobs.job_archive_*"
+    whole = done(tool(origin.server, "pg_dump", "--data-only", "--schema=pljobs", archive, origin.url))
     refused = tool(origin.server, "psql", "-Xq", "-1", "-v", "ON_ERROR_STOP=1", url, stdin=whole)
     assert "migration_pkey" in refused.stderr
-    without = "--exclude-table-data=pljobs.migration"
+    without = ("--exclude-table-data=pljobs.migration", archive)
     psql(
         origin.server,
         url,
-        done(tool(origin.server, "pg_dump", "--data-only", "--schema=pljobs", without, origin.url)),
+        done(tool(origin.server, "pg_dump", "--data-only", "--schema=pljobs", *without, origin.url)),
     )
+    archives = [name for name in origin.contents if name.startswith("job_archive_")]
+    assert len(archives) == 1
+    assert_same(origin, url, but=frozenset({"migration", *archives}))
+    # The archive's months are tables; their keys come with their being attached.
+    psql(origin.server, url, done(tool(origin.server, "pg_dump", *ARCHIVE, origin.url)))
     assert_same(origin, url, but=frozenset({"migration"}))
     assert_goes_on(origin, url)
 
@@ -329,7 +338,7 @@ def test_pg_upgrade_keeps_everything(server: Server, old_major: str) -> None:
             url = former.create_database(DB)
             install_in(former, url)
             with psycopg.connect(url, autocommit=True) as conn:
-                Filled(conn)
+                Filled(conn).archive()
                 before = contents(conn)
                 drawn = dict[str, int](conn.execute(SEQUENCES.encode()).fetchall())
             former._pg_ctl("stop", "-m", "fast")

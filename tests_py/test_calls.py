@@ -12,7 +12,18 @@ from typing import Any
 import psycopg
 import pytest
 
-from pljobs import arguments, calls, calls_flow, calls_many, calls_people, calls_read, calls_sql, checks, db
+from pljobs import (
+    arguments,
+    calls,
+    calls_flow,
+    calls_many,
+    calls_people,
+    calls_prune,
+    calls_read,
+    calls_sql,
+    checks,
+    db,
+)
 from pljobs.answers import Call, FinishAnswer, Observation, RunEnd
 from pljobs.calls_read import JobFilter
 from pljobs.exceptions import InvalidArgument, InvalidJob, JobNotFound, RunLost, WorkerNotRegistered
@@ -50,8 +61,8 @@ SAMPLES: dict[str, Call[object]] = {
     "cancel_sql": calls_sql.cancel_sql(1),
     "rescue_jobs": calls.rescue_jobs(),
     "wake_lanes": calls.wake_lanes(),
-    "prune_jobs": calls.prune_jobs(timedelta(days=1)),
-    "prune_history": calls.prune_history(timedelta(days=1)),
+    "prune_jobs": calls_prune.prune_jobs(timedelta(days=1)),
+    "prune_history": calls_prune.prune_history(timedelta(days=1)),
     "cancel_job": calls_people.cancel_job(1, abort=True, grace=10, term_grace=5, sql=True),
     "delete_job": calls_people.delete_job(1),
     "retry_job": calls_people.retry_job(1),
@@ -93,7 +104,7 @@ def made_by(module: ModuleType) -> set[str]:
 
 
 def test_every_call_has_a_sample_here() -> None:
-    modules = (calls, calls_many, calls_people, calls_read, calls_sql)
+    modules = (calls, calls_many, calls_people, calls_prune, calls_read, calls_sql)
     assert set().union(*map(made_by, modules)) == set(SAMPLES)
 
 

@@ -50,6 +50,9 @@ def test_prune_and_rescue(pljobs: Pljobs) -> None:
     pljobs("cancel", "1")
     assert fields(pljobs("prune", "--older-than", "1d", "--json")) == {"jobs": 0, "history": 0}
     assert pljobs("prune", "--older-than", "0s", "--history").stdout == "deleted 1 jobs, 1 rows of history\n"
+    pljobs("defer", "a")
+    pljobs("cancel", "2")
+    assert pljobs("prune", "--older-than", "0s", "--archive").stdout == "archived 1 jobs\n"
     assert "rescued 0 jobs" in pljobs("rescue").stderr
     assert answer(pljobs("rescue", "--json")) == []
 

@@ -13,7 +13,7 @@ import pytest
 
 from pljobs import App, calls
 from pljobs.exceptions import DatabaseUnavailable, InvalidArgument, PljobsException
-from pljobs.maintenance import Maintenance, Manager
+from pljobs.maintenance import PRUNE_EVERY, Maintenance, Manager, Retention
 from waiting import wait_until_async
 from workers import DEADLINE, HASTY, job, row, running, until
 
@@ -100,6 +100,60 @@ async def test_finished_jobs_and_their_trail_are_kept_as_long_as_told(app: App, 
 
         await wait_until_async(pruned, DEADLINE)
     assert (await job(aconn, young))["status"] == "cancelled"
+
+
+async def finished(app: App, aconn: Conn, count: int, *, days_ago: int) -> list[int]:
+    """Make jobs that finished so long ago."""
+    ids = await app.configure_task("gone").batch_defer_async(*({} for _ in range(count)))
+    await aconn.execute(
+        "UPDATE pljobs.job SET status = 'cancelled',"
+        " finished_at = now() - %s * interval '1 day' - id * interval '1 s' WHERE id = ANY (%s)",
+        [days_ago, ids],
+    )
+    return ids
+
+
+async def test_finished_jobs_are_archived_where_that_is_wanted(app: App, aconn: Conn) -> None:
+    (old,) = await finished(app, aconn, 1, days_ago=2)
+    (young,) = await finished(app, aconn, 1, days_ago=0)
+    async with running(app, **HASTY, retention=timedelta(days=1), archive=True):
+        await until(aconn, old, "gone")
+    async with managing(app, retention=timedelta(0), archive=True):
+        await until(aconn, young, "gone")
+    archived = await (await aconn.execute("SELECT id, status FROM pljobs.archive ORDER BY id")).fetchall()
+    assert archived == [(old, "cancelled"), (young, "cancelled")]
+
+
+async def test_a_prune_goes_on_where_it_was_batch_by_batch_and_begins_anew_at_times(
+    app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pljobs.maintenance.PRUNE_BATCH", 10)
+    await finished(app, aconn, 25, days_ago=2)
+    prunes: list[dict[str, Any]] = []
+    answered: list[Any] = []
+
+    async def execute(call: Any) -> Any:
+        answer = await app.connector.execute_async(call)
+        if "prune_jobs" in call.statement:
+            prunes.append(dict(call.params))
+            answered.append(answer)
+        return answer
+
+    maintenance = Maintenance(app, execute, interval=60, retention=Retention(timedelta(days=1)))
+    assert await maintenance._prune() < PRUNE_EVERY
+    assert await maintenance._prune() < PRUNE_EVERY
+    assert await maintenance._prune() == PRUNE_EVERY
+    assert [answer.pruned for answer in answered] == [10, 10, 5]
+    assert await count(aconn, "SELECT count(*) FROM pljobs.jobs") == 0
+    assert [prune["since"] for prune in prunes] == [None, *(answer.reached_at for answer in answered[:2])]
+    # What somebody held when it was passed by.
+    await finished(app, aconn, 1, days_ago=9)
+    await maintenance._prune()
+    assert await count(aconn, "SELECT count(*) FROM pljobs.jobs") == 1
+    monkeypatch.setattr(maintenance, "_anew_at", 0.0)
+    await maintenance._prune()
+    assert await count(aconn, "SELECT count(*) FROM pljobs.jobs") == 0
+    assert prunes[-1]["since"] is None
 
 
 async def test_without_retention_nothing_is_pruned(app: App, aconn: Conn) -> None:

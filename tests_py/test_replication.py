@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from clusters import INSTALL, Conn, Filled, another_server, contents, statuses
+from clusters import INSTALL, Conn, Filled, another_server, contents, statuses, tool
 from pljobs import App
 from pljobs.embedded import PORT, SUPERUSER, Server
 from test_docs import documented, run_sql
@@ -158,17 +158,24 @@ async def test_a_publication_stops_nothing_and_its_subscriber_has_every_row(
 async def test_a_subscriber_takes_over_and_draws_no_id_again(publisher: Server, subscriber: Server) -> None:
     with connected(publisher) as conn:
         before = Filled(conn)
+        before.archive()
         run_sql(publisher, DB, documented("CREATE PUBLICATION"))
         subscribe(subscriber, publisher)
-        until_replicated(publisher, subscriber)
+        months = {name for name in contents(conn) if name.startswith("job_archive_")}
+        assert len(months) == 1
+        until_replicated(publisher, subscriber, but=LEDGER | months)
         # What was drawn for jobs that left nothing behind counts as well.
         conn.execute(
             "SELECT pljobs.cancel_job(pljobs.defer_job('x'), delete_job => true) FROM generate_series(1, 40)"
         )
         conn.execute("SELECT pljobs.prune_history_v1('0 s')")
         drawn: dict[str, int] = dict(conn.execute(SEQUENCES.encode()).fetchall())
-    until_replicated(publisher, subscriber)
+    until_replicated(publisher, subscriber, but=LEDGER | months)
     unsubscribe(subscriber)
+    sections = ("--section=pre-data", "--section=data")
+    archive = tool(publisher, "pg_dump", *sections, "--table=pljobs.job_archive_*", publisher.url(DB)).stdout
+    assert tool(subscriber, "psql", "-Xq1", subscriber.url(DB), stdin=archive).stderr == ""
+    until_replicated(publisher, subscriber)
     subscriber.run_sql(run_sql(publisher, DB, documented("setval(%L")), DB)
     with connected(subscriber) as conn:
         assert dict(conn.execute(SEQUENCES.encode()).fetchall()) == drawn

@@ -147,7 +147,10 @@ OTHERS: dict[str, Probe] = {
     "wake_lanes_v1": Probe("SELECT pljobs.wake_lanes_v1()", "0"),
     "prune_jobs": Probe("SELECT pljobs.prune_jobs('1 year')", "0"),
     "prune_jobs_v1": Probe("SELECT pljobs.prune_jobs_v1('1 year')", "0"),
+    "prune_jobs_v2": Probe("SELECT pruned FROM pljobs.prune_jobs_v2('1 year', archive => true)", "0"),
     "prune_history_v1": Probe("SELECT pljobs.prune_history_v1('1 year')", "0"),
+    "prune_history_v2": Probe("SELECT pruned FROM pljobs.prune_history_v2('1 year')", "0"),
+    "drop_archive": Probe("SELECT pljobs.drop_archive('1 year')", "0"),
     "pause_queue": Probe("SELECT pljobs.pause_queue('a queue of its own')", "paused"),
     "pause_queue_v1": Probe("SELECT pljobs.pause_queue_v1('a queue of its own')", "paused"),
     "resume_queue": Probe("SELECT pljobs.resume_queue('nothing paused')", "not_paused"),
@@ -162,7 +165,7 @@ OTHERS: dict[str, Probe] = {
 VIEWS = {name: row for name, row in MATRIX.items() if row.kind == "view"}
 # Which of a scene's jobs a view shows.
 SHOWS = {"jobs": "failed", "history": "failed", "requests": "aborting", "stuck_aborts": "aborting",
-         "stalled_jobs": "stalled"}  # fmt: skip
+         "stalled_jobs": "stalled", "archive": "archived"}  # fmt: skip
 OF_EVERYBODY = {
     "queues": "SELECT count(*) > 0 FROM pljobs.queues",
     "workers": "SELECT count(*) > 0 FROM pljobs.workers",
@@ -187,8 +190,8 @@ class Scene:
         return conn
 
     def make(self, deferred_by: str) -> None:
-        """Defer a waiting, a failed, a running, an aborting and a stalled job, each as this login."""
-        for state in ("waiting", "failed", "running", "aborting", "stalled"):
+        """Defer a waiting, a failed, a running, an aborting, a stalled and an archived job, as this login."""
+        for state in ("waiting", "failed", "running", "aborting", "stalled", "archived"):
             self.jobs[deferred_by, state] = self.job(deferred_by, state)
 
     def job(self, deferred_by: str, state: str) -> dict[str, object]:
@@ -208,9 +211,11 @@ class Scene:
         made["run"] = one(
             self.conn, "SELECT run_id FROM pljobs.fetch_jobs_v1(%s, 1, ARRAY[%s])", [worker, queue]
         )
-        if state == "failed":
+        if state in {"failed", "archived"}:
             end = {"job_id": job, "run_id": made["run"], "outcome": "failed", "message": "m", "error": "e"}
             self.conn.execute("SELECT pljobs.finish_jobs_v1(%s::jsonb)", [json.dumps([end])])
+            if state == "archived":
+                self.conn.execute("SELECT pljobs.prune_jobs('0', queue => %s, archive => true)", [queue])
         elif state == "aborting":
             made["request"] = one(
                 self.conn, "SELECT request_id FROM pljobs.cancel_job_v1(%s, abort => true)", [job]
@@ -371,7 +376,7 @@ def test_another_call_is_let_through_where_the_matrix_says(scene: Scene, login: 
 @pytest.mark.parametrize("login", LOGINS.values(), ids=lambda login: login.name)
 def test_a_view_shows_the_jobs_that_the_matrix_says(scene: Scene, login: Login, name: str) -> None:
     words = login.may(MATRIX[name])
-    key = "id" if name.endswith("jobs") else "job_id"
+    key = "id" if name.endswith("jobs") or name == "archive" else "job_id"
     with scene.as_login(login) as conn:
         for deferred_by in (ANN, BOB):
             job = scene.jobs[deferred_by, SHOWS[name]]
@@ -389,14 +394,19 @@ def test_what_is_in_a_job_is_masked_where_the_matrix_says(scene: Scene, login: L
             statement = (
                 "SELECT concat_ws(' ', args ->> 'secret', message, error) FROM pljobs.jobs WHERE id = %(job)s"
             )
+            archived = Probe(statement.replace("pljobs.jobs", "pljobs.archive"))
+            in_archive = answer(conn, archived, scene.jobs[deferred_by, "archived"])
             detail = "SELECT string_agg(detail, ' ') FROM pljobs.history WHERE job_id = %(job)s"
             seen = answer(conn, Probe(statement), job), answer(conn, Probe(detail), job)
             if "all" in words or ("own" in words and login.owns(deferred_by)):
                 assert seen == (f"{deferred_by} m e", "m\ne")
+                assert in_archive == seen[0]
             elif "all, masked" in words:
                 assert seen == ("", None)
+                assert in_archive == ""
             else:
                 assert seen == (None, None)
+                assert in_archive is None
 
 
 @pytest.mark.parametrize("login", LOGINS.values(), ids=lambda login: login.name)

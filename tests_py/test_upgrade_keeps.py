@@ -98,7 +98,7 @@ def test_storage_settings_that_a_dba_makes_after_the_upgrade_stay(
 
 # Grants
 
-# It has a parameter more than in the first release, so it is another function.
+# It has a parameter more than in the first release, so it is another function (as prune_jobs is).
 DEFER_JOB = (
     "pljobs.defer_job(text,jsonb,text,integer,text,text,timestamptz,timestamptz,interval,interval,text,bigint,"
     "text)"
@@ -123,6 +123,7 @@ def test_grants_become_those_of_the_new_release(
         "GRANT EXECUTE ON FUNCTION pljobs.former() TO pljobs_reader, pljobs_operator, somebody, PUBLIC;"
         "GRANT EXECUTE ON FUNCTION pljobs.pause_queue TO pljobs_producer, somebody;"
         "GRANT EXECUTE ON FUNCTION pljobs.defer_job TO somebody;"
+        "GRANT EXECUTE ON FUNCTION pljobs.prune_jobs TO somebody;"
         "GRANT SELECT ON pljobs.job TO pljobs_reader; GRANT UPDATE (status) ON pljobs.job TO pljobs_worker;"
         "GRANT USAGE ON SEQUENCE pljobs.run_id TO pljobs_worker;"
         "GRANT CREATE ON SCHEMA pljobs TO pljobs_operator;"
@@ -143,6 +144,7 @@ def test_grants_become_those_of_the_new_release(
         ("somebody", "function pljobs.former() EXECUTE"),
         ("somebody", "function pljobs.pause_queue(text,text,text) EXECUTE"),
         ("somebody", f"function {DEFER_JOB} EXECUTE"),
+        ("somebody", "function pljobs.prune_jobs(interval,text[],text,integer,boolean) EXECUTE"),
     ):
         assert may(superuser, role, what), f"{role}: {what}"
     for role, what in (
@@ -318,12 +320,12 @@ def test_pljobs_migrate_that_was_killed_meanwhile_goes_on_the_next_time(
     assert superuser.execute(CHECK).fetchall() == []
 
 
+@pytest.mark.parametrize("call", ["defer_job('t')", "prune_jobs('1 day')"])
 def test_an_object_that_depends_on_what_goes_stops_the_upgrade_and_is_named(
-    server: Server, old_scene_url: str, superuser: psycopg.Connection
+    server: Server, old_scene_url: str, superuser: psycopg.Connection, call: str
 ) -> None:
     superuser.execute(
-        "CREATE FUNCTION public.mine() RETURNS bigint LANGUAGE sql"
-        " BEGIN ATOMIC SELECT pljobs.defer_job('t'); END"
+        f"CREATE FUNCTION public.mine() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT pljobs.{call}; END"
     )
     before = catalogue(superuser)
     ended = run_pljobs(old_scene_url, "migrate")

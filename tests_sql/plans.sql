@@ -1,6 +1,7 @@
 -- Ways to the rows: no function may scan a table, nor walk an index from end to end, whatever the statistics say. What is
 -- counted are the scans themselves, by the counters that the server keeps of this transaction. Statistics are none at first
--- (a session that planned it all on new tables), then stale: taken while nothing was todo or doing.
+-- (a session that planned it all on new tables), then stale in three ways: taken while nothing was todo or doing; before
+-- all that had finished was deleted; while the tables were empty.
 BEGIN;
 \ir lib/fixtures.sql
 SELECT take_turns() \g /dev/null
@@ -41,7 +42,7 @@ BEGIN
         RETURN;
     END IF;
     RETURN NEXT is((SELECT string_agg(format('%s: %s scans, %s entries', s.relname, s.scans, s.entries), '; ') FROM scans_of(walks.call) AS s
-                     WHERE (NOT s.is_index AND s.relname IN ('job', 'request', 'job_event', 'progress', 'closed_tree', 'deleted_parent')) OR s.entries > walks.most), NULL, walks.rule);
+                     WHERE (NOT s.is_index AND s.relname IN ('job', 'request', 'job_event', 'progress', 'closed_tree', 'deleted_parent', 'idempotency')) OR s.entries > walks.most), NULL, walks.rule);
 END
 $$;
 
@@ -61,6 +62,7 @@ DECLARE
     v_children bigint[] := ARRAY(SELECT a_child_of(v_tree, queue => v_queue || ' of children') FROM generate_series(1, 20));
     v_late record := a_late_job();
     v_asked record := a_doing_job();
+    v_over bigint[] := ARRAY(SELECT a_finished_job('failed') FROM generate_series(1, 10));
 BEGIN
     v_runs := ARRAY(SELECT f.run_id FROM pljobs.fetch_jobs_v1(v_worker, 20, ARRAY[v_queue]) AS f);
     PERFORM pljobs.fetch_jobs_v1(v_lost, 5, ARRAY[v_queue]), lose_worker(v_lost);
@@ -103,6 +105,16 @@ BEGIN
     RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_tree_v1(%s, abort => true, grace => ''1 s'')', v_tree), what || ': a tree is cancelled from parent to child');
     RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_tree_v1(%s, force => true, delete_job => true)', v_tree), what || ': and by force');
     RETURN QUERY SELECT walks('SELECT pljobs.rescue_jobs_v1()', what || ': a rescue reads running jobs');
+    PERFORM pljobs.defer_job('a task', queue => v_queue, scheduled_at => '9999-01-01 00:00+00') FROM generate_series(1, 10);
+    UPDATE pljobs.job AS j SET scheduled_at = now() - interval '1 s' WHERE j.scheduled_at > now() AND j.queue = v_queue;
+    RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3, ARRAY[%L])', v_worker, v_queue), what || ': a fetch that finds due jobs walks no further than it must');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.defer_jobs_v2(''[{"task": "a task", "idempotency_key": %s}]'')', to_json(a_name('key'))), what || ': a key is looked up');
+    -- Not what was deleted by the same transaction: its entries are passed over, as those of a held snapshot are.
+    UPDATE pljobs.job AS j SET finished_at = '2001-01-01' WHERE j.id = ANY (v_over);
+    UPDATE pljobs.request AS r SET resolved_at = '2001-01-01' WHERE r.run_id = v_asked.run_id AND r.resolved_at IS NOT NULL;
+    RETURN QUERY SELECT walks('SELECT pljobs.prune_jobs_v2(''20 years'', archive => true, max_jobs => 5)', what || ': a prune into the archive goes to its rows');
+    RETURN QUERY SELECT walks('SELECT pljobs.prune_jobs_v2(''20 years'', since => ''2000-12-31'')', what || ': so does one that deletes, and goes on where it was');
+    RETURN QUERY SELECT walks('SELECT pljobs.prune_history_v2(''20 years'', since => ''2000-12-31'')', what || ': so does a prune of the history');
     IF what = 'planned while empty' THEN
         RETURN;   -- What is called rarely may be slow until the next ANALYZE.
     END IF;
@@ -114,16 +126,16 @@ BEGIN
     RETURN QUERY SELECT walks('SELECT pljobs.wake_lanes_v1()', what || ': a sweep of lanes reads waiting jobs');
     RETURN QUERY SELECT walks('SELECT pljobs.prune_jobs(''100 years'')', what || ': a prune that finds nothing old reads nothing');
     RETURN QUERY SELECT walks('SELECT pljobs.prune_history_v1(''100 years'')', what || ': a prune of requests that finds nothing old reads nothing');
+    RETURN QUERY SELECT walks(format('SELECT count(*) FROM pljobs.archive WHERE id = %s', v_over[1]), what || ': one job of the archive is looked up');
     RETURN QUERY SELECT walks(format('SELECT count(*) FROM pljobs.jobs WHERE id = %s', v_ids[12]), what || ': one job is looked up');
     RETURN QUERY SELECT walks(format('SELECT count(*) FROM pljobs.history WHERE job_id = %s', v_ids[12]), what || ': the history of one job is looked up');
 END
 $$;
 
--- A session that planned everything while the tables were new and empty.
-UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid IN ('pljobs.job'::regclass, 'pljobs.request'::regclass, 'pljobs.job_event'::regclass, 'pljobs.progress'::regclass, 'pljobs.closed_tree'::regclass, 'pljobs.deleted_parent'::regclass);
-SET LOCAL tests.warm_up = 'on';
-SELECT count(*) FROM (SELECT each_call('warm up')) AS x \g /dev/null
-SET LOCAL tests.warm_up = 'off';
+-- What has finished, and all that it left.
+CREATE PROCEDURE fill()
+LANGUAGE sql
+AS $$
 INSERT INTO pljobs.job (queue, task, priority, args, status, created_at, started_at, finished_at, attempts, worker_id, deferred_by)
 SELECT 'q' || n % 100, 'a task', n % 5, '{}', CASE n % 10 WHEN 0 THEN 'failed' WHEN 1 THEN 'cancelled' ELSE 'succeeded' END, clock_timestamp(), clock_timestamp(), clock_timestamp(), 1, 1, 'tests'
   FROM generate_series(1, 30000) AS n;
@@ -132,18 +144,54 @@ SELECT j.id, clock_timestamp(), clock_timestamp(), 'cancel', j.queue, 'tests', '
 INSERT INTO pljobs.progress (job_id, run_id, at, fraction) SELECT j.id, 1, clock_timestamp(), 1 FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
 INSERT INTO pljobs.closed_tree (job_id, closed_at) SELECT j.id, clock_timestamp() FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
 INSERT INTO pljobs.deleted_parent (job_id, parent_id, deleted_at) SELECT -j.id, -j.id - 1, clock_timestamp() FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
+INSERT INTO pljobs.idempotency (deferred_by, key, task, args_hash, deferred_at) SELECT 'tests', j.id::text, 'a task', 1, clock_timestamp() FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
 UPDATE pljobs.job SET parent_id = id - 1 WHERE deferred_by = 'tests' AND id % 2 = 0;
 INSERT INTO pljobs.job_event (job_id, at, attempt, kind) SELECT j.id, clock_timestamp(), 1, 'retried' FROM pljobs.job AS j WHERE j.deferred_by = 'tests';
+$$;
+-- What waits.
+CREATE PROCEDURE pile_up()
+LANGUAGE sql
+AS $$
+SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 'a task', 'queue', 'queue ' || n % 3,
+    'scheduled_at', CASE n % 3 WHEN 0 THEN '9999-01-01T00:00:00Z' END, 'lock', CASE n % 3 WHEN 1 THEN 'one long lane' END)) FROM generate_series(1, 30000) AS n));
+$$;
+
+-- A session that planned everything while the tables were new and empty.
+UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid IN ('pljobs.job'::regclass, 'pljobs.request'::regclass, 'pljobs.job_event'::regclass, 'pljobs.progress'::regclass, 'pljobs.closed_tree'::regclass, 'pljobs.deleted_parent'::regclass,
+                                                               'pljobs.idempotency'::regclass);
+SET LOCAL tests.warm_up = 'on';
+SELECT count(*) FROM (SELECT each_call('warm up')) AS x \g /dev/null
+SET LOCAL tests.warm_up = 'off';
+CALL fill();
 SELECT each_call('planned while empty');
 
 -- Statistics that say that nothing is todo or doing; then there is.
 DISCARD PLANS;
-UPDATE pljobs.job SET status = 'cancelled', run_id = NULL, request_id = NULL, waiting_for = NULL, finished_at = clock_timestamp() WHERE status IN ('todo', 'doing');
+UPDATE pljobs.job SET status = 'cancelled', run_id = NULL, request_id = NULL, waiting_for = NULL, timeout_at = NULL, finished_at = clock_timestamp() WHERE status IN ('todo', 'doing');
 UPDATE pljobs.request SET resolved_at = clock_timestamp(), resolution = 'forced' WHERE resolved_at IS NULL;
-ANALYZE pljobs.job, pljobs.request, pljobs.job_event, pljobs.progress, pljobs.closed_tree, pljobs.deleted_parent;
-SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 'a task', 'queue', 'queue ' || n % 3,
-    'scheduled_at', CASE n % 3 WHEN 0 THEN '9999-01-01T00:00:00Z' END, 'lock', CASE n % 3 WHEN 1 THEN 'one long lane' END)) FROM generate_series(1, 30000) AS n)) \g /dev/null
+ANALYZE pljobs.job, pljobs.request, pljobs.job_event, pljobs.progress, pljobs.closed_tree, pljobs.deleted_parent, pljobs.idempotency;
+CALL pile_up();
 SELECT each_call('stale statistics');
+
+-- Statistics of all that has finished since, which is deleted.
+DISCARD PLANS;
+ANALYZE pljobs.job, pljobs.request, pljobs.job_event, pljobs.progress, pljobs.closed_tree, pljobs.deleted_parent, pljobs.idempotency;
+DELETE FROM pljobs.job WHERE finished_at IS NOT NULL;
+DELETE FROM pljobs.request WHERE resolved_at IS NOT NULL;
+DELETE FROM pljobs.progress;
+DELETE FROM pljobs.job_event;
+DELETE FROM pljobs.closed_tree;
+DELETE FROM pljobs.deleted_parent;
+DELETE FROM pljobs.idempotency;
+SELECT each_call('after a mass delete');
+
+-- Statistics of empty tables, which then are not.
+TRUNCATE pljobs.job, pljobs.request, pljobs.job_event, pljobs.progress, pljobs.closed_tree, pljobs.deleted_parent, pljobs.idempotency;
+DISCARD PLANS;
+ANALYZE pljobs.job, pljobs.request, pljobs.job_event, pljobs.progress, pljobs.closed_tree, pljobs.deleted_parent, pljobs.idempotency;
+CALL fill();
+CALL pile_up();
+SELECT each_call('analysed while empty');
 
 SELECT * FROM finish();
 ROLLBACK;

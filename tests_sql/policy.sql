@@ -17,7 +17,15 @@ SELECT is_empty($$SELECT name FROM ours WHERE prokind = 'f' AND NOT coalesce('se
 -- But those of the SQL bracket, whose locks and rights are to be the caller's: they touch no table.
 SELECT set_eq($$SELECT proname FROM ours WHERE prokind = 'f' AND prosecdef = is_helper$$, ARRAY['enter_sql_v1', 'leave_sql_v1', 'cancel_sql_v1'], 'public functions run with their owner''s rights, helpers do not');
 SELECT is_empty($$SELECT name FROM ours WHERE proname ~ '_sql_v1$' AND prosrc ~ 'pljobs\.'$$, 'what runs with the caller''s rights needs none in the schema');
-SELECT is_empty($$SELECT name, c FROM ours, unnest(proconfig) AS c WHERE c !~ '^(search_path=pg_catalog, pg_temp|plan_cache_mode=force_(generic|custom)_plan|(enable_(seqscan|sort|bitmapscan)|jit)=off|lock_timeout=(500ms|1s)|quote_all_identifiers=off|standard_conforming_strings=on|IntervalStyle=postgres|DateStyle=iso)$'$$, 'what else functions set is about plans, waiting, and how things are written');
+SELECT is_empty($$SELECT name, c FROM ours, unnest(proconfig) AS c WHERE c !~ '^(search_path=pg_catalog, pg_temp|plan_cache_mode=force_(generic|custom)_plan|(enable_(seqscan|sort|bitmapscan)|jit)=off|lock_timeout=(100ms|500ms|1s)|quote_all_identifiers=off|standard_conforming_strings=on|IntervalStyle=postgres|DateStyle=iso)$'$$, 'what else functions set is about plans, waiting, and how things are written');
+-- What is called for each job, or every few seconds. What these call takes over what they set.
+SELECT is_empty($$SELECT h.name FROM unnest('{defer_jobs_v1,defer_jobs_v2,fetch_jobs_v1,finish_jobs_v1,finish_job_v1,heartbeat_v1,cancel_job_v1,rescue_jobs_v1,enforce_limits_v1,wake_lanes_v1,prune_jobs_v2,prune_history_v2,
+                   get_job_statuses_v1,get_resolutions_v1,_finish_run,_promote_jobs,_expire_jobs,_claim_lanes,_wake_lanes,_claim_children,_cancel_waiting_jobs,_ask_to_abort,_deliver_requests,_store_progress,_release_job,_requeue_job,_end_job,
+                   _delete_jobs,_archive_jobs}'::text[]) AS h(name)
+                   WHERE NOT EXISTS (SELECT FROM ours AS o WHERE o.proname = h.name AND 'plan_cache_mode=force_generic_plan' = ANY (o.proconfig))$$, 'what is hot plans once a session, and for every value');
+SELECT is_empty($$SELECT h.name FROM unnest('{fetch_jobs_v1,finish_jobs_v1,heartbeat_v1,cancel_job_v1,rescue_jobs_v1,enforce_limits_v1,wake_lanes_v1,prune_jobs_v2,prune_history_v2,_finish_run}'::text[]) AS h(name)
+                   WHERE NOT EXISTS (SELECT FROM ours AS o WHERE o.proname = h.name AND 'enable_seqscan=off' = ANY (o.proconfig))$$, 'and scans no table, whatever the statistics say');
+SELECT is_empty($$SELECT name FROM ours WHERE 'enable_seqscan=off' = ANY (proconfig) AND NOT 'jit=off' = ANY (proconfig)$$, 'where the planner is told what not to do, the price that it puts on it starts no compiler');
 SELECT is_empty($$SELECT o.name FROM ours AS o JOIN pg_namespace AS n ON n.nspname = 'pljobs' WHERE o.proowner <> n.nspowner$$, 'every function is the schema''s owner''s');
 SELECT is_empty($$SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = 'pljobs' AND c.relowner <> n.nspowner$$, 'so is every table, view, index and sequence');
 SELECT results_eq($$SELECT r.rolname::text COLLATE "default", r.rolsuper, r.rolcanlogin, r.rolcreaterole, r.rolcreatedb, r.rolbypassrls, r.rolreplication FROM pg_namespace AS n JOIN pg_roles AS r ON r.oid = n.nspowner WHERE n.nspname = 'pljobs'$$,
@@ -36,9 +44,9 @@ SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(prosrc, '(FROM|JOIN|U
 SELECT is_empty($$SELECT name FROM ours WHERE NOT is_helper AND provolatile <> CASE WHEN proname ~ '^(get|check)_' THEN 's' ELSE 'v' END$$, 'public functions are VOLATILE, but for those that only get or check');
 SELECT set_eq($$SELECT proname FROM ours WHERE proisstrict OR proparallel <> 'u'$$, ARRAY['_lane_key', '_tree_key'], 'only a pure helper is STRICT or PARALLEL SAFE');
 SELECT is_empty($$SELECT name FROM ours WHERE proname !~ '^_?[a-z]+(_[a-z]+)*(_v[1-9])?$'$$, 'functions are named verb_noun, with a version for drivers');
-SELECT is_empty($$SELECT o.name FROM ours AS o JOIN pg_type AS t ON t.oid = o.prorettype JOIN pg_class AS c ON c.oid = t.typrelid WHERE c.relkind IN ('r', 'v')$$, 'no function returns a table''s row type');
+SELECT is_empty($$SELECT o.name FROM ours AS o JOIN pg_type AS t ON t.oid = o.prorettype JOIN pg_class AS c ON c.oid = t.typrelid WHERE c.relkind IN ('r', 'p', 'v')$$, 'no function returns a table''s row type');
 SELECT is_empty($$SELECT proname FROM ours GROUP BY 1 HAVING count(*) > 1$$, 'no function is overloaded');
-SELECT set_eq($$SELECT proname FROM ours WHERE prosrc ~ '\mEXECUTE (format|\w+\.|v_)'$$, ARRAY['_migrate', '_lock_relations', '_create_index'], 'there is no dynamic SQL but in what only migrations call');
+SELECT set_eq($$SELECT proname FROM ours WHERE prosrc ~ '\mEXECUTE (format|\w+\.|v_)'$$, ARRAY['_migrate', '_lock_relations', '_create_index', '_make_archive', 'drop_archive'], 'there is no dynamic SQL but in what only migrations call, and to make and drop partitions');
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~* '\mSELECT\s+\*' OR prosrc LIKE '%#variable_conflict%'$$, 'there is no SELECT *, no #variable_conflict');
 SELECT set_eq($$SELECT proname FROM ours WHERE prosrc LIKE '%pg_notify%'$$, ARRAY['_notify_worker', '_notify_todo'], 'pg_notify is called in two helpers only');
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ '\mnow\(\)' OR prosrc ~ 'current_timestamp'$$, 'the clock is clock_timestamp: now() stands still in a long transaction');
@@ -50,12 +58,12 @@ SELECT is_empty($$SELECT FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tg
 SELECT is_empty($$SELECT conname FROM pg_constraint WHERE connamespace = 'pljobs'::regnamespace AND contype <> 'n' AND conname ~ '_(check|key|fkey|excl)\d*$'$$, 'constraints are named by what they say');
 SELECT is_empty($$SELECT conname FROM pg_constraint WHERE connamespace = 'pljobs'::regnamespace AND contype = 'f'$$, 'there are no foreign keys: requests outlive jobs');
 SELECT is_empty($$SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                   WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'v') AND
+                   WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND
                          CASE WHEN a.attname ~ '(^|_)at$' OR a.attname IN ('last_tick', 'start_by') THEN a.atttypid <> 'timestamptz'::regtype
                               ELSE a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype, 'time'::regtype, 'timetz'::regtype) END$$,
                 'times are timestamptz and named so');
 SELECT is_empty($$SELECT c.relname, a.attname FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
-                   WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'v') AND (a.attname = 'id' OR (a.attname LIKE '%\_id' AND a.attname <> 'periodic_id')) AND a.atttypid <> 'bigint'::regtype$$, 'ids are bigint');
+                   WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND (a.attname = 'id' OR (a.attname LIKE '%\_id' AND a.attname <> 'periodic_id')) AND a.atttypid <> 'bigint'::regtype$$, 'ids are bigint');
 SELECT is_empty($$SELECT relname FROM pg_class WHERE relnamespace = 'pljobs'::regnamespace AND relkind = 'v' AND NOT coalesce('security_barrier=true' = ANY (reloptions), false)$$, 'views are security barriers');
 SELECT is_empty($$SELECT relname FROM pg_class WHERE relnamespace = 'pljobs'::regnamespace AND relkind = 'v' AND obj_description(oid, 'pg_class') IS NULL$$, 'every view has a comment');
 SELECT is_empty($$SELECT typname FROM pg_type AS t WHERE t.typnamespace = 'pljobs'::regnamespace AND t.typtype IN ('e', 'd')$$, 'there are no enums and domains');
@@ -75,7 +83,7 @@ SELECT is_empty($$SELECT rolname FROM pg_roles WHERE rolname IN (SELECT role FRO
 SELECT is(has_schema_privilege(m.role, 'pljobs', 'USAGE'), m.role <> 'pljobs_tests_nobody', m.role || ': use of the schema') FROM may AS m;
 SELECT is(has_schema_privilege(m.role, 'pljobs', 'CREATE'), false, m.role || ' may create nothing in the schema') FROM may AS m;
 SELECT is_empty(format($$SELECT c.relname, p FROM pg_class AS c, unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) AS p
-                          WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind = 'r' AND (has_table_privilege(%1$L, c.oid, p) OR p IN ('SELECT', 'INSERT', 'UPDATE') AND has_any_column_privilege(%1$L, c.oid, p))$$, m.role),
+                          WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind IN ('r', 'p') AND (has_table_privilege(%1$L, c.oid, p) OR p IN ('SELECT', 'INSERT', 'UPDATE') AND has_any_column_privilege(%1$L, c.oid, p))$$, m.role),
                 m.role || ' has no privilege on any table') FROM may AS m;
 SELECT is_empty(format($$SELECT c.relname, p FROM pg_class AS c, unnest('{INSERT,UPDATE,DELETE,TRUNCATE}'::text[]) AS p
                           WHERE c.relnamespace = 'pljobs'::regnamespace AND c.relkind = 'v' AND has_table_privilege(%L, c.oid, p)$$, m.role), m.role || ' writes through no view') FROM may AS m;

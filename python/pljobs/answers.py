@@ -39,6 +39,14 @@ class Call(Generic[T_co]):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Pruned:
+    """Tell how many rows a prune has taken away, and where the next one goes on."""
+
+    pruned: int
+    reached_at: datetime | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class CancelResult:
     """Tell what became of a request to cancel; true where the job is, or is asked to be, stopped.
 

@@ -32,7 +32,8 @@ class WorkerOptions(TypedDict, total=False):
     database that the worker lives; `stalled_worker_timeout`: after how long without that its jobs are taken
     from it. `unknown_tasks`: fail jobs whose task isn't registered here, or leave them for other workers.
     `stop_without_database`: whether a worker that can't reach the database stops its jobs before others may
-    start them. `retention`: delete jobs and history that ended longer ago; None keeps them.
+    start them. `retention`: delete jobs and history that ended longer ago, None keeps them; `archive`: move
+    such jobs to the archive instead.
     """
 
     queues: Iterable[str] | None
@@ -51,6 +52,7 @@ class WorkerOptions(TypedDict, total=False):
     unknown_tasks: Literal["fail", "leave"]
     stop_without_database: bool
     retention: timedelta | None
+    archive: bool
 
 
 class PeriodicDefaults(TypedDict, total=False):

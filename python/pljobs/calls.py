@@ -249,38 +249,6 @@ def wake_lanes() -> Call[int]:
     return Call("SELECT pljobs.wake_lanes_v1() AS woken", {}, lambda rows: int(rows[0]["woken"]))
 
 
-def prune_jobs(
-    older_than: timedelta,
-    *,
-    statuses: Sequence[Status] = FINAL,
-    queue: str | None = None,
-    max_jobs: int = 10_000,
-) -> Call[int]:
-    """Delete a batch of jobs that ended longer than `older_than` ago; answers how many."""
-    return Call(
-        "SELECT pljobs.prune_jobs_v1(older_than => %(older_than)s::interval,"
-        " statuses => %(statuses)s::text[], queue => %(queue)s::text,"
-        " max_jobs => %(max_jobs)s::integer) AS pruned",
-        {
-            "older_than": older_than,
-            "statuses": [str(status) for status in statuses],
-            "queue": checks.optional_name("queue", queue),
-            "max_jobs": max_jobs,
-        },
-        lambda rows: int(rows[0]["pruned"]),
-    )
-
-
-def prune_history(older_than: timedelta, *, max_rows: int = 10_000) -> Call[int]:
-    """Delete a batch of old resolved requests and stopped workers; answers how many."""
-    return Call(
-        "SELECT pljobs.prune_history_v1(older_than => %(older_than)s::interval,"
-        " max_rows => %(max_rows)s::integer) AS pruned",
-        {"older_than": older_than, "max_rows": max_rows},
-        lambda rows: int(rows[0]["pruned"]),
-    )
-
-
 def _encode_observation(seen: Observation) -> dict[str, object]:
     fields: dict[str, object] = {"job_id": seen.job_id, "run_id": seen.run_id}
     if seen.handling is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
 import click
 
-from pljobs import calls, calls_cli, calls_read, db, install, install_check, install_files
+from pljobs import calls, calls_cli, calls_prune, calls_read, db, install, install_check, install_files
+from pljobs.answers import Pruned
 from pljobs.cli_base import (
     Connection,
     Exit,
@@ -153,6 +154,11 @@ def healthcheck(conn: Connection, *, min_workers: int, as_json: bool) -> None:
 )
 @click.option("--queue", metavar="NAME", help="Only of this queue.")
 @click.option(
+    "--archive",
+    is_flag=True,
+    help="Move jobs to the archive, the view pljobs.archive, rather than delete them.",
+)
+@click.option(
     "--history", is_flag=True, help="Also the audit trail and stopped workers of that age, of every queue."
 )
 @json_option
@@ -163,20 +169,39 @@ def prune(
     older_than: timedelta,
     statuses: tuple[str, ...],
     queue: str | None,
+    archive: bool,
     history: bool,
     as_json: bool,
 ) -> None:
-    """Delete finished jobs, in batches that hold nobody up."""
+    """Delete or archive finished jobs, in batches that hold nobody up."""
     chosen = [Status(status) for status in statuses or FINAL]
-    jobs = rows = 0
-    while pruned := db.run(conn, calls.prune_jobs(older_than, statuses=chosen, queue=queue, max_jobs=BATCH)):
-        jobs += pruned
-    while history and (pruned := db.run(conn, calls.prune_history(older_than, max_rows=BATCH))):
-        rows += pruned
+
+    def batch_of_jobs(since: datetime | None) -> Pruned:
+        call = calls_prune.prune_jobs(
+            older_than, statuses=chosen, queue=queue, max_jobs=BATCH, archive=archive, since=since
+        )
+        return db.run(conn, call)
+
+    def batch_of_history(since: datetime | None) -> Pruned:
+        return db.run(conn, calls_prune.prune_history(older_than, max_rows=BATCH, since=since))
+
+    jobs = _until_none_is_left(batch_of_jobs)
+    rows = _until_none_is_left(batch_of_history) if history else 0
     if as_json:
         click.echo(to_json({"jobs": jobs, "history": rows}))
         return
-    click.echo(f"deleted {jobs} jobs" + (f", {rows} rows of history" if history else ""))
+    done = "archived" if archive else "deleted"
+    click.echo(
+        f"{done} {jobs} jobs"
+        + (f", {'deleted ' if archive else ''}{rows} rows of history" if history else "")
+    )
+
+
+def _until_none_is_left(batch: Callable[[datetime | None], Pruned]) -> int:
+    total, since = 0, None
+    while (done := batch(since)).pruned:
+        total, since = total + done.pruned, done.reached_at
+    return total
 
 
 @click.command()

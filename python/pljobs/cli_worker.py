@@ -29,6 +29,11 @@ THREADS_PATIENCE = 5.0
 LEVELS = ["debug", "info", "warning", "error", "critical"]
 
 
+archive_option = click.option(
+    "--archive", is_flag=True, help="With --retention: move jobs to the archive rather than delete them."
+)
+
+
 def logging_options(command: Callable[..., T]) -> Callable[..., T]:
     """Add `-v`, `--log-level` and `--log-json`, and set up the logs accordingly."""
 
@@ -81,6 +86,7 @@ def logging_options(command: Callable[..., T]) -> Callable[..., T]:
 @click.option(
     "--retention", type=duration, help="Delete jobs and history that ended longer ago: 30d. Default: never."
 )
+@archive_option
 @click.option(
     "--stop-without-database/--run-without-database",
     default=None,
@@ -105,6 +111,7 @@ def worker(
     delete_jobs: Literal["never", "successful", "always"] | None,
     unknown_tasks: Literal["fail", "leave"] | None,
     retention: timedelta | None,
+    archive: bool,
     stop_without_database: bool | None,
     process_count: int,
 ) -> None:
@@ -144,6 +151,8 @@ def worker(
         options["unknown_tasks"] = unknown_tasks
     if retention is not None:
         options["retention"] = retention
+    if archive:
+        options["archive"] = archive
     if stop_without_database is not None:
         options["stop_without_database"] = stop_without_database
     try:
@@ -162,6 +171,7 @@ def worker(
 @click.option(
     "--retention", type=duration, help="Delete jobs and history that ended longer ago: 30d. Default: never."
 )
+@archive_option
 @click.option(
     "--max-crashes",
     type=click.IntRange(min=1),
@@ -176,16 +186,22 @@ def manager(
     url: str | None,
     interval: timedelta,
     retention: timedelta | None,
+    archive: bool,
     max_crashes: int,
 ) -> None:
     """Rescue jobs, defer periodic tasks, prune; until stopped.
 
     Until SIGINT or SIGTERM it takes back the jobs of lost workers, defers the App's periodic tasks when they
-    are due, and with --retention deletes what finished long ago. Workers do all but the last, too. Without
-    --app there are no periodic tasks.
+    are due, and with --retention deletes what finished long ago (with --archive, it moves jobs to the
+    archive). Workers do all but the last, too. Without --app there are no periodic tasks.
     """
     app = App(connector(url)) if app_path is None else load_app(app_path, url)
-    asyncio.run(_manage(app, interval=interval, retention=retention, max_crashes=max_crashes))
+    every = interval.total_seconds()
+    asyncio.run(
+        _manage(
+            app, Manager(app, interval=every, retention=retention, archive=archive, max_crashes=max_crashes)
+        )
+    )
 
 
 async def _work(app: App, options: WorkerOptions) -> None:
@@ -203,11 +219,10 @@ def _leave_late() -> None:
     os._exit(0)
 
 
-async def _manage(app: App, *, interval: timedelta, retention: timedelta | None, max_crashes: int) -> None:
+async def _manage(app: App, manager: Manager) -> None:
     async with app.open_async():
         await _require_schema(app)
-        every = interval.total_seconds()
-        await Manager(app, interval=every, retention=retention, max_crashes=max_crashes).run()
+        await manager.run()
 
 
 async def _require_schema(app: App) -> None:

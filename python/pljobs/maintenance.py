@@ -7,10 +7,11 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pljobs import calls, calls_read
+from pljobs import calls, calls_prune, calls_read
 from pljobs.answers import Call
 from pljobs.exceptions import DatabaseUnavailable, InvalidArgument, PljobsException
 from pljobs.link import Link
@@ -25,7 +26,25 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PRUNE_EVERY = 60.0
+# Few rows at once, and pauses that are longer: fetches and ends of jobs wait for a batch on the same line.
+PRUNE_BATCH = 1000
+PRUNE_SHARE = 0.2
+# What a batch has passed by (somebody held it), one that begins anew finds.
+PRUNE_ANEW_EVERY = 3600.0
 LONGEST_PAUSE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long what is over is kept, and whether jobs are archived then, or deleted."""
+
+    keep_for: timedelta
+    archive: bool = False
+
+    @classmethod
+    def of(cls, keep_for: timedelta | None, *, archive: bool) -> Retention | None:
+        """Return what two settings come to; None: all is kept."""
+        return None if keep_for is None else cls(keep_for, archive)
 
 
 class Execute(Protocol):
@@ -38,8 +57,8 @@ class Maintenance:
     """Do what is due, until stopped; in any number at once: the database lets one work, and once a tick.
 
     Every `interval` seconds: rescue the jobs of lost workers, enforce time limits, wake sleeping lanes; with
-    `retention`, every minute: prune what finished longer ago. Defers the app's periodic tasks when they are
-    due, by the database's clock.
+    `retention`, every minute: prune what finished longer ago, in small batches. Defers the app's periodic
+    tasks when they are due, by the database's clock.
     """
 
     def __init__(
@@ -48,7 +67,7 @@ class Maintenance:
         execute: Execute,
         *,
         interval: float,
-        retention: timedelta | None = None,
+        retention: Retention | None = None,
         max_crashes: int = 3,
     ) -> None:
         self._app = app
@@ -58,6 +77,9 @@ class Maintenance:
         self._max_crashes = max_crashes
         self._max_delay = timedelta(seconds=app.periodic_defaults.get("max_delay", MAX_DELAY.total_seconds()))
         self._ticked_until: datetime | None = None
+        self._jobs_since: datetime | None = None
+        self._history_since: datetime | None = None
+        self._anew_at = 0.0
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until `stopping` is set."""
@@ -111,10 +133,22 @@ class Maintenance:
     async def _prune(self) -> float:
         if self._retention is None:
             return PRUNE_EVERY
-        pruned = await self._execute(calls.prune_jobs(self._retention))
-        pruned += await self._execute(calls.prune_history(self._retention))
-        # A full batch: there is more, and others get their turn in between.
-        return 0.1 if pruned >= 10_000 else PRUNE_EVERY
+        began = time.monotonic()
+        if began >= self._anew_at:
+            self._jobs_since = self._history_since = None
+            self._anew_at = began + PRUNE_ANEW_EVERY
+        keep_for, archive = self._retention.keep_for, self._retention.archive
+        jobs = await self._execute(
+            calls_prune.prune_jobs(keep_for, max_jobs=PRUNE_BATCH, archive=archive, since=self._jobs_since)
+        )
+        self._jobs_since = jobs.reached_at
+        history = await self._execute(
+            calls_prune.prune_history(keep_for, max_rows=PRUNE_BATCH, since=self._history_since)
+        )
+        self._history_since = history.reached_at
+        if max(jobs.pruned, history.pruned) < PRUNE_BATCH:
+            return PRUNE_EVERY
+        return (time.monotonic() - began) * (1 / PRUNE_SHARE - 1)
 
     async def _defer_periodic(self) -> float:
         # The database's time: many machines' clocks are wrong, and all workers must agree on what is due.
@@ -143,6 +177,7 @@ class Manager:
         *,
         interval: float = 10.0,
         retention: timedelta | None = None,
+        archive: bool = False,
         max_crashes: int = 3,
         install_signal_handlers: bool = True,
     ) -> None:
@@ -150,7 +185,7 @@ class Manager:
             raise InvalidArgument(f"interval must be more than 0 s, not {interval}")
         self._app = app
         self._interval = interval
-        self._retention = retention
+        self._retention = Retention.of(retention, archive=archive)
         self._max_crashes = max_crashes
         self._install_signal_handlers = install_signal_handlers
         self._stopping = asyncio.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from pljobs import calls, calls_many, checks, manager_logs
+from pljobs import calls_many, calls_prune, checks, manager_logs
 from pljobs.answers import Call, JobAnswer
 from pljobs.calls_many import CANCELLABLE, MAX_JOBS, RETRIABLE, Page, Selection
 from pljobs.calls_people import StopOptions
@@ -138,11 +138,15 @@ class ManyJobs:
         }
         statuses = [Status.SUCCEEDED, *(status for status, included in wanted.items() if included)]
         older_than = checks.interval("nb_hours", {"hours": nb_hours})
-        call = calls.prune_jobs(older_than, statuses=statuses, queue=queue, max_jobs=PRUNE_BATCH)
-        total = 0
-        while pruned := (yield Question(call)):
-            total += pruned
-        return total
+        total, since = 0, None
+        while True:
+            call = calls_prune.prune_jobs(
+                older_than, statuses=statuses, queue=queue, max_jobs=PRUNE_BATCH, since=since
+            )
+            done = yield Question(call)
+            if not done.pruned:
+                return total
+            total, since = total + done.pruned, done.reached_at
 
     delete_old_jobs, delete_old_jobs_async = talking_twins(_delete_old_jobs)
 

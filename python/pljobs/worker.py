@@ -19,7 +19,7 @@ from pljobs.finisher import Finisher
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
 from pljobs.lease import LeaseWatch, in_time, registration
 from pljobs.link import Link
-from pljobs.maintenance import Maintenance
+from pljobs.maintenance import Maintenance, Retention
 from pljobs.outage import Outage, until_writable
 from pljobs.pace import Pace
 from pljobs.run import Run
@@ -47,9 +47,8 @@ class Worker:
     abort (None: as long as they take). `update_heartbeat_interval` and `stalled_worker_timeout`: seconds
     between signs of life, and without one until other workers take its jobs; before that they are stopped
     here, unless `stop_without_database` is False. `delete_jobs`: which ended jobs to delete. `unknown_tasks`:
-    whether a job whose task is not registered here fails, or is left for other workers. `retention`: how long
-    finished jobs and the audit trail are kept (None: for ever). Names and defaults follow procrastinate's
-    worker.
+    whether a job whose task is not registered here fails, or is left to others. `retention`: how long what is
+    over is kept (None: for ever), before jobs are deleted, or archived. Names follow procrastinate's worker.
     """
 
     def __init__(
@@ -72,6 +71,7 @@ class Worker:
         stop_without_database: bool = True,
         unknown_tasks: Literal["fail", "leave"] = "fail",
         retention: timedelta | None = None,
+        archive: bool = False,
     ) -> None:
         if abort_job_polling_interval is None:
             abort_job_polling_interval = fetch_job_polling_interval
@@ -98,7 +98,7 @@ class Worker:
         self.stalled_timeout = stalled_worker_timeout
         self.stop_without_database = stop_without_database
         self.unknown_tasks = unknown_tasks
-        self.retention = retention
+        self.retention = Retention.of(retention, archive=archive)
         self.worker_id: int | None = None
         # What this worker holds, by run_id; None: a job that can't be started. Read by the control thread.
         self._runs: dict[int, Run | None] = {}

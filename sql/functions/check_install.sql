@@ -4,7 +4,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- What is in schema pljobs: one row an object, with a text that is the same on every server that has the same
 -- object. A query and nothing else, so that it can also be run where this function is not, or not this one.
--- Storage settings are left out, for they are the DBA's to change; so is _manifest, which holds these texts.
+-- Storage settings are left out, for they are the DBA's to change; so are partitions, of which there are as
+-- many as there are months in the archive; and _manifest, which holds these texts.
 SELECT CASE p.prokind WHEN 'p' THEN 'procedure' ELSE 'function' END AS kind,
        format('%s(%s)', p.proname, pg_get_function_identity_arguments(p.oid)) AS name,
        encode(sha256(convert_to(concat_ws(E'\n', p.prosrc, p.prosecdef, p.provolatile, p.proisstrict,
@@ -30,7 +31,8 @@ SELECT CASE c.relkind WHEN 'S' THEN 'sequence' ELSE 'table' END, c.relname::text
                  CASE WHEN c.relrowsecurity OR c.relforcerowsecurity THEN 'row security' END,
                  CASE WHEN c.relkind NOT IN ('r', 'S') THEN c.relkind::text END)
   FROM pg_class AS c
- WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind NOT IN ('v', 'i', 't', 'c')
+ WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind NOT IN ('v', 'i', 'I', 't', 'c')
+   AND NOT c.relispartition
 UNION ALL
 SELECT 'column', format('%s.%s', c.relname, a.attname),
        concat_ws(' ', format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'NOT NULL' END,
@@ -39,15 +41,15 @@ SELECT 'column', format('%s.%s', c.relname, a.attname),
   FROM pg_class AS c
   JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
   LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
- WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind = 'r'
+ WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind IN ('r', 'p') AND NOT c.relispartition
 UNION ALL
 SELECT 'constraint', format('%s.%s', c.relname, o.conname), pg_get_constraintdef(o.oid)
   FROM pg_constraint AS o JOIN pg_class AS c ON c.oid = o.conrelid
- WHERE o.connamespace = to_regnamespace('pljobs') AND o.contype <> 'n'
+ WHERE o.connamespace = to_regnamespace('pljobs') AND o.contype <> 'n' AND NOT c.relispartition
 UNION ALL
 SELECT 'index', c.relname::text, pg_get_indexdef(c.oid)
   FROM pg_class AS c
- WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind = 'i'
+ WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind IN ('i', 'I') AND NOT c.relispartition
    AND NOT EXISTS (SELECT FROM pg_constraint AS o WHERE o.conindid = c.oid)
 UNION ALL
 SELECT 'trigger', format('%s.%s', c.relname, t.tgname), pg_get_triggerdef(t.oid)
@@ -122,7 +124,7 @@ BEGIN
                    c.oid::regclass::text, c.relowner,
                    CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END
               FROM pg_class AS c
-             WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'v', 'S')
+             WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'p', 'v', 'S')
                -- An identity's sequence is always its table's owner's.
                AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'i'
                                   AND c.relkind = 'S')) AS o
@@ -147,7 +149,7 @@ BEGIN
                format('%s %s', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass),
                a.grantee, a.privilege_type, a.is_grantable
           FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
-         WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'v', 'S') AND a.grantee <> c.relowner
+         WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'p', 'v', 'S') AND a.grantee <> c.relowner
         UNION ALL
         SELECT CASE c.relkind WHEN 'v' THEN 'view' ELSE 'table' END, c.oid, c.relname::text,
                format('TABLE %s', c.oid::regclass), a.grantee, a.privilege_type || ' (some columns)',
@@ -155,7 +157,7 @@ BEGIN
           FROM pg_class AS c
           JOIN pg_attribute AS t ON t.attrelid = c.oid
          CROSS JOIN LATERAL aclexplode(t.attacl) AS a
-         WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'v')
+         WHERE c.relnamespace = v_schema AND c.relkind IN ('r', 'p', 'v')
     ), listed AS (
         SELECT p.kind, p.name, r.oid AS grantee,
                CASE p.kind WHEN 'schema' THEN 'USAGE' WHEN 'view' THEN 'SELECT' ELSE 'EXECUTE' END

@@ -3,6 +3,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET jit = off
 AS $$
 -- Raises PJ001 if a waiting job holds the queueing lock of one of these jobs. `added`: null before they are
 -- inserted; afterwards those that were, and then there is one that was not.

@@ -1,6 +1,6 @@
 -- The name of the newest migration in this folder.
 DO $$
 BEGIN
-    PERFORM pljobs._refuse_newer('0005_expand_flow');
+    PERFORM pljobs._refuse_newer('0006_expand_archive');
 END
 $$;

@@ -46,6 +46,19 @@ SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'then it goes, from below'
 SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'one after the other');
 SELECT is_empty(format('SELECT FROM pljobs.deleted_parent WHERE job_id IN (%s, %s, %s)', :one, :two, :leaf), 'all of it');
 
+-- From where the call before had come to.
+SELECT count(*) FROM pljobs.prune_history_v1('0') \g /dev/null
+INSERT INTO pljobs.request (job_id, requested_at, resolved_at, kind, queue, requested_by, resolution)
+SELECT n, at, at, 'cancel', 'q', 'tests', 'cancelled' FROM generate_series(1, 5) AS n, LATERAL (VALUES ('2020-01-01 00:00+00'::timestamptz + n * interval '1 day')) AS t(at);
+INSERT INTO pljobs.closed_tree VALUES (-1, '2020-01-03 12:00+00'), (-2, '2020-01-07 00:00+00');
+SELECT pruned, reached_at FROM pljobs.prune_history_v2('1 day', 2) \gset
+SELECT is(:'pruned' || ' until ' || (:'reached_at'::timestamptz AT TIME ZONE 'UTC'), '4 until 2020-01-03 00:00:00', 'full batches say how far the first of them came');
+SELECT pruned, reached_at FROM pljobs.prune_history_v2('1 day', 2, '2020-01-04 12:00+00') \gset
+SELECT is(:'pruned' || ' until ' || (:'reached_at'::timestamptz AT TIME ZONE 'UTC'), '2 until 2020-01-06 00:00:00', 'the next one goes on there');
+SELECT is(p.pruned || ' ' || (p.reached_at BETWEEN now() - interval '1 day' AND clock_timestamp() - interval '1 day'), '0 true', 'one without a full batch has come to older_than ago') FROM pljobs.prune_history_v2('1 day', 2, :'reached_at') AS p;
+SELECT results_eq('SELECT pruned, reached_at FROM pljobs.prune_history_v2(''1 day'', since => now())', 'SELECT 0::bigint, now()', 'it never goes back');
+SELECT is(p.pruned, 1::bigint, 'without since it looks at everything') FROM pljobs.prune_history_v2('1 day') AS p;
+
 -- Limited to queues.
 SELECT a_login('pljobs_worker') AS ann \gset
 SELECT matches(as_login(:'ann', 'SELECT pljobs.prune_history_v1(''100 years'')'), '^\d+$', 'a worker prunes the history');

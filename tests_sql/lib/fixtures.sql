@@ -204,6 +204,7 @@ AS $$
 SELECT pg_advisory_xact_lock(hashtextextended('pljobs.rescue_jobs', 0));
 SELECT pg_advisory_xact_lock(hashtextextended('pljobs.wake_lanes', 0));
 SELECT pg_advisory_xact_lock(hashtextextended('pljobs.enforce_limits', 0));
+SELECT pg_advisory_xact_lock(hashtextextended('pljobs.archive', 0));
 $$;
 
 -- A login that is a member of these groups (or other roles), and no superuser. Each file's own, and rolled back.
