@@ -1,0 +1,132 @@
+"""What it costs to defer: one by one, in batches, a million; and from many connections with notifications."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import psycopg
+
+from harness import Bench, Conn, connect, empty, pgbench, scalar
+from pljobs import App
+
+Side = Callable[[], Mapping[str, float]]
+RATE = {"": "jobs/s"}
+BARE_ROW = "INSERT INTO bench_bare (taken) VALUES (false) RETURNING id"
+BARE_ROWS = "INSERT INTO bench_bare (taken) SELECT false FROM generate_series(1, %s) RETURNING id"
+# How the defers of many clients tell the workers. A way that a driver adds (one ping after many commits, say)
+# is one more line: its name, the script, and the variables that it takes.
+NOTIFYING: dict[str, tuple[str, dict[str, str]]] = {
+    "pljobs": ("defer.sql", {"notify": "true"}),
+    "pljobs, no notification": ("defer.sql", {"notify": "false"}),
+    "floor": ("insert.sql", {}),
+    "floor with NOTIFY": ("insert_notify.sql", {}),
+}
+
+
+def bench_defer(bench: Bench) -> None:
+    """One client in Python: pljobs's `defer` beside the bare INSERT by psycopg."""
+    url = bench.database("ours")
+    app = App(url)
+    with app.open(), connect(url) as conn, psycopg.connect(url) as mine:
+        noop = app.configure_task("noop")
+        calls = bench.pick(20, 1_500, 5_000)
+        compare(bench, conn, "defer one by one", calls, 1, noop.defer, lambda: conn.execute(BARE_ROW))
+        conn.execute("CREATE TABLE bench_order (id bigint GENERATED ALWAYS AS IDENTITY, paid boolean)")
+        joined = app.configure_task("noop", connection=mine)
+        compare(
+            bench, conn, "defer one in the caller's transaction", calls, 1,
+            partial(in_transaction, mine, joined.defer),
+            partial(in_transaction, mine, lambda: mine.execute(BARE_ROW)),
+        )  # fmt: skip
+        for size, times in ((100, bench.pick(2, 100, 400)), (1_000, bench.pick(2, 20, 80))):
+            compare(
+                bench, conn, f"defer {size:,} in a batch", times, size,
+                partial(noop.batch_defer, *[{}] * size),
+                partial(conn.execute, BARE_ROWS, [size]),
+            )  # fmt: skip
+        many = bench.pick(2_000, 1_000_000)
+        compare(
+            bench, conn, f"defer {many:,} at once", 1, many,
+            partial(noop.batch_defer, *[{}] * many), partial(copy, mine, many),
+            note="floor: COPY of narrow rows", rounds=bench.pick(1, 2, 3),
+        )  # fmt: skip
+
+
+def compare(
+    bench: Bench,
+    conn: Conn,
+    what: str,
+    times: int,
+    jobs: int,
+    ours: Callable[[], object],
+    bare: Callable[[], object],
+    note: str = "floor: the bare INSERT, by psycopg",
+    rounds: int | None = None,
+) -> None:
+    """Do each so many times a round, from empty tables."""
+
+    def side(do: Callable[[], object]) -> Side:
+        def measured() -> Mapping[str, float]:
+            empty(conn)
+            began = time.perf_counter()
+            for _ in range(times):
+                do()
+            return {"": times * jobs / (time.perf_counter() - began)}
+
+        return measured
+
+    bench.compare(what, {"pljobs": side(ours), "floor": side(bare)}, RATE, note, rounds)
+
+
+def in_transaction(conn: Conn, do: Callable[[], object]) -> None:
+    """Write a row of the application's, do this, commit."""
+    with conn.transaction():
+        conn.execute("INSERT INTO bench_order (paid) VALUES (true)")
+        do()
+
+
+def copy(conn: Conn, rows: int) -> None:
+    """COPY so many narrow rows, and commit."""
+    with (
+        conn.transaction(),
+        conn.cursor() as cursor,
+        cursor.copy("COPY bench_bare (taken) FROM STDIN") as out,
+    ):
+        for _ in range(rows):
+            out.write_row((False,))
+
+
+def bench_notify(bench: Bench) -> None:
+    """16 clients that defer one job a transaction, with somebody who listens, beside a bare INSERT."""
+    url = bench.database("ours")
+    clients, seconds = bench.pick(4, 16), bench.pick(1, 4, 10)
+    with connect(url) as conn, connect(url) as listener:
+        listener.execute("LISTEN pljobs_todo")
+
+        def side(script: str, variables: Mapping[str, str]) -> Side:
+            def measured() -> Mapping[str, float]:
+                empty(conn)
+                run = pgbench(
+                    bench.server, url, script, clients=clients, seconds=seconds, variables=variables
+                )
+                heard = sum(1 for _ in listener.notifies(timeout=0))
+                return {"rate": run.tps, "heard": heard}
+
+            return measured
+
+        sides = {name: side(script, variables) for name, (script, variables) in NOTIFYING.items()}
+        measured = bench.measure(sides)["rate"]
+        ours = "pljobs"
+        bench.add(f"defer by {clients} clients, notifying", "jobs/s",
+                  {ours: measured[ours], **{n: r for n, r in measured.items() if n != ours}})  # fmt: skip
+        silent = "pljobs, no notification"
+        bench.add(f"defer by {clients} clients, silent", "jobs/s",
+                  {silent: measured[silent], "floor": measured["floor"]})  # fmt: skip
+        bench.add("a single defer in SQL", "jobs/s", {
+            name: [pgbench(bench.server, url, script, seconds=seconds, variables=variables).tps
+                   for _ in range(bench.rounds)]
+            for name, (script, variables) in NOTIFYING.items()})  # fmt: skip
+        if not scalar(conn, "SELECT count(*) FROM pljobs.job WHERE queue = 'live'"):
+            raise RuntimeError("nothing was deferred")
