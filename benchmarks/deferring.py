@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Any
 
 import psycopg
 
-from harness import Bench, Conn, connect, empty, pgbench, scalar
-from pljobs import App
+from harness import Bench, Conn, connect, empty, pgbench
+from pljobs import App, PsycopgConnector
 
 Side = Callable[[], Mapping[str, float]]
 RATE = {"": "jobs/s"}
 BARE_ROW = "INSERT INTO bench_bare (taken) VALUES (false) RETURNING id"
 BARE_ROWS = "INSERT INTO bench_bare (taken) SELECT false FROM generate_series(1, %s) RETURNING id"
-# How the defers of many clients tell the workers. A way that a driver adds (one ping after many commits, say)
-# is one more line: its name, the script, and the variables that it takes.
+# How the defers of many clients tell the workers: the script of pgbench, and the variables that it takes.
 NOTIFYING: dict[str, tuple[str, dict[str, str]]] = {
     "pljobs": ("defer.sql", {"notify": "true"}),
     "pljobs, no notification": ("defer.sql", {"notify": "false"}),
     "floor": ("insert.sql", {}),
     "floor with NOTIFY": ("insert_notify.sql", {}),
 }
+# The same for tasks of one Python process. A way that the driver adds (one ping after many commits, say) is
+# one more line: its name, and the settings of a connector that work so.
+WAYS: dict[str, dict[str, Any]] = {"pljobs": {}}
 
 
 def bench_defer(bench: Bench) -> None:
@@ -111,22 +116,55 @@ def bench_notify(bench: Bench) -> None:
                 run = pgbench(
                     bench.server, url, script, clients=clients, seconds=seconds, variables=variables
                 )
-                heard = sum(1 for _ in listener.notifies(timeout=0))
-                return {"rate": run.tps, "heard": heard}
+                for _ in listener.notifies(timeout=0):  # as a worker would
+                    pass
+                return {"rate": run.tps}
 
             return measured
 
         sides = {name: side(script, variables) for name, (script, variables) in NOTIFYING.items()}
         measured = bench.measure(sides)["rate"]
-        ours = "pljobs"
-        bench.add(f"defer by {clients} clients, notifying", "jobs/s",
-                  {ours: measured[ours], **{n: r for n, r in measured.items() if n != ours}})  # fmt: skip
-        silent = "pljobs, no notification"
-        bench.add(f"defer by {clients} clients, silent", "jobs/s",
-                  {silent: measured[silent], "floor": measured["floor"]})  # fmt: skip
-        bench.add("a single defer in SQL", "jobs/s", {
-            name: [pgbench(bench.server, url, script, seconds=seconds, variables=variables).tps
-                   for _ in range(bench.rounds)]
-            for name, (script, variables) in NOTIFYING.items()})  # fmt: skip
-        if not scalar(conn, "SELECT count(*) FROM pljobs.job WHERE queue = 'live'"):
-            raise RuntimeError("nothing was deferred")
+        ours, silent = "pljobs", "pljobs, no notification"
+        others = {name: rates for name, rates in measured.items() if name != ours}
+        bench.add(f"defer by {clients} clients, notifying", "jobs/s", {ours: measured[ours], **others})
+        quiet = {name: measured[name] for name in (silent, "floor")}
+        bench.add(f"defer by {clients} clients, silent", "jobs/s", quiet)
+        awaited = {
+            name: partial(deferred_by_tasks, conn, url, clients, seconds, way) for name, way in WAYS.items()
+        }
+        bench.compare(
+            f"defer by {clients} tasks of one process",
+            {**awaited, "floor": partial(deferred_by_tasks, conn, url, clients, seconds, None)},
+            RATE,
+            "floor: the bare INSERT, by as many connections of psycopg",
+        )
+
+
+def deferred_by_tasks(
+    conn: Conn, url: str, clients: int, seconds: float, way: dict[str, Any] | None
+) -> Mapping[str, float]:
+    """Defer one job a transaction by so many asyncio tasks (None: insert a bare row); return the rate."""
+    empty(conn)
+
+    async def main() -> float:
+        async with contextlib.AsyncExitStack() as stack:
+            if way is None:
+                connecting = [psycopg.AsyncConnection.connect(url, autocommit=True) for _ in range(clients)]
+                mine = [await stack.enter_async_context(await one) for one in connecting]
+                todo: list[Callable[[], Awaitable[object]]] = [partial(one.execute, BARE_ROW) for one in mine]
+            else:
+                app = App(PsycopgConnector(url, min_size=clients, max_size=clients, **way))
+                await stack.enter_async_context(app.open_async())
+                todo = [app.configure_task("noop").defer_async] * clients
+            ends = time.perf_counter() + seconds
+
+            async def again(do: Callable[[], Awaitable[object]]) -> int:
+                done = 0
+                while time.perf_counter() < ends:
+                    await do()
+                    done += 1
+                return done
+
+            return sum(await asyncio.gather(*map(again, todo))) / seconds
+
+    return {"": asyncio.run(main())}

@@ -86,10 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             keep(options.into, bench, here, took)
             figures += bench.figures
             template = bench.template
-    print("\ntargets")
-    for what, wanted, measured, met in targets.table(figures):
-        if met != "not measured" or not options.names:
-            print(f"  {what:<58} {wanted:<18} {measured:<12} {met}")
+    rows = [row for row in targets.table(figures) if row[3] != "not measured" or not options.names]
+    if rows:
+        print("\ntargets")
+    for what, wanted, measured, met in rows:
+        print(f"  {what:<68} {wanted:<18} {measured:<12} {met}")
 
 
 def keep(folder: Path, bench: Bench, here: dict[str, str], took: float) -> None:

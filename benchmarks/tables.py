@@ -55,7 +55,9 @@ def _lines(found: Sequence[Found]) -> Iterator[str]:
     yield ""
     yield "## Targets"
     yield ""
-    figures = [figure for f in whole for figure in f.figures]
+    # Where there is a long run, it is the one that the targets speak of.
+    longest = {f.name.removesuffix("-long"): f for f in found}
+    figures = [figure for f in longest.values() for figure in f.figures]
     yield from _table(["target", "wanted", "measured", ""], targets.table(figures))
     yield ""
     yield "Peers: " + "; ".join(f"*{name}*: {how}" for name, how in SETTINGS.items()) + "."

@@ -75,7 +75,9 @@ def table(figures: Sequence[Figure]) -> Iterable[tuple[str, str, str, str]]:
             and figure.what.endswith(end)
         ]
         value = target.measured(found[0]) if found else None
+        # What it was measured with: how many jobs, how many seconds.
+        what = f"{found[0].what}, x {target.side}" if found and rest else target.what
         if value is None:
-            yield target.what, target.wanted, "-", "not measured"
+            yield what, target.wanted, "-", "not measured"
         else:
-            yield target.what, target.wanted, number(value, 3), "met" if target.met(value) else "NOT met"
+            yield what, target.wanted, number(value, 3), "met" if target.met(value) else "NOT met"
