@@ -35,27 +35,26 @@ def bench_defer(bench: Bench) -> None:
     url = bench.database("ours")
     app = App(url)
     with app.open(), connect(url) as conn, psycopg.connect(url) as mine:
-        noop = app.configure_task("noop")
-        calls = bench.pick(20, 1_500, 5_000)
-        compare(bench, conn, "defer one by one", calls, 1, noop.defer, lambda: conn.execute(BARE_ROW))
         conn.execute("CREATE TABLE bench_order (id bigint GENERATED ALWAYS AS IDENTITY, paid boolean)")
+        noop = app.configure_task("noop")
         joined = app.configure_task("noop", connection=mine)
-        compare(
-            bench, conn, "defer one in the caller's transaction", calls, 1,
-            partial(in_transaction, mine, joined.defer),
-            partial(in_transaction, mine, lambda: mine.execute(BARE_ROW)),
-        )  # fmt: skip
-        for size, times in ((100, bench.pick(2, 100, 400)), (1_000, bench.pick(2, 20, 80))):
-            compare(
-                bench, conn, f"defer {size:,} in a batch", times, size,
-                partial(noop.batch_defer, *[{}] * size),
-                partial(conn.execute, BARE_ROWS, [size]),
-            )  # fmt: skip
         many = bench.pick(2_000, 1_000_000)
+        insert = "floor: the bare INSERT, by psycopg"
+        compare(bench, conn, "defer one by one", 1, noop.defer, partial(conn.execute, BARE_ROW), insert)
         compare(
-            bench, conn, f"defer {many:,} at once", 1, many,
+            bench, conn, "defer one in the caller's transaction", 1,
+            partial(in_transaction, mine, joined.defer),
+            partial(in_transaction, mine, partial(mine.execute, BARE_ROW)), insert,
+        )  # fmt: skip
+        for size in (100, 1_000):
+            compare(
+                bench, conn, f"defer {size:,} in a batch", size,
+                partial(noop.batch_defer, *[{}] * size), partial(conn.execute, BARE_ROWS, [size]), insert,
+            )  # fmt: skip
+        compare(
+            bench, conn, f"defer {many:,} at once", many,
             partial(noop.batch_defer, *[{}] * many), partial(copy, mine, many),
-            note="floor: COPY of narrow rows", rounds=bench.pick(1, 2, 3),
+            "floor: COPY of narrow rows; one round", rounds=bench.pick(1, 1, 3),
         )  # fmt: skip
 
 
@@ -63,21 +62,23 @@ def compare(
     bench: Bench,
     conn: Conn,
     what: str,
-    times: int,
     jobs: int,
     ours: Callable[[], object],
     bare: Callable[[], object],
-    note: str = "floor: the bare INSERT, by psycopg",
+    note: str,
     rounds: int | None = None,
 ) -> None:
-    """Do each so many times a round, from empty tables."""
+    """Do each again and again for some seconds a round, from empty tables."""
+    seconds = bench.pick(0.1, 2.5, 10.0)
 
     def side(do: Callable[[], object]) -> Side:
         def measured() -> Mapping[str, float]:
             empty(conn)
             began = time.perf_counter()
-            for _ in range(times):
+            times = 0
+            while not times or time.perf_counter() < began + seconds:
                 do()
+                times += 1
             return {"": times * jobs / (time.perf_counter() - began)}
 
         return measured

@@ -41,8 +41,11 @@ def bench_drain(bench: Bench) -> None:
     bench.add("drain, 4 worker processes", "jobs/s", of(ONE, ours="4 processes"))
     bench.add("drain, sync jobs in 32 threads", "jobs/s", of(ONE, ours="threads"))
     server, worker = measured["server"], measured["worker"]
+    both = {n: [a + b for a, b in zip(server[n], worker[n], strict=True)] for n in (ONE, *labels)}
     bench.add("server's processor time", "us/job", {n: server[n] for n in (ONE, FLOOR, *labels)})
     bench.add("worker's processor time", "us/job", {n: worker[n] for n in (ONE, *labels)})
+    # What limits the rate where all run on the same cores; less noisy than the rate.
+    bench.add("both together", "us/job", both)
 
 
 def ours(

@@ -8,6 +8,7 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -140,6 +141,8 @@ def interleave(rounds: int, sides: Sides) -> dict[str, dict[str, list[float]]]:
             side = names[(turn + number) % len(names)]
             for measure, value in sides[side]().items():
                 measured.setdefault(measure, {name: [] for name in names})[side].append(value)
+            print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     return measured
 
 

@@ -17,7 +17,7 @@ SIZE = "SELECT pg_total_relation_size('pljobs.job')"
 def bench_hour(bench: Bench) -> None:
     """Defer 200 jobs a second, work them off, look at latency and size all the while."""
     url = bench.database("ours")
-    seconds, keep, pause = bench.pick(4, 60, 3600), bench.pick(1, 15, 300), bench.pick(1, 2, 15)
+    seconds, keep, pause = bench.pick(2, 60, 3600), bench.pick(1, 15, 300), bench.pick(1, 2, 15)
     load = [
         str(bench.server.bin_dir / "pgbench"), "-n", "-M", "prepared", "-T", str(seconds), "-R", str(RATE),
         "-c", "4", "-D", "notify=true", "-f", str(HERE / "sql" / "defer_noop.sql"), url,

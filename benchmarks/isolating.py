@@ -27,7 +27,7 @@ def bench_isolation(bench: Bench) -> None:
     def noop() -> None:
         return None
 
-    jobs = bench.pick(10, 300)
+    jobs = bench.pick(4, 300)
 
     def side(app: App, concurrency: int) -> Mapping[str, float]:
         with connect(url) as conn:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
     chosen: Size = options.size or "default"
     logging.disable(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or the server would go on
     bin_dir = None if options.postgres == "18" else Path(f"/usr/lib/postgresql/{options.postgres}/bin")
     figures: list[Figure] = []
     with Server.start(bin_dir, settings=SETTINGS) as server:

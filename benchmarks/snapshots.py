@@ -68,7 +68,7 @@ HOLDERS: dict[str, Callable[[str], contextlib.AbstractContextManager[None]]] = {
 def bench_snapshot(bench: Bench) -> None:
     """Defer, fetch and finish, by 10 a call, one client: the rate at the end against that at the start."""
     url = bench.database("ours")
-    seconds = bench.pick(2, 30, 180)
+    seconds = bench.pick(1, 30, 180)
     edge = max(1, min(10, seconds // 4))
     for script, side in (("steady.sql", "pljobs"), ("bare_steady.sql", "floor")):
         for who, hold in HOLDERS.items():
