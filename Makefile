@@ -10,7 +10,7 @@ export FOLDER ?=
 ARGS ?=
 MAJORS ?= 14 15 16 17 18
 
-.PHONY: help demo test test-sql test-python test-pythons test-majors check bench chaos snapshot bootstrap node dev clean
+.PHONY: help demo test test-sql test-python test-pythons test-majors check bench bench-report chaos snapshot bootstrap node dev clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,8 +45,12 @@ check: .venv/.dev .venv-pgspot/.done bootstrap ## Run ruff, mypy, plpgsql_check,
 snapshot: .venv/.dev bootstrap ## Write what is generated: sql/schema.sql, sql/manifest.sql
 	$(BIN)/python tools/snapshot.py
 
-bench: .venv/.dev ## Measure throughput and the time from cancel_job to CancelledError
+bench: .venv/.dev .venv-bench/.done ## Measure beside a floor and other queues: some ten minutes (ARGS='drain latency', --long)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-report: .venv/.bench ## Write the tables in benchmarks/README.md and docs/benchmarks/*.svg of what `make bench` measured
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/charts.py
 
 chaos: .venv/.dev bootstrap ## Run the fault matrix, and look for lost or doubled jobs (ARGS='--rows W1,D --scale 0.1')
 	$(if $(ARGS),,$(BIN)/python -m pytest -q -m chaos)
@@ -77,6 +81,17 @@ clean: ## Remove what make made (not Debian's packages)
 .venv/.dev: pyproject.toml | .venv/bin/python
 	$(PIP) install -e '.[all,dev]'
 	@touch $@ .venv/.demo
+
+.venv/.bench: .venv/.dev
+	$(PIP) install -e '.[all,dev,bench]'
+	@touch $@
+
+# What pljobs is measured beside: never a dependency of it.
+.venv-bench/.done:
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check --quiet install \
+	    'procrastinate>=3,<4' 'pgqueuer>=1,<2' asyncpg 'psycopg[binary,pool]' uvloop
+	@touch $@
 
 # pgspot pins a pglast that nothing else here wants: an environment of its own.
 .venv-pgspot/.done:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -17,7 +16,9 @@ from pathlib import Path
 
 import psycopg
 
+from harness import Bench
 from pljobs import App, JobAborted, JobContext
+from pljobs.tasks import AnyTask
 
 app = App("")
 LONG = 60.0
@@ -106,7 +107,7 @@ def resisting_process() -> None:
 TOLD, SQL = "NULL", "NULL, sql => true"
 TERM, KILL = "'0', term_grace => '1 min'", "'0', term_grace => '0'"
 # What is asked, and from when on it is counted.
-TRIED = [
+TRIED: list[tuple[AnyTask, int, str, str]] = [
     (willing_async, 1, TOLD, "requested_at"),
     (swallowing_async, 3, TERM, "term_at"),
     (blocking_async, 3, TERM, "term_at"),
@@ -121,14 +122,15 @@ TRIED = [
 ]
 
 
-def bench_stopping(url: str) -> None:
+def bench_stopping(bench: Bench) -> None:
     """Print a row for each kind of task: at which level it stops, how soon, and as what it is recorded."""
-    print(f"ms until it is known to have stopped, from the begin of that level; {TIMES} times: p50, most")
+    url, times = bench.database("ours"), bench.pick(1, TIMES)
+    tried = bench.pick(TRIED[:1], TRIED)
     app_of_url = App(url)
     with psycopg.connect(url, autocommit=True) as conn, app_of_url.open():
-        for task, level, grace, since in TRIED:
+        for task, level, grace, since in tried:
             took, ended = [], set()
-            for _ in range(TIMES if level < 4 else 5):
+            for _ in range(times if level < 4 else min(times, 5)):
                 with _worker(url):
                     job_id = app_of_url.configure_task(task.name).defer()
                     _wait(conn, "SELECT status = 'doing' FROM pljobs.jobs WHERE id = %s", job_id)
@@ -146,9 +148,7 @@ def bench_stopping(url: str) -> None:
                 took.append(float(row[0]))
                 ended.add(row[1])
             outcome = ", ".join(sorted(ended))
-            print(
-                f"{task.name:<34} level {level}: {statistics.median(took):>7.1f} {max(took):>7.1f}  {outcome}"
-            )
+            bench.add(f"{task.name}, level {level}", "ms", {"pljobs": took}, outcome)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psycopg
 
+from harness import Bench
 from pljobs.embedded import Server
 
 HERE = Path(__file__).parent
@@ -35,8 +36,9 @@ BAD = "SELECT count(*) FROM pljobs.job WHERE status <> 'succeeded' OR crashes > 
 EXPECTED = re.compile(r"Job second_time\[\d+\] (failed: RuntimeError: as told|is now todo)")
 
 
-def bench_upgrade(server: Server, seconds: int) -> None:
-    """Print a line for each way to upgrade; `seconds`: how long the load is measured before and after."""
+def bench_upgrade(bench: Bench) -> None:
+    """Print a line for each way to upgrade."""
+    server, seconds = bench.server, bench.pick(1, 5)
     print(f"0.1.0 upgraded under {WORKERS} of its workers at full load: jobs/s before, during, after;")
     print("jobs in all, those that did not end well, complaints in logs; ms: the upgrade, pljobs.worker and")
     print("job_event locked exclusively, the longest fetch before, during")
@@ -44,7 +46,7 @@ def bench_upgrade(server: Server, seconds: int) -> None:
         release = OldRelease(Path(folder) / "old")
         with zipfile.ZipFile(WHEEL) as wheel:
             wheel.extractall(release.folder)
-        for turn, way in enumerate(["psql", "pljobs migrate"] * 3):
+        for turn, way in enumerate(["psql", "pljobs migrate"] * bench.rounds):
             print(f"{way:>14}: {measure(server, release, f'bench_upgrade_{turn}', way, seconds)}")
 
 

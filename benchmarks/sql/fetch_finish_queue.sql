@@ -1,0 +1,4 @@
+-- A worker of one queue: fetch some jobs of it, commit, finish them, commit.
+SELECT coalesce(jsonb_agg(jsonb_build_object('job_id', f.job_id, 'run_id', f.run_id, 'outcome', 'succeeded')), '[]') AS runs
+  FROM pljobs.fetch_jobs_v1(worker_id => 1, max_jobs => :batch, queues => ARRAY['live']) AS f \gset
+SELECT count(*) FROM pljobs.finish_jobs_v1(runs => :runs::jsonb) AS a;

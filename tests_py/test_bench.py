@@ -1,0 +1,77 @@
+"""Every benchmark still runs: a little of each, whose figures mean nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import peers
+import run
+import tables
+import targets
+
+# On a machine that is busy with other tests, too.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parent.parent
+NAMES = [name for name in run.BENCHES if name != "upgrade"]  # test_upgrade.py does the same, and more
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what `run.py --quick` keeps."""
+    folder = tmp_path_factory.mktemp("bench")
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "run.py"),
+        "--quick",
+        "--no-peers",
+        "--into",
+        str(folder),
+    ]
+    done = subprocess.run([*command, *NAMES], capture_output=True, text=True, timeout=850, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "targets" in done.stdout
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_keeps_figures_with_their_runs(found: Path, name: str) -> None:
+    kept = json.loads((found / f"{name}.json").read_text())
+    assert kept["bench"] == name
+    assert {"cores", "PostgreSQL", "fsync", "commit"} <= kept["machine"].keys()
+    assert kept["figures"]
+    for figure in kept["figures"]:
+        assert figure["what"]
+        assert figure["unit"]
+        assert all(runs and all(value >= 0 for value in runs) for runs in figure["sides"].values()), figure
+
+
+def test_each_target_that_needs_no_peer_finds_its_figure(found: Path) -> None:
+    figures = [figure for f in tables.load(found) for figure in f.figures]
+    labels = {peer.label for peer in peers.PEERS}
+    missing = [what for what, _, _, met in targets.table(figures) if met == "not measured"]
+    assert missing == [target.what for target in targets.TARGETS if target.side in labels]
+
+
+def test_the_tables_go_between_the_markers_of_the_readme(found: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "benchmarks" / "README.md").read_text())
+    tables.main(["--found", str(found), "--readme", str(readme)])
+    text = readme.read_text()
+    assert all(f"\n## {name}\n" in text for name in NAMES)
+    around = re.compile(r"(?<=<!-- tables -->).*(?=<!-- end of tables -->)", re.DOTALL)
+    assert around.sub("", text) == around.sub("", (ROOT / "benchmarks" / "README.md").read_text())
+
+
+def test_the_charts_are_drawn(found: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    import charts
+
+    charts.main(["--found", str(found), "--into", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"snapshot.svg", "backlog.svg", "latency.svg"}
