@@ -25,6 +25,7 @@ from costs import bench_costs
 from deferring import bench_defer, bench_notify
 from draining import bench_drain
 from fetching import bench_sql
+from flowing import bench_flow
 from harness import SETTINGS, Bench, Figure, Size, as_json, machine
 from isolating import bench_isolation
 from latency import bench_latency
@@ -40,6 +41,7 @@ BENCHES: dict[str, Callable[[Bench], None]] = {
     "defer": bench_defer,
     "notify": bench_notify,
     "backlog": bench_backlog,
+    "flow": bench_flow,
     "snapshot": bench_snapshot,
     "cancel": bench_cancel,
     "costs": bench_costs,
@@ -49,7 +51,7 @@ BENCHES: dict[str, Callable[[Bench], None]] = {
     "stopping": bench_stopping,
     "upgrade": bench_upgrade,
 }
-DEFAULT = list(BENCHES)[:8]
+DEFAULT = list(BENCHES)[:9]
 LONG = ["backlog", "snapshot"]
 LONGER = f"5 million jobs, three minutes (without a NAME: {', '.join(LONG)})"
 SHORTER = "a little of everything: tells whether it works, not how fast it is"
