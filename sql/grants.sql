@@ -39,6 +39,7 @@ BEGIN
         -- Run jobs, and keep house.
         ('function', 'register_worker_v1', c_work), ('function', 'register_worker_v2', c_work),
         ('function', 'unregister_worker_v1', c_work), ('function', 'fetch_jobs_v1', c_work),
+        ('function', 'next_fetch_v1', c_work),
         ('function', 'finish_jobs_v1', c_work), ('function', 'finish_job_v1', c_work),
         ('function', 'heartbeat_v1', c_work),
         ('function', 'enter_sql_v1', c_work), ('function', 'leave_sql_v1', c_work),

@@ -51,6 +51,7 @@
 \ir functions/register_worker.sql
 \ir functions/unregister_worker.sql
 \ir functions/fetch_jobs.sql
+\ir functions/next_fetch.sql
 \ir functions/finish_jobs.sql
 \ir functions/finish_job.sql
 \ir functions/heartbeat.sql

@@ -176,6 +176,22 @@ def fetch_jobs(
     )
 
 
+def next_fetch(
+    worker_id: int, *, queues: Sequence[str] | None = None, tasks: Sequence[str] | None = None
+) -> Call[timedelta | None]:
+    """Ask in how long a fetch may find what it doesn't find now; answers None if that is not known."""
+    return Call(
+        "SELECT extract(epoch FROM pljobs.next_fetch_v1(worker_id => %(worker_id)s::bigint,"
+        " queues => %(queues)s::text[], tasks => %(tasks)s::text[])) AS seconds",
+        {
+            "worker_id": worker_id,
+            "queues": None if queues is None else list(queues),
+            "tasks": None if tasks is None else list(tasks),
+        },
+        lambda rows: length(rows[0]["seconds"]),
+    )
+
+
 def finish_jobs(
     runs: Sequence[RunEnd], *, wait: bool = True, dumps: JsonDumps | None = None
 ) -> Call[list[FinishAnswer]]:
