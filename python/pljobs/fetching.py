@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pljobs import calls
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 FETCH_AT_MOST = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-AHEAD = 0.01
-"""Seconds of work to have at hand when the next fetch is answered."""
+AHEAD, ANSWER_AT_MOST = 0.01, 0.05
+"""Seconds of work to have at hand, besides what is started while a fetch is under way: so long at most."""
 SHORTEST_SLEEP, LONGEST_SLEEP_IN_VAIN = 0.005, 0.25
 """Seconds of sleep where something is said to be due, and a fetch does not find it: first, and at last."""
 ASK_EVERY = 0.05
@@ -37,7 +38,7 @@ class Fetcher:
     """Ask for jobs, and start each once there is a slot for it.
 
     It asks for as many as slots are free. Only while there are more jobs than it asked for, and they end so
-    fast that others would be started within `AHEAD` seconds, it asks for those, too. They wait here
+    fast that others would be started within milliseconds, it asks for those, too. They wait here
     (`Run.waiting`), are listed in the heartbeats, end when an abort comes for them, and go back, uncharged,
     when the worker stops or when they could not be started at once after all. `held`: how many runs have
     ended, and keep their slots all the same.
@@ -148,24 +149,26 @@ class Fetcher:
             tasks=list(worker.app.tasks) if worker.unknown_tasks == "leave" else None,
             loads=worker.app.connector.json_loads,
         )
+        sent_at = asyncio.get_running_loop().time()
         try:
             jobs = await in_time(self._link.execute(call), worker.stalled_timeout)
         except BaseException:
             self._due = True
             raise
-        self._learn(len(jobs) >= wanted)
+        self._learn(sent_at, full=len(jobs) >= wanted)
         if jobs:
             self._pace.found()
             self._take(jobs)
         elif not worker.wait and not worker.is_busy:
             worker.stop()
 
-    def _learn(self, full: bool) -> None:
-        """Find out how many jobs are started in `AHEAD` seconds, if there are more than were asked for."""
+    def _learn(self, sent_at: float, *, full: bool) -> None:
+        """Find out how many jobs to have at hand, if there are more than were asked for."""
         now = asyncio.get_running_loop().time()
         self._poll_at = now + self._worker.polling_interval
         pace = self._ended / max(now - self._answered_at, 0.001)
-        self._more, self._ahead = full, int(pace * AHEAD) if full else 0
+        seconds = AHEAD + min(now - sent_at, ANSWER_AT_MOST)
+        self._more, self._ahead = full, int(pace * seconds) if full else 0
         self._ended, self._answered_at = 0, now
         self._to_ask = not full and self._worker.wait
 
@@ -218,7 +221,12 @@ class Fetcher:
         loop = asyncio.get_running_loop()
         self._patience = loop.call_later(GIVE_BACK_AFTER, self._lose_patience, self._waiting[0])
 
-    def _lose_patience(self, first: Run) -> None:
+    def _lose_patience(self, first: Run, *, is_sure: bool = False) -> None:
+        if first.waiting and not is_sure:
+            # The loop may have stood still: then what has ended meanwhile is only about to be seen.
+            sure = partial(self._lose_patience, first, is_sure=True)
+            self._patience = asyncio.get_running_loop().call_later(AHEAD, sure)
+            return
         self._patience = None
         if first.waiting:
             # All that came since, too: what runs has turned out not to be short.
