@@ -23,7 +23,7 @@ BEGIN
         ('function', 'get_contract_v1', c_all),
         -- Defer, and put back: a producer its own jobs.
         ('function', 'defer_job', c_defer), ('function', 'defer_jobs_v1', c_defer),
-        ('function', 'defer_jobs_v2', c_defer),
+        ('function', 'defer_jobs_v2', c_defer), ('function', 'notify_queues_v1', c_defer),
         ('function', 'delete_job', c_defer), ('function', 'delete_job_v1', c_defer),
         ('function', 'retry_job', c_defer), ('function', 'retry_job_v1', c_defer),
         ('function', 'retry_jobs', c_defer), ('function', 'retry_jobs_v1', c_defer),

@@ -68,6 +68,7 @@
 \ir functions/wait_for_job.sql
 \ir functions/pause_queue.sql
 \ir functions/resume_queue.sql
+\ir functions/notify_queues.sql
 \ir functions/limit_queues.sql
 
 -- Housekeeping, run by any worker, by `pljobs manager`, or by pg_cron.

@@ -70,6 +70,8 @@ SAMPLES: dict[str, Call[object]] = {
     "get_stalled_workers": calls_read.get_stalled_workers(),
     "has_schema": calls_read.has_schema(),
     "begin": calls_read.begin(),
+    "next_fetch": calls_wake.next_fetch(1, queues=["q"]),
+    "notify_queues": calls_wake.notify_queues(["q"]),
     "server_time": calls_read.server_time(),
 }
 
@@ -89,7 +91,7 @@ def made_by(module: ModuleType) -> set[str]:
 
 
 def test_every_call_has_a_sample_here() -> None:
-    modules = (calls, calls_many, calls_people, calls_read, calls_sql)
+    modules = (calls, calls_many, calls_people, calls_read, calls_sql, calls_wake)
     assert set().union(*map(made_by, modules)) == set(SAMPLES)
 
 

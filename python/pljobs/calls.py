@@ -78,12 +78,12 @@ def defer_encoded(jobs: Iterable[str], *, notify: bool = True) -> Call[list[int]
     )
 
 
-def defer_once(job: str) -> Call[list[int]]:
+def defer_once(job: str, *, notify: bool = True) -> Call[list[int]]:
     """Defer what `encode_job` made, once under its idempotency key; answers its id, new or not."""
     return Call(
         "SELECT d.job_id FROM pljobs.defer_jobs_v2(jobs => %(jobs)s::jsonb,"
         " notify => %(notify)s::boolean) AS d",
-        {"jobs": f"[{job}]", "notify": True},
+        {"jobs": f"[{job}]", "notify": notify},
         lambda rows: [int(row["job_id"]) for row in rows],
     )
 
@@ -173,22 +173,6 @@ def fetch_jobs(
             "tasks": None if tasks is None else list(tasks),
         },
         read,
-    )
-
-
-def next_fetch(
-    worker_id: int, *, queues: Sequence[str] | None = None, tasks: Sequence[str] | None = None
-) -> Call[timedelta | None]:
-    """Ask in how long a fetch may find what it doesn't find now; answers None if that is not known."""
-    return Call(
-        "SELECT extract(epoch FROM pljobs.next_fetch_v1(worker_id => %(worker_id)s::bigint,"
-        " queues => %(queues)s::text[], tasks => %(tasks)s::text[])) AS seconds",
-        {
-            "worker_id": worker_id,
-            "queues": None if queues is None else list(queues),
-            "tasks": None if tasks is None else list(tasks),
-        },
-        lambda rows: length(rows[0]["seconds"]),
     )
 
 

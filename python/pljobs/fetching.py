@@ -9,7 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pljobs import calls
+from pljobs import calls, calls_wake, logs
+from pljobs.endings import Ended
 from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered
 from pljobs.lease import in_time
 from pljobs.pace import Pace
@@ -91,7 +92,7 @@ class Fetcher:
             if not run.ended:
                 run.give_back()
 
-    async def run(self, worker_id: int) -> None:
+    async def run(self, worker_id: int, *, register_again: Callable[[], None]) -> None:
         """Fetch until the worker stops; then nothing waits any more."""
         pause = FIRST_PAUSE
         while not self._worker.stopping:
@@ -112,7 +113,7 @@ class Fetcher:
                         "Worker %s can't fetch jobs: %s", worker_id, error, extra=self._worker.ids()
                     )
                 if isinstance(error, WorkerNotRegistered):
-                    self._worker.register_again()
+                    register_again()
                 await self._rest(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
             except Exception:
@@ -177,7 +178,7 @@ class Fetcher:
         worker, loop = self._worker, asyncio.get_running_loop()
         self._to_ask, self._ask_at = False, loop.time() + ASK_EVERY
         tasks = list(worker.app.tasks) if worker.unknown_tasks == "leave" else None
-        answer = await self._link.execute(calls.next_fetch(worker_id, queues=worker.queues, tasks=tasks))
+        answer = await self._link.execute(calls_wake.next_fetch(worker_id, queues=worker.queues, tasks=tasks))
         if answer is None:
             return
         seconds = answer.total_seconds()
@@ -213,9 +214,16 @@ class Fetcher:
                     continue
                 run.waiting = False
                 self._running += 1
-                self._worker.start(run)
+                self._start(run)
         finally:
             self._starting = False
+
+    def _start(self, run: Run) -> None:
+        try:
+            logs.started(run.job)
+            run.start()
+        except Exception as error:  # noqa: BLE001 - no thread to be had, an application's log filter
+            run.finish(Ended(exception=error))
 
     def _be_patient(self) -> None:
         loop = asyncio.get_running_loop()

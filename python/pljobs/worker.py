@@ -226,7 +226,7 @@ class Worker:
         logger.info("Worker %s stopped", self.worker_id, extra=self.ids())
 
     async def _fetch_then_drain(self, worker_id: int) -> None:
-        await self._fetcher.run(worker_id)
+        await self._fetcher.run(worker_id, register_again=self._control.look_now)
         await self._drain()
         self._drained.set()
 
@@ -253,10 +253,6 @@ class Worker:
         """Say whether there are runs whose end is not known to be recorded."""
         return bool(self._runs)
 
-    def register_again(self) -> None:
-        """Register again, at once: the lease has run out."""
-        self._control.look_now()
-
     def accept(self, jobs: Sequence[Job]) -> list[Run]:
         """Return the runs of jobs that were fetched, from now on listed in the heartbeats."""
         was_idle = not self._runs
@@ -274,14 +270,6 @@ class Worker:
             self._refuse(job, job.run_id, str(unfit))
             return None
         return run
-
-    def start(self, run: Run) -> None:
-        """Start a run."""
-        try:
-            logs.started(run.job)
-            run.start()
-        except Exception as error:  # noqa: BLE001 - no thread to be had, an application's log filter
-            run.finish(Ended(exception=error))
 
     def accepted(self, runs: Sequence[Run]) -> None:
         """Pass on to what was fetched whatever was said before."""
