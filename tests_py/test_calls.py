@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pljobs import arguments, calls, calls_many, calls_people, calls_read, calls_sql, checks, db
+from pljobs import arguments, calls, calls_many, calls_people, calls_read, calls_sql, calls_wake, checks, db
 from pljobs.answers import Call, FinishAnswer, Observation, RunEnd
 from pljobs.calls_read import JobFilter
 from pljobs.exceptions import InvalidArgument, InvalidJob, JobNotFound, RunLost, WorkerNotRegistered
