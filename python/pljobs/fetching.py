@@ -31,7 +31,7 @@ SHORTEST_SLEEP, LONGEST_SLEEP_IN_VAIN = 0.005, 0.25
 """Seconds of sleep where something is said to be due, and a fetch does not find it: first, and at last."""
 ASK_EVERY = 0.05
 """Seconds at least from one question when there may be something to the next."""
-GIVE_BACK_AFTER = 0.1
+GIVE_BACK_AFTER, SURE_AFTER = 0.1, 0.01
 """Seconds for which a job may wait for its slot here, while others may have one free."""
 
 
@@ -233,7 +233,7 @@ class Fetcher:
         if first.waiting and not is_sure:
             # The loop may have stood still: then what has ended meanwhile is only about to be seen.
             sure = partial(self._lose_patience, first, is_sure=True)
-            self._patience = asyncio.get_running_loop().call_later(AHEAD, sure)
+            self._patience = asyncio.get_running_loop().call_later(SURE_AFTER, sure)
             return
         self._patience = None
         if first.waiting:

@@ -6,7 +6,6 @@ import atexit
 import logging
 import os
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -97,7 +96,7 @@ class Pings:
                 conn = self._send(conn)
                 if last:
                     return
-                time.sleep(EVERY)
+                closing.wait(EVERY)
         finally:
             if conn is not None:
                 conn.close()
