@@ -179,3 +179,38 @@ async def test_a_retry_runs_when_it_is_due(app: App, aconn: Conn) -> None:
     async with running(app, **NOTIFIED):
         found = await until(aconn, failing, "failed")
     assert found["attempts"] == 2
+
+
+async def test_a_worker_that_may_not_ask_what_comes_next_polls(app: App, aconn: Conn) -> None:
+    @app.task(name="scheduled")
+    async def scheduled() -> None: ...
+
+    await aconn.execute("REVOKE EXECUTE ON FUNCTION pljobs.next_fetch_v1 FROM pljobs_worker, pljobs_operator")
+    due = await scheduled.configure(schedule_in={"seconds": 1}).defer_async()
+    async with running(app, **POLLING):
+        await until(aconn, due, "succeeded")
+
+
+async def test_an_end_is_reported_while_a_fetch_hangs(
+    app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, go = asyncio.Event(), asyncio.Event()
+
+    @app.task(name="long")
+    async def long() -> None:
+        await go.wait()
+
+    first = await long.defer_async()
+    async with running(app, **POLLING, concurrency=2) as worker:
+        await until(aconn, first, "doing")
+        execute = worker._fetch_link.execute
+
+        async def hang(call: Any) -> Any:
+            await release.wait()
+            return await execute(call)
+
+        monkeypatch.setattr(worker._fetch_link, "execute", hang)
+        await asyncio.sleep(3 * POLLING["fetch_job_polling_interval"])
+        go.set()
+        await until(aconn, first, "succeeded")
+        release.set()

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 from pljobs import calls, calls_wake, logs
 from pljobs.endings import Ended
-from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered
+from pljobs.exceptions import (
+    DatabaseUnavailable,
+    NotPermitted,
+    PljobsException,
+    SchemaMissing,
+    WorkerNotRegistered,
+)
 from pljobs.lease import in_time
 from pljobs.pace import Pace
 
@@ -31,6 +37,8 @@ SHORTEST_SLEEP, LONGEST_SLEEP_IN_VAIN = 0.005, 0.25
 """Seconds of sleep where something is said to be due, and a fetch does not find it: first, and at last."""
 ASK_EVERY = 0.05
 """Seconds at least from one question when there may be something to the next."""
+ASK_AGAIN = 60.0
+"""Seconds from a question that can't be asked to the next one."""
 GIVE_BACK_AFTER, SURE_AFTER = 0.1, 0.01
 """Seconds for which a job may wait for its slot here, while others may have one free."""
 
@@ -178,7 +186,12 @@ class Fetcher:
         worker, loop = self._worker, asyncio.get_running_loop()
         self._to_ask, self._ask_at = False, loop.time() + ASK_EVERY
         tasks = list(worker.app.tasks) if worker.unknown_tasks == "leave" else None
-        answer = await self._link.execute(calls_wake.next_fetch(worker_id, queues=worker.queues, tasks=tasks))
+        try:
+            call = calls_wake.next_fetch(worker_id, queues=worker.queues, tasks=tasks)
+            answer = await self._link.execute(call)
+        except (SchemaMissing, NotPermitted):  # an older schema, or rights given by hand: then it polls
+            self._ask_at = loop.time() + ASK_AGAIN
+            return
         if answer is None:
             return
         seconds = answer.total_seconds()
