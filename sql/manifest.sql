@@ -228,7 +228,7 @@ BEGIN
     ('function', 'heartbeat_v1(worker_id bigint, run_ids bigint[], observed jsonb, loop_lag interval)', 'af906576eb3f29afba54e00b7b79ee6044dc9183bf38167b8c5af4b8bf5fbd9e'),
     ('function', 'leave_sql_v1(run_id bigint)', 'e2cf03a5653b2ab31d2d4842df745948b544b58efe1b15d63548e72da6679131'),
     ('function', 'limit_queues(role text, verb text, queues text[])', '2ff74d0f7f3b76f3e6be85b5995d48ce870bcbc42c4147c74fd43102c6b0b2ca'),
-    ('function', 'next_fetch_v1(worker_id bigint, queues text[], tasks text[])', 'd273883490f5d7eb38498efd02fe657e34f15178f067c8e61d049a30abd7a00e'),
+    ('function', 'next_fetch_v1(worker_id bigint, queues text[], tasks text[])', 'a1839d20d352ea4369694b76d364dcb24b10664eb87370b0c918f6b0a280da7b'),
     ('function', 'notify_queues_v1(queues text[])', 'aa299341d61a94f486dad4b46204d12be66924a28e5942710a6d94499d5fa407'),
     ('function', 'pause_queue(queue text, reason text, actor text)', 'b4ca4c77590b2ccd21e96f2e08f81ec364e59744ea7204f2d3244410c4c3baf8'),
     ('function', 'pause_queue_v1(queue text, reason text, actor text)', '64d9ad85c5324b35fb2f89e45697f7a576b0a5d6a37ab882a90e49691ebad17c'),

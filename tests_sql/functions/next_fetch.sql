@@ -2,17 +2,26 @@ BEGIN;
 \ir ../lib/fixtures.sql
 SELECT * FROM no_plan();
 
--- Only this session's jobs are known: nothing else is scheduled here.
+-- All that is scheduled by now is far away.
 UPDATE pljobs.job SET scheduled_at = clock_timestamp() + interval '100 years' WHERE waiting_for = 'schedule';
-SELECT a_worker() AS worker \gset
+SELECT a_worker() AS worker, a_name('queue') AS q \gset
 SELECT a_todo_job() \g /dev/null
 SELECT ok(coalesce(pljobs.next_fetch_v1(:worker) > interval '90 years', true), 'what can run now is nothing to wait for');
-SELECT a_todo_job(scheduled_at => clock_timestamp() + interval '2 h') \g /dev/null
-SELECT a_todo_job(scheduled_at => clock_timestamp() + interval '1 h') \g /dev/null
+SELECT a_todo_job(scheduled_at => clock_timestamp() + interval '2 h', queue => :'q', task => 'late') AS late \gset
+SELECT a_todo_job(scheduled_at => clock_timestamp() + interval '1 h', task => 'early') AS early \gset
 SELECT ok(pljobs.next_fetch_v1(:worker) BETWEEN interval '59 min' AND interval '1 h', 'the first scheduled job counts');
-SELECT ok(pljobs.next_fetch_v1(:worker, '{elsewhere}', '{other}') > interval '59 min', 'a hint, whatever the queues and tasks');
-SELECT ok(pljobs.next_fetch_v1(NULL) > interval '59 min', 'whoever asks');
-UPDATE pljobs.job SET scheduled_at = scheduled_at - interval '90 min' WHERE waiting_for = 'schedule';
+SELECT ok(pljobs.next_fetch_v1(:worker, ARRAY[:'q']) BETWEEN interval '119 min' AND interval '2 h', 'of the queues');
+SELECT ok(pljobs.next_fetch_v1(:worker, NULL, '{other,late}') BETWEEN interval '119 min' AND interval '2 h', 'and tasks');
+SELECT ok(coalesce(pljobs.next_fetch_v1(:worker, ARRAY[:'q'], '{early}') > interval '90 years', true), 'both must be right');
+SELECT ok(coalesce(pljobs.next_fetch_v1(:worker, '{}') > interval '90 years', true), 'no queues, nothing');
+SELECT is(pljobs.next_fetch_v1(NULL), NULL, 'nobody gets nothing');
+SELECT is(pljobs.next_fetch_v1(-1), NULL, 'nor does who is not registered');
+SELECT count(a_todo_job(scheduled_at => clock_timestamp() + interval '30 min' + n * interval '1 s', task => 'other')) FROM generate_series(1, 100) AS n \g /dev/null
+SELECT ok(pljobs.next_fetch_v1(:worker, ARRAY[:'q']) BETWEEN interval '30 min' AND interval '32 min', 'where the next hundred are others'', after those');
+SELECT a_worker() AS stopped \gset
+SELECT pljobs.unregister_worker_v1(:stopped) \g /dev/null
+SELECT is(pljobs.next_fetch_v1(:stopped), NULL, 'a worker that has stopped gets nothing');
+UPDATE pljobs.job SET scheduled_at = scheduled_at - interval '90 min' WHERE waiting_for = 'schedule' AND task IN ('early', 'late', 'other');
 SELECT ok(pljobs.next_fetch_v1(:worker) < interval '0', 'what is due already is now');
 UPDATE pljobs.job SET waiting_for = NULL WHERE waiting_for = 'schedule';
 SELECT is(pljobs.next_fetch_v1(:worker), NULL, 'where nothing is scheduled nothing is known');
