@@ -25,11 +25,13 @@ class Held:
     def __init__(self, app: App) -> None:
         self.app = app
         self.started: list[int] = []
-        self.go = asyncio.Event()
+        self.go, self.on = asyncio.Event(), asyncio.Event()
+        self.on.set()
 
         @app.task(name="short", pass_context=True)
         async def short(context: JobContext) -> None:
             self.started.append(context.job.id or 0)
+            await self.on.wait()
 
         @app.task(name="long")
         async def long() -> None:
@@ -214,3 +216,21 @@ async def test_an_end_is_reported_while_a_fetch_hangs(
         go.set()
         await until(aconn, first, "succeeded")
         release.set()
+
+
+async def test_an_end_that_cant_be_written_keeps_its_slot_until_it_is(
+    held: Held, admin_url: str, aconn: Conn
+) -> None:
+    async with held.waiting() as (worker, last):
+        async with await psycopg.AsyncConnection.connect(admin_url) as other:
+            await other.execute("SELECT FROM pljobs.job WHERE task = 'long' FOR UPDATE")
+            held.on.clear()
+            held.go.set()
+            await wait_until_async(lambda: worker._finisher.held() == 1, DEADLINE)
+            # The first started before it was known.
+            held.on.set()
+            await until(aconn, last[0], "succeeded")
+            assert not set(last[1:]) & set(held.started)
+            await other.rollback()
+        for each in last:
+            await until(aconn, each, "succeeded")

@@ -70,7 +70,8 @@ class Fetcher:
         self._patience: asyncio.TimerHandle | None = None
 
     def look(self) -> None:
-        """Fetch as soon as a slot is free: there may be something new."""
+        """Fetch as soon as a slot is free: there may be something new. Or a slot that was held is free."""
+        self._start_waiting()
         self._due = True
         self._wake.set()
 
@@ -213,7 +214,7 @@ class Fetcher:
 
     def _start_waiting(self) -> None:
         """Start what waits and has a slot."""
-        if self._starting:  # one that ended at once: the loop below goes on
+        if self._starting or not self._waiting:  # one that ended at once: the loop below goes on
             return
         self._starting = True
         try:
