@@ -121,7 +121,7 @@ def sample(conn: psycopg.Connection[dict[str, Any]], last_id: int) -> dict[str, 
 
 def measure(url: str, minutes: float) -> list[dict[str, Any]]:
     """Take samples for so long."""
-    samples = []
+    samples: list[dict[str, Any]] = []
     last_id, began = 0, time.monotonic()
     with psycopg.connect(url, autocommit=True, row_factory=dict_row) as conn:
         while (now := time.monotonic() - began) < 60 * minutes:

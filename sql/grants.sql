@@ -24,6 +24,7 @@ BEGIN
         -- Defer, and put back: a producer its own jobs.
         ('function', 'defer_job', c_defer), ('function', 'defer_jobs_v1', c_defer),
         ('function', 'defer_jobs_v2', c_defer), ('function', 'defer_jobs_v3', c_defer),
+        ('function', 'notify_queues_v1', c_defer),
         ('function', 'delete_job', c_defer), ('function', 'delete_job_v1', c_defer),
         ('function', 'retry_job', c_defer), ('function', 'retry_job_v1', c_defer),
         ('function', 'retry_jobs', c_defer), ('function', 'retry_jobs_v1', c_defer),
@@ -39,6 +40,7 @@ BEGIN
         -- Run jobs, and keep house.
         ('function', 'register_worker_v1', c_work), ('function', 'register_worker_v2', c_work),
         ('function', 'unregister_worker_v1', c_work), ('function', 'fetch_jobs_v1', c_work),
+        ('function', 'next_fetch_v1', c_work),
         ('function', 'finish_jobs_v1', c_work), ('function', 'finish_job_v1', c_work),
         ('function', 'heartbeat_v1', c_work),
         ('function', 'enter_sql_v1', c_work), ('function', 'leave_sql_v1', c_work),

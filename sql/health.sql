@@ -436,10 +436,10 @@ UNION ALL
 UNION ALL
 -- The newest contract, as get_contract_v1 has it: not called here, for that takes a right of its own.
 SELECT 'old_workers', 'notice', coalesce(w.driver, 'contract ' || w.contract),
-       format('%s alive: %s speaks contract %s, and this schema 2', count(*), min(w.who), w.contract),
+       format('%s alive: %s speaks contract %s, and this schema 3', count(*), min(w.who), w.contract),
        'upgrade and restart them: a later migration will refuse to take away what they call'
   FROM worker AS w
- WHERE w.is_alive AND w.contract < 2
+ WHERE w.is_alive AND w.contract < 3
  GROUP BY w.driver, w.contract;
 COMMENT ON VIEW pljobs._health_workers IS 'For pljobs.health: findings about workers and what they run.';
 

@@ -53,6 +53,7 @@
 \ir functions/register_worker.sql
 \ir functions/unregister_worker.sql
 \ir functions/fetch_jobs.sql
+\ir functions/next_fetch.sql
 \ir functions/finish_jobs.sql
 \ir functions/finish_job.sql
 \ir functions/heartbeat.sql
@@ -69,6 +70,7 @@
 \ir functions/wait_for_job.sql
 \ir functions/pause_queue.sql
 \ir functions/resume_queue.sql
+\ir functions/notify_queues.sql
 \ir functions/limit_queues.sql
 \ir functions/throttle_queue.sql
 \ir functions/throttle_task.sql

@@ -21,6 +21,7 @@ from pljobs import (
     calls_prune,
     calls_read,
     calls_sql,
+    calls_wake,
     checks,
     db,
 )
@@ -85,6 +86,8 @@ SAMPLES: dict[str, Call[object]] = {
     "get_stalled_workers": calls_read.get_stalled_workers(),
     "has_schema": calls_read.has_schema(),
     "begin": calls_read.begin(),
+    "next_fetch": calls_wake.next_fetch(1, queues=["q"]),
+    "notify_queues": calls_wake.notify_queues(["q"]),
     "server_time": calls_read.server_time(),
 }
 

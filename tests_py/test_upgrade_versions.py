@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from old_release import (
     MIGRATIONS,
     OWNER,
     REPO,
+    SCENE,
     SQL,
     OldRelease,
     catalogue,
@@ -35,7 +37,7 @@ from old_release import (
 )
 from pljobs.embedded import Server, environment
 from waiting import wait_until
-from workers import HASTY, SIDE_TABLE, Process
+from workers import HASTY, HERE, SIDE_TABLE, Process
 
 DEADLINE = 60.0
 WORKERS = "SELECT count(*) FROM pljobs.worker"
@@ -145,6 +147,35 @@ def test_an_old_worker_works_on_the_new_schema(
         assert superuser.execute(known).fetchone() == (1, None, "upgrade_worker")
         worker.signal(signal.SIGTERM)
         assert worker.wait(DEADLINE) == 0
+
+
+def test_the_release_between_is_upgraded_while_its_worker_works(
+    server: Server, old_template: str, superuser: psycopg.Connection, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(HERE / "releases" / "pljobs-0.2.0-py3-none-any.whl") as wheel:
+        wheel.extractall(tmp_path / "wheel")
+    release = OldRelease(tmp_path / "wheel")
+    server.run_sql(f"CREATE DATABASE between OWNER {OWNER}")
+    url = login(server.url("between"), OWNER)
+    try:
+        done = psql_file(server, url, release.sql / "install.sql")
+        assert done.returncode == 0, done.stderr
+        with (
+            psycopg.connect(url, autocommit=True) as conn,
+            release.worker(login(url, "upgrade_worker"), tmp_path, "between", **HASTY) as worker,
+        ):
+            conn.execute(SCENE)
+            upgrade(server, url)
+            assert conn.execute("SELECT * FROM pljobs.check_install()").fetchall() == []
+            (job_id,) = conn.execute("SELECT pljobs.defer_job('quick', fairness_key => 'k')").fetchone() or (
+                0,
+            )
+            status = "SELECT status FROM pljobs.jobs WHERE id = %s"
+            wait_until(lambda: conn.execute(status, [job_id]).fetchone() == ("succeeded",), DEADLINE)
+            worker.signal(signal.SIGTERM)
+            assert worker.wait(DEADLINE) == 0
+    finally:
+        server.drop_database("between")
 
 
 def test_an_old_command_line_works_on_the_new_schema(

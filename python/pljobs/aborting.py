@@ -50,9 +50,12 @@ class AbortRequest:
 class AbortFlag:
     """Carry from the worker to the task why it should stop; raised from any thread, never lowered."""
 
+    # One for all: it is held for a moment only, and most flags are never raised. Reentrant, for the garbage
+    # collector may call anything.
+    _lock = threading.RLock()
+
     def __init__(self) -> None:
-        self._raised = threading.Event()
-        self._lock = threading.Lock()
+        self._raised: threading.Event | None = None
         self._reason: AbortReason | None = None
         self._raised_at: float | None = None
         self._request: AbortRequest | None = None
@@ -68,14 +71,16 @@ class AbortFlag:
             self._reason = reason
             self._raised_at = self._raised_at or time.monotonic()
             callbacks, self._callbacks = self._callbacks, []
-        self._raised.set()
+            raised = self._raised
+        if raised is not None:
+            raised.set()
         for callback in callbacks:
             callback()
         return True
 
     def is_set(self) -> bool:
         """Say whether the flag is up."""
-        return self._raised.is_set()
+        return self._reason is not None
 
     @property
     def reason(self) -> AbortReason | None:
@@ -93,7 +98,13 @@ class AbortFlag:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block this thread until the flag is up, at most `timeout` seconds; say whether it is."""
-        return self._raised.wait(timeout)
+        with self._lock:
+            if self._reason is not None:
+                return True
+            if self._raised is None:
+                self._raised = threading.Event()
+            raised = self._raised
+        return raised.wait(timeout)
 
     def call(self, callback: Callable[[], object]) -> None:
         """Call back once when the flag goes up, at once if it is up.

@@ -20,7 +20,7 @@ CancelOutcome = Literal[
 ]  # fmt: skip
 SqlWay = Literal["server", "asked", "busy", "none"]
 STOPPING = {"cancelled", "deleted", "abort_requested", "abort_already_requested", "aborted"}
-Outcome = Literal["succeeded", "failed", "aborted", "interrupted", "killed", "abandoned"]
+Outcome = Literal["succeeded", "failed", "aborted", "interrupted", "unstarted", "killed", "abandoned"]
 FinishStatus = Literal["succeeded", "failed", "aborted", "todo", "deleted", "stale", "not_found", "locked"]
 
 

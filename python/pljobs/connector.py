@@ -18,6 +18,7 @@ from psycopg.rows import TupleRow
 from pljobs import checks, connections, db, exceptions, pools, session
 from pljobs.answers import Call
 from pljobs.arguments import JsonDumps, JsonLoads
+from pljobs.pings import Notify, Pings, choice
 from pljobs.pools import OwnPool
 from pljobs.watching import Watches
 
@@ -38,6 +39,9 @@ class PsycopgConnector:
 
     `conninfo` is what libpq takes (a URL, or `key=value` pairs; empty: libpq's own environment variables).
     `min_size` and `max_size` are for each of the two pools, of which each is opened when it is first needed.
+    `notify`: how workers hear of a deferred job, "transaction": with its commit; "coalesced": right after it,
+    one message for many defers, from a thread with a connection of its own; "never": they poll. What is
+    deferred in a transaction of yours (`connection=`) is always told with its commit, unless "never".
     `json_dumps` and `json_loads` write and read arguments and results, instead of the json module's. Other
     keywords go to the pool (`timeout`, `max_lifetime`, `max_idle` ... in seconds) or, where the pool doesn't
     know them, to each connection. Every call is a short transaction of its own. Follows procrastinate's
@@ -53,6 +57,7 @@ class PsycopgConnector:
         min_size: int = 1,
         max_size: int | None = 10,
         kwargs: Mapping[str, object] | None = None,
+        notify: Notify = "transaction",
         **settings: object,
     ) -> None:
         refused = sorted(NOT_FOR_TWO_POOLS & set(settings))
@@ -80,6 +85,8 @@ class PsycopgConnector:
         others = {k: v for k, v in settings.items() if k not in POOL_SETTINGS}
         defaults = {"fallback_application_name": "pljobs", "client_encoding": "utf8"}
         self._kwargs: dict[str, Any] = {**defaults, **(kwargs or {}), **others, "autocommit": True}
+        self.notify = choice(notify)
+        self.pings = Pings(self)
         self.watches = Watches(self)
         self._sync = OwnPool[SyncPool]()
         self._async = OwnPool[AsyncPool]()
@@ -115,6 +122,7 @@ class PsycopgConnector:
 
     def close(self) -> None:
         """Close what `open()` opened; harmless when closed already."""
+        self.pings.close()
         with self._lock:
             self._drop_if_forked()
             pool = self._sync.forget()
@@ -145,6 +153,7 @@ class PsycopgConnector:
         self._drop_if_forked()
         pool = self._async.forget()
         self._loop = None
+        await asyncio.to_thread(self.pings.close)
         if pool is not None:
             await pool.close()
         if not self._sync.wanted:
@@ -163,6 +172,8 @@ class PsycopgConnector:
         self._conninfo = conninfo
         self._kwargs |= settings
         self._sync.wanted = self._alone = True
+        if self.notify == "coalesced":  # this process may end right after a defer
+            self.notify = "transaction"
 
     # One call
 

@@ -38,20 +38,24 @@ def run_end(context: JobContext, ended: Ended, *, delete_jobs: DeleteJobConditio
     error, job = ended.exception, context.job
     if job.id is None or job.run_id is None:
         raise ValueError(f"{job.call_string} is not a run: it has no id")
-    reason = context.abort_reason()
+    reason, progress = context.abort_reason(), context.reported_progress.take()
+    how = outcome(reason, error)
+    if error is None:
+        return RunEnd(
+            job_id=job.id,
+            run_id=job.run_id,
+            outcome=how,
+            result=ended.value,
+            delete_job=delete_jobs != DeleteJobCondition.NEVER,
+            progress=progress,
+        )
     end = RunEnd(
         job_id=job.id,
         run_id=job.run_id,
-        outcome=outcome(reason, error),
-        progress=context.reported_progress.take(),
-    )
-    if error is None:
-        delete = delete_jobs != DeleteJobCondition.NEVER
-        return dataclasses.replace(end, result=ended.value, delete_job=delete)
-    end = dataclasses.replace(
-        end,
+        outcome=how,
+        progress=progress,
         message=message(error),
-        error=None if end.outcome in {"aborted", "interrupted"} else trace(error),
+        error=None if how in {"aborted", "interrupted"} else trace(error),
         delete_job=delete_jobs == DeleteJobCondition.ALWAYS,
         sql_cancelled=sql_was_cancelled(error),
     )

@@ -8,6 +8,7 @@ import contextvars
 import functools
 import inspect
 import threading
+import types
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -149,6 +150,8 @@ class LocalRun(Run):
 
 
 def _is_awaitable(value: object) -> TypeGuard[Awaitable[object]]:
+    if value is None or type(value) is types.CoroutineType:  # nearly always; inspect takes longer to say it
+        return value is not None
     try:
         return inspect.isawaitable(value)
     except Exception:  # noqa: BLE001 - an object that can't even be looked at
@@ -157,6 +160,8 @@ def _is_awaitable(value: object) -> TypeGuard[Awaitable[object]]:
 
 def is_async(function: Callable[..., object]) -> bool:
     """Say whether calling this only makes a coroutine, so that it may be called in the event loop."""
+    if isinstance(function, types.FunctionType) and function.__code__.co_flags & inspect.CO_COROUTINE:
+        return True
     while isinstance(function, functools.partial):
         function = function.func
     # An object's __call__ may be a coroutine function, too.

@@ -17,6 +17,8 @@ from pljobs.link import Link
 logger = logging.getLogger(__name__)
 
 BATCH = 100
+# More are waiting only where the database is slow: then no more jobs should be started.
+BACKLOG = 500
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 5.0
 
 # Called with the status that was written, or None where it could not be told before the worker had to give
@@ -29,6 +31,7 @@ class _Pending:
     end: RunEnd
     on_answer: OnAnswer
     pause: float = FIRST_PAUSE
+    is_late: bool = False
 
 
 class Finisher:
@@ -44,6 +47,7 @@ class Finisher:
         self._dumps = dumps
         self._queue: deque[_Pending] = deque()
         self._unanswered = 0
+        self._late = 0
         self._wake = asyncio.Event()
         self._closing = False
         self._give_up_at: float | None = None
@@ -52,6 +56,10 @@ class Finisher:
         """Queue the end of a run; `on_answer` is called with the status written."""
         self._unanswered += 1
         self._put(_Pending(end, on_answer))
+
+    def held(self) -> int:
+        """Return how many runs have ended and should keep their slots: their end could not be written yet."""
+        return self._late + max(0, len(self._queue) - BACKLOG)
 
     def close(self, *, patience: float) -> None:
         """Let `run` end once all is answered, or after `patience` seconds."""
@@ -130,11 +138,14 @@ class Finisher:
                 )  # fmt: skip
                 self._answer(pending, None)
                 continue
+            self._late += not pending.is_late
+            pending.is_late = True
             loop.call_later(pending.pause, self._put, pending)
             pending.pause = min(pending.pause * 2, LONGEST_PAUSE)
 
     def _answer(self, pending: _Pending, status: str | None) -> None:
         self._unanswered -= 1
+        self._late -= pending.is_late
         self._wake.set()
         # Not from here: what it raises is not this loop's.
         asyncio.get_running_loop().call_soon(pending.on_answer, status)

@@ -35,8 +35,12 @@ MAX_PROGRESS_MESSAGE = 200
 class Latest(Generic[T]):
     """Hold what was noted last, for the next heartbeat to take along, once; for any thread."""
 
+    __slots__ = ("_value",)
+    # One for all: it is held for a moment only, and a job has two of these. Reentrant, for the garbage
+    # collector may call what reports progress.
+    _lock = threading.RLock()
+
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._value: T | None = None
 
     def set(self, value: T) -> None:
@@ -46,6 +50,8 @@ class Latest(Generic[T]):
 
     def take(self) -> T | None:
         """Return what was noted last if it has not been taken before."""
+        if self._value is None:
+            return None
         with self._lock:
             taken, self._value = self._value, None
             return taken

@@ -12,6 +12,8 @@ DEFAULT_PRIORITY = 0
 
 def in_one_line(text: str) -> str:
     """Return text that somebody else wrote so that it can't look like a log line of its own."""
+    if text.isprintable():
+        return text
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
     )

@@ -37,7 +37,7 @@ class LoopLag:
         lag = self.blocked_for()
         if lag > self._warn_at:
             self._warn_at = 2 * lag
-            running = sorted({run.job.call_string for run in runs if run is not None and not run.ended})
+            running = sorted({run.job.call_string for run in runs if run and not (run.ended or run.waiting)})
             logger.warning(
                 "The event loop of worker %s has been blocked for %.1f s: an async task does not let go of it"
                 " (running: %s)",

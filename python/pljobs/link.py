@@ -1,4 +1,4 @@
-"""The worker's connection for fetch, finish and maintenance: reopened when it breaks, never hanging."""
+"""A connection of the worker's, for fetches or for all else: reopened when it breaks, never hanging."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ KEEPALIVES: dict[str, object] = {
 }
 # A call that takes longer means a peer that is frozen, which keepalives don't notice.
 DEADLINE = 15.0
-PART = "work"
 
 
 def cut(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
@@ -50,9 +49,10 @@ def cut(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
 class Link:
     """Execute calls one at a time, each in a short transaction of its own; reconnect when it must."""
 
-    def __init__(self, connector: PsycopgConnector, outage: Outage) -> None:
+    def __init__(self, connector: PsycopgConnector, outage: Outage, *, part: str = "work") -> None:
         self._connector = connector
         self._outage = outage
+        self._part = part
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._doubted = False
         self._lock = asyncio.Lock()
@@ -72,7 +72,7 @@ class Link:
             except DatabaseUnavailable as error:
                 # A read-only one, too: another of the addresses may be the primary's by now.
                 await self._drop()
-                self._outage.met(PART, error)
+                self._outage.met(self._part, error)
                 raise
 
     def doubt(self) -> None:
@@ -97,7 +97,7 @@ class Link:
             except BaseException:
                 await self._drop()
                 raise
-            self._outage.over(PART)
+            self._outage.over(self._part)
         return self._conn
 
     async def _drop(self) -> None:

@@ -38,7 +38,8 @@ class JobLogFilter(logging.Filter):
 
 def started(job: Job) -> None:
     """Say that a job starts."""
-    logger.info("Job %s starts", job.call_string, extra=job.log_context())
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("Job %s starts", job.call_string, extra=job.log_context())
 
 
 def refused(job: Job, why: str) -> None:
@@ -105,6 +106,9 @@ def ended(job: Job, end: RunEnd, error: BaseException | None, asked: AbortReason
 
 def recorded(job: Job, end: RunEnd, status: str | None) -> None:
     """Say what the database wrote."""
+    plainly = status == end.outcome == "succeeded"
+    if plainly and not logger.isEnabledFor(logging.INFO):
+        return
     extra = {**job.log_context(), "status": status}
     if status in {"stale", "not_found"}:
         logger.warning(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-CONTRACT = 2
+CONTRACT = 3
 """Which SQL functions this driver's worker calls, as a number: see docs/sql-contract.md, Versions."""
 
 

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 
 from pljobs import logs
 from pljobs.aborting import AbortRequest
-from pljobs.answers import Observation, RunEnd, Verdict
+from pljobs.answers import Observation, Outcome, RunEnd, Verdict
 from pljobs.endings import Ended
+from pljobs.exceptions import JobAborted
 from pljobs.job_context import JobContext
 from pljobs.jobs import AbortReason
 
@@ -43,6 +44,8 @@ class Run(ABC):
         self.level = 0
         self.swallowed = False
         self.ended = False
+        # Fetched, and not started: there is no slot for it yet.
+        self.waiting = False
         # When to ask the database about this run, in seconds of time.monotonic(): its timeout, or the next
         # level of its abort.
         self.look_at: float | None = None
@@ -65,6 +68,9 @@ class Run(ABC):
         if self.request is None and verdict is not None:
             self.request = verdict
             logs.asked_to_stop(self.job, verdict)
+        if self.waiting:
+            self.end_unstarted()
+            return
         self._stop(reason)
         level = max(level, 0 if verdict is None else verdict.level)
         if level > self.level:
@@ -110,6 +116,14 @@ class Run(ABC):
             self.ended = True
             self._on_end(self, ended)
 
+    def end_unstarted(self) -> None:
+        """End what should stop, and has not started, as if it had stopped at once."""
+        self.finish(Ended(exception=JobAborted()))
+
+    def give_back(self) -> None:
+        """End what has not started, and is not going to here."""
+        self.finish(self._end("unstarted", "given back: it had not started"))
+
     @abstractmethod
     def _stop(self, reason: AbortReason) -> None:
         """Tell the task that its flag is up; called again and again."""
@@ -128,12 +142,15 @@ class Run(ABC):
 
     def abandoned(self) -> RunEnd:
         """Return the end of a run that is given up; for any thread."""
+        return self._end("abandoned", "abandoned: it could not be stopped, and its code may still run")
+
+    def _end(self, outcome: Outcome, message: str) -> RunEnd:
         if self.job.id is None or self.job.run_id is None:
             raise ValueError(f"{self.job.call_string} is not a run: it has no id")
         return RunEnd(
             job_id=self.job.id,
             run_id=self.job.run_id,
-            outcome="abandoned",
-            message="abandoned: it could not be stopped, and its code may still run",
+            outcome=outcome,
+            message=message,
             progress=self.context.reported_progress.take(),
         )

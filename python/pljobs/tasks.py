@@ -111,7 +111,7 @@ class JobDeferrer:
         batches: list[Call[list[int]]] = []
         encoded: list[str] = []
         size = 0
-        parent = self._parent
+        parent, notify = self._parent, self._notify()
         if parent == "current":
             inside = current_context()
             parent = None if inside is None else inside.job.id
@@ -123,15 +123,22 @@ class JobDeferrer:
             encoded.append(calls.encode_job(job, self._connector.json_dumps, idempotency_key=self._key))
             size += len(encoded[-1])
             if len(encoded) == BATCH_JOBS or size >= BATCH_CHARACTERS:
-                batches.append(calls.defer_encoded(encoded, version=version))
+                batches.append(calls.defer_encoded(encoded, version=version, notify=notify))
                 encoded, size = [], 0
         if self._key is not None and (batches or len(encoded) > 1):
             raise InvalidJob(f"idempotency_key {self._key!a} stands for one job, not for a batch")
         if encoded:
-            batches.append(calls.defer_encoded(encoded, version=version))
+            batches.append(calls.defer_encoded(encoded, version=version, notify=notify))
         return batches
 
+    def _notify(self) -> bool:
+        """Say whether the transaction itself should notify: when one of the caller's commits is not known."""
+        how = self._connector.notify
+        return how == "transaction" or (how == "coalesced" and self._connection is not None)
+
     def _deferred(self, answers: Sequence[Sequence[int]]) -> list[int]:
+        if answers and self._connector.notify == "coalesced" and self._connection is None:
+            self._connector.pings.ping(self.job)
         ids = [job_id for answer in answers for job_id in answer]
         for job_id in ids if logger.isEnabledFor(logging.DEBUG) else ():
             job = self.job.evolve(id=job_id)

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from pljobs import calls, checks, logs
+from pljobs import checks, logs
 from pljobs.answers import RunEnd
 from pljobs.control import Control, reason_of
 from pljobs.endings import Ended
-from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered, WorkerTainted
+from pljobs.exceptions import WorkerTainted
+from pljobs.fetching import Fetcher
 from pljobs.finisher import Finisher
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
-from pljobs.lease import LeaseWatch, in_time, registration
+from pljobs.lease import LeaseWatch, registration
 from pljobs.link import Link
 from pljobs.maintenance import Maintenance, Retention
 from pljobs.outage import Outage, until_writable
-from pljobs.pace import Pace
 from pljobs.run import Run
 from pljobs.signals import Interrupter, stop_on_signals
 from pljobs.starting import Starter, Unfit
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FETCH_AT_MOST = 1000
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 REMIND_EVERY = 10.0
 
 
@@ -108,8 +106,13 @@ class Worker:
         self._given_up: list[str] = []
         self._over = asyncio.Event()  # no task: a body may cancel every task there is
         self._look = asyncio.Event()
-        self._pace = Pace(self._look.set)
         self._drained = asyncio.Event()
+        self._outage = Outage(f"Worker {self.name}")
+        self._link = Link(app.connector, self._outage)
+        self._finisher = Finisher(self._link, dumps=app.connector.json_dumps)
+        # On a line of its own: an end is never held up by a fetch, however long that takes.
+        self._fetch_link = Link(app.connector, self._outage, part="fetch")
+        self._fetcher = Fetcher(self, self._fetch_link, held=self._finisher.held)
 
     async def run(self) -> None:
         """Run until `stop()`, a signal, or (with wait=False) until no job is left.
@@ -133,7 +136,7 @@ class Worker:
                     self.abort()
         if not main.done():
             # Every second counts: somebody else may start its jobs.
-            logger.critical("Worker %s leaves at once", self.worker_id, extra=self._ids())
+            logger.critical("Worker %s leaves at once", self.worker_id, extra=self.ids())
         else:
             await main
         if self._given_up:
@@ -150,24 +153,25 @@ class Worker:
             self.abort()
             return
         who = self.worker_id or self.name
-        logger.info("Worker %s stops, with %s jobs", who, len(self._runs), extra=self._ids())
+        logger.info("Worker %s stops, with %s jobs", who, len(self._runs), extra=self.ids())
         self._stopping.set()
-        self._look.set()
+        self._wake()
 
     def abort(self) -> None:
         """Stop, and ask the running jobs to abort; they will run again."""
         self._stopping.set()
-        self._look.set()
+        self._wake()
         if not self._aborting:
             self._aborting = True
             for run in list(self._runs.values()):
                 if run is not None:
                     run.abort(AbortReason.SHUTDOWN)
 
+    def _wake(self) -> None:
+        self._look.set()
+        self._fetcher.wake()
+
     async def _main(self) -> None:
-        self._outage = Outage(f"Worker {self.name}")
-        self._link = Link(self.app.connector, self._outage)
-        self._finisher = Finisher(self._link, dumps=self.app.connector.json_dumps)
         self._starter = Starter(self, on_end=self._ended)
         try:
             self._starter.open()
@@ -183,16 +187,17 @@ class Worker:
         finally:
             await self._starter.close()
             await self._link.close()
+            await self._fetch_link.close()
 
     async def _work(self, worker_id: int, interrupter: Interrupter) -> None:
-        logger.info("Worker %s (%s) started", worker_id, self.name, extra=self._ids())
+        logger.info("Worker %s (%s) started", worker_id, self.name, extra=self.ids())
         self._control = Control(
             self.app.connector,
             worker_id=worker_id,
             register_again=registration(self, worker_id),
             queues=self.queues,
             runs=self._runs,
-            on_todo=self._pace.ask,
+            on_todo=self._fetcher.ask,
             listen=self.listen_notify,
             heartbeat_interval=self.heartbeat_interval,
             abort_interval=self.abort_interval,
@@ -218,76 +223,63 @@ class Worker:
                     group.create_task(self._finisher.run(), name="pljobs finisher")
                     group.create_task(self._drain(), name="pljobs drain")
             await self._control.stop()
-        logger.info("Worker %s stopped", self.worker_id, extra=self._ids())
+        logger.info("Worker %s stopped", self.worker_id, extra=self.ids())
 
     async def _fetch_then_drain(self, worker_id: int) -> None:
-        pause = FIRST_PAUSE
-        while not self._stopping.is_set():
-            try:
-                await self._fetch(worker_id)
-                pause = FIRST_PAUSE
-            except PljobsException as error:
-                # The control thread registers again; that the database is away was said.
-                if not isinstance(error, DatabaseUnavailable):
-                    logger.warning("Worker %s can't fetch jobs: %s", self.worker_id, error, extra=self._ids())
-                if isinstance(error, WorkerNotRegistered):
-                    self._control.look_now()
-                await self._sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
-            except Exception:
-                logger.exception("Worker %s can't fetch jobs", self.worker_id, extra=self._ids())
-                await self._sleep(LONGEST_PAUSE)
+        await self._fetcher.run(worker_id, register_again=self._control.look_now)
         await self._drain()
         self._drained.set()
 
-    async def _fetch(self, worker_id: int) -> None:
-        self._look.clear()
-        self._pace.looks()
-        free = 0 if self._lease.running_out else min(self.concurrency - len(self._runs), FETCH_AT_MOST)
-        jobs: list[Job] = []
-        if free > 0:
-            call = calls.fetch_jobs(
-                worker_id,
-                max_jobs=free,
-                queues=self.queues,
-                tasks=list(self.app.tasks) if self.unknown_tasks == "leave" else None,
-                loads=self.app.connector.json_loads,
-            )
-            jobs = await in_time(self._link.execute(call), self.stalled_timeout)
-            for job in jobs:
-                self._start(job)
-            if jobs:
-                self._pace.found()
-                self._control.runs_changed()
-            elif not self.wait and not self._runs:
-                self.stop()
-        if not jobs or len(jobs) < free or free <= 0:
-            await self._sleep(self.polling_interval)
-
     async def _sleep(self, seconds: float) -> None:
-        """Wait for something to look at (a new job, a free slot, the stop), at most `seconds`."""
+        """Wait for something to look at (an end, the stop), at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._look.wait()
 
-    def _start(self, job: Job) -> None:
+    # For the fetcher
+
+    @property
+    def stopping(self) -> bool:
+        """Say whether nothing should be fetched any more."""
+        return self._stopping.is_set()
+
+    @property
+    def may_start(self) -> bool:
+        """Say whether jobs may be started now."""
+        return not self._stopping.is_set() and not self._lease.running_out
+
+    @property
+    def is_busy(self) -> bool:
+        """Say whether there are runs whose end is not known to be recorded."""
+        return bool(self._runs)
+
+    def accept(self, jobs: Sequence[Job]) -> list[Run]:
+        """Return the runs of jobs that were fetched, from now on listed in the heartbeats."""
+        was_idle = not self._runs
+        runs = [run for job in jobs if (run := self._accept(job)) is not None]
+        if was_idle or any(run.look_at is not None for run in runs):
+            self._control.runs_changed()  # it has to look more often now, or at that time
+        return runs
+
+    def _accept(self, job: Job) -> Run | None:
         if job.run_id is None:
             raise ValueError(f"{job.call_string} is not a run")
         try:
-            run = self._starter.make(job, worker_id=self.worker_id)
+            run = self._runs[job.run_id] = self._starter.make(job, worker_id=self.worker_id)
         except Unfit as unfit:
             self._refuse(job, job.run_id, str(unfit))
-            return
-        self._runs[job.run_id] = run
-        try:
-            logs.started(job)
-            run.start()
-        except Exception as error:  # noqa: BLE001 - no thread to be had, an application's log filter
-            run.finish(Ended(exception=error))
-        if (request := self._control.early_verdict(job.run_id)) is not None:
-            run.abort(reason_of(request), request)
-        if self._aborting:
-            run.abort(AbortReason.SHUTDOWN)
+            return None
+        return run
+
+    def accepted(self, runs: Sequence[Run]) -> None:
+        """Pass on to what was fetched whatever was said before."""
+        for run in runs:
+            if run.job.run_id is not None and (request := self._control.early_verdict(run.job.run_id)):
+                run.abort(reason_of(request), request)
+            if self._aborting:
+                run.abort(AbortReason.SHUTDOWN)
+
+    # Ends
 
     def _refuse(self, job: Job, run_id: int, message: str) -> None:
         logs.refused(job, message)
@@ -299,16 +291,21 @@ class Worker:
         # First the report, then the log: an application's log may raise, and the job must end all the same.
         end, error = self._starter.end_of(run, ended)
         self._finisher.report(end, partial(self._reported, run.job, end))
-        self._look.set()
         if end.outcome == "abandoned":
             self._given_up.append(run.job.call_string)
             if not self._stopping.is_set():  # a second stop would abort the others
                 self.stop()
-        logs.ended(run.job, end, error, run.context.abort_reason())
+        try:
+            logs.ended(run.job, end, error, run.context.abort_reason())
+        finally:
+            self._fetcher.ended(run)
+            self._look.set()
 
     def _reported(self, job: Job, end: RunEnd, status: str | None) -> None:
         self._runs.pop(end.run_id, None)
         self._look.set()
+        # It may have made room for another: the next of its lane.
+        self._fetcher.look()
         logs.recorded(job, end, status)
 
     async def _drain(self) -> None:
@@ -322,7 +319,7 @@ class Worker:
                 self.abort()
             if loop.time() >= remind_at:
                 names = ", ".join(sorted(run.job.call_string for run in running))
-                logger.warning("Worker %s still waits for: %s", self.worker_id, names, extra=self._ids())
+                logger.warning("Worker %s still waits for: %s", self.worker_id, names, extra=self.ids())
                 remind_at = loop.time() + REMIND_EVERY
             wake_at = remind_at if abort_at is None or self._aborting else min(abort_at, remind_at)
             self._look.clear()
@@ -336,6 +333,7 @@ class Worker:
         while not self._drained.is_set():
             if self._control.cut_if_frozen():
                 self._link.doubt()
+                self._fetch_link.doubt()
             if self.stop_without_database:
                 self._lease.look(self._control.renewed_at)
             await self._lease.wait(self._drained)
@@ -346,5 +344,6 @@ class Worker:
         self._given_up.append(run.job.call_string)
         self._over.set()
 
-    def _ids(self) -> dict[str, object]:
+    def ids(self) -> dict[str, object]:
+        """Return what a log record may say of this worker."""
         return {"worker_id": self.worker_id, "worker_name": self.name}

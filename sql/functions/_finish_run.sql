@@ -49,7 +49,7 @@ BEGIN
     IF v_request.source IN ('user', 'tree') AND v_outcome NOT IN ('succeeded', 'failed') THEN
         RETURN pljobs._abort_job(
             _finish_run.job_id, v_job.request_id,
-            CASE v_outcome WHEN 'interrupted' THEN 'aborted' ELSE v_outcome END,
+            CASE WHEN v_outcome IN ('interrupted', 'unstarted') THEN 'aborted' ELSE v_outcome END,
             coalesce(v_message, v_request.reason), _finish_run.error, _finish_run.run_id);
     ELSIF v_job.request_id IS NOT NULL THEN
         PERFORM pljobs._resolve_request(v_job.request_id, CASE v_outcome
@@ -65,8 +65,10 @@ BEGIN
         v_message := concat_ws(': ', 'cancelled from inside, nobody asked', v_message);
     END IF;
 
-    IF v_outcome = 'interrupted' THEN
-        PERFORM pljobs._requeue_job(_finish_run.job_id, 'interrupted', v_message, _finish_run.error,
+    IF v_outcome IN ('interrupted', 'unstarted') THEN
+        PERFORM pljobs._requeue_job(_finish_run.job_id,
+                                    CASE v_outcome WHEN 'unstarted' THEN 'given_back' ELSE v_outcome END,
+                                    v_message, _finish_run.error,
                                     charged => v_job.request_id IS NOT NULL, crashes => v_job.crashes,
                                     ended_run_id => _finish_run.run_id);
         RETURN 'todo';

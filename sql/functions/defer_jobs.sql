@@ -47,7 +47,8 @@ AS $$
 -- place and what is wrong with it; PJ001 if a waiting job holds the queueing lock, or two of the call ask for
 -- one; PJ007 if the tree of a parent was cancelled; PJ010 for a queue that the caller's role may not defer
 -- to. Locks nothing; waits only for a transaction that is inserting the same queueing lock.
--- Notifies pljobs_todo, one message a queue, unless notify is false or the jobs can't run yet.
+-- Notifies pljobs_todo, one message a queue, unless notify is false or the jobs can't run within a minute: a
+-- worker that sleeps until later has to hear of what is due before.
 DECLARE
     -- What every client can read.
     c_earliest CONSTANT timestamptz := timestamptz '0001-01-02 00:00+00';
@@ -175,10 +176,12 @@ BEGIN
          -- In order of queueing lock: two calls that ask for the same ones must not wait for each other.
          ORDER BY g.queueing_lock, g.ord
         ON CONFLICT DO NOTHING
-        RETURNING id, queue, waiting_for, parent_id
+        RETURNING id, queue, waiting_for, scheduled_at, parent_id
     )
     SELECT coalesce(array_agg(a.id ORDER BY a.id), '{}'),
-           array_agg(DISTINCT a.queue) FILTER (WHERE a.waiting_for IS NULL OR a.waiting_for = 'turn'),
+           array_agg(DISTINCT a.queue) FILTER (
+               WHERE a.waiting_for IS NULL OR a.waiting_for = 'turn'
+                  OR a.waiting_for = 'schedule' AND a.scheduled_at < v_now + interval '1 min'),
            array_agg(DISTINCT a.parent_id) FILTER (WHERE a.parent_id IS NOT NULL)
       INTO v_ids, v_queues, v_parents FROM added AS a;
 

@@ -17,6 +17,7 @@ AS $$
 --   abandoned (its code may still run)  -> asked: aborted; nobody asked: failed, never retried. The worker is
 --                              tainted: it is given no more jobs
 --   interrupted (shutdown)  -> todo at once, attempt not charged; asked: aborted
+--   unstarted (given back before its body began)  -> as interrupted, and its start_by stays
 -- Where it was its timeout that asked, and nobody else: failed, aborted and killed -> failed, or todo as for
 -- failed, 'timeout' (failed: 'failed_first'); interrupted -> todo, attempt charged; abandoned -> failed.
 -- sql_cancelled: it failed because a statement was cancelled; if its request cancelled one, that is
@@ -107,12 +108,12 @@ BEGIN
                       (SELECT j.queueing_lock FROM pljobs.job AS j WHERE j.id = x.job_id), x.job_id
         LOOP
             IF v_run.outcome IS NULL OR v_run.outcome NOT IN (
-                   'succeeded', 'failed', 'aborted', 'killed', 'abandoned', 'interrupted')
+                   'succeeded', 'failed', 'aborted', 'killed', 'abandoned', 'interrupted', 'unstarted')
                OR char_length(v_run.retry_queue) NOT BETWEEN 1 AND 255
                OR char_length(v_run.retry_lock) NOT BETWEEN 1 AND 255 THEN
                 RAISE EXCEPTION 'job %, run %: the outcome must be succeeded, failed, aborted, killed, '
-                                'abandoned or interrupted, and the queue and lock of a retry have 1 to 255 '
-                                'characters',
+                                'abandoned, interrupted or unstarted, and the queue and lock of a retry have '
+                                '1 to 255 characters',
                     v_run.job_id, v_run.run_id USING ERRCODE = 'PJ004', HINT = 'Nothing was changed.';
             END IF;
             job_id := v_run.job_id;

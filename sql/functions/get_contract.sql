@@ -4,11 +4,12 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- Which release of pljobs this schema is, and which contracts workers may speak with it. A contract is a
 -- number for the set of functions that a worker calls: 1 since 0.1.0; 2, with register_worker_v2, since
--- 0.2.0. Where this function does not exist, it is 0.1.0. Locks nothing, notifies nobody.
+-- 0.2.0; 3, with next_fetch_v1, prune_jobs_v2 and the outcome 'unstarted', since 0.3.0. Where this
+-- function does not exist, it is 0.1.0. Locks nothing, notifies nobody.
 BEGIN
-    release := '0.2.0';
+    release := '0.3.0';
     oldest := 1;
-    newest := 2;
+    newest := 3;
 END
 $$;
 COMMENT ON FUNCTION pljobs.get_contract_v1()

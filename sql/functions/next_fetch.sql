@@ -1,0 +1,47 @@
+CREATE OR REPLACE FUNCTION pljobs.next_fetch_v1(
+    worker_id bigint, queues text[] DEFAULT NULL, tasks text[] DEFAULT NULL
+) RETURNS interval
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+SET enable_sort = off
+SET enable_bitmapscan = off
+AS $$
+-- How long until a fetch with these arguments may find something that it doesn't find now: until the next
+-- job is due, of `queues` and `tasks` (null: all), that waits for its schedule; or until a rate that is used
+-- up lets the next one start. Zero or less is 'now'; null:
+-- nothing is known, or the worker gets nothing (not registered, tainted). A hint, after which to fetch once
+-- more, besides polling: where the next hundred are for others, it says when the last of them is due; and
+-- that job may be gone by then. Changes, locks and notifies nothing.
+DECLARE
+    c_looked_at CONSTANT integer := 100;
+    v_at timestamptz;
+    v_token_at timestamptz;
+BEGIN
+    SELECT coalesce(min(s.scheduled_at) FILTER (
+               WHERE (next_fetch_v1.queues IS NULL OR s.queue = ANY (next_fetch_v1.queues))
+                 AND (next_fetch_v1.tasks IS NULL OR s.task = ANY (next_fetch_v1.tasks))),
+               CASE WHEN count(*) = c_looked_at THEN max(s.scheduled_at) END) INTO v_at
+      FROM (SELECT j.scheduled_at, j.queue, j.task FROM pljobs.job AS j
+             WHERE j.status = 'todo' AND j.waiting_for = 'schedule'
+               AND EXISTS (SELECT FROM pljobs.worker AS w
+                            WHERE w.id = next_fetch_v1.worker_id AND w.stopped_at IS NULL
+                              AND w.tainted_at IS NULL)
+             ORDER BY j.scheduled_at LIMIT c_looked_at) AS s;
+    IF EXISTS (SELECT FROM pljobs.throttle) THEN
+        SELECT min(n.at) INTO v_token_at
+          FROM (SELECT b.full_at - (t.burst - 1) * (t.period / t.rate) AS at
+                  FROM pljobs.throttle AS t
+                  JOIN pljobs.bucket AS b ON b.scope = t.scope AND b.name = t.name AND b.set_at = t.set_at
+                 WHERE t.rate IS NOT NULL
+                   AND CASE t.scope WHEN 'task' THEN (t.name = ANY (next_fetch_v1.tasks)) IS NOT FALSE
+                                    ELSE (t.name = ANY (next_fetch_v1.queues)) IS NOT FALSE END) AS n
+         WHERE n.at > clock_timestamp();
+    END IF;
+    RETURN least(v_at, v_token_at) - clock_timestamp();
+END
+$$;
+COMMENT ON FUNCTION pljobs.next_fetch_v1(bigint, text[], text[])
+    IS 'How long until a fetch may find something that it does not find now. Driver contract, version 1.';

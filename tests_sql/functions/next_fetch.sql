@@ -1,0 +1,43 @@
+BEGIN;
+\ir ../lib/fixtures.sql
+SELECT * FROM no_plan();
+
+-- All that is scheduled by now is far away.
+UPDATE pljobs.job SET scheduled_at = clock_timestamp() + interval '100 years' WHERE waiting_for = 'schedule';
+SELECT a_worker() AS worker, a_name('queue') AS q \gset
+SELECT a_todo_job() \g /dev/null
+SELECT ok(coalesce(pljobs.next_fetch_v1(:worker) > interval '90 years', true), 'what can run now is nothing to wait for');
+SELECT a_todo_job(scheduled_at => clock_timestamp() + interval '2 h', queue => :'q', task => 'late') AS late \gset
+SELECT a_todo_job(scheduled_at => clock_timestamp() + interval '1 h', task => 'early') AS early \gset
+SELECT ok(pljobs.next_fetch_v1(:worker) BETWEEN interval '59 min' AND interval '1 h', 'the first scheduled job counts');
+SELECT ok(pljobs.next_fetch_v1(:worker, ARRAY[:'q']) BETWEEN interval '119 min' AND interval '2 h', 'of the queues');
+SELECT ok(pljobs.next_fetch_v1(:worker, NULL, '{other,late}') BETWEEN interval '119 min' AND interval '2 h', 'and tasks');
+SELECT ok(coalesce(pljobs.next_fetch_v1(:worker, ARRAY[:'q'], '{early}') > interval '90 years', true), 'both must be right');
+SELECT ok(coalesce(pljobs.next_fetch_v1(:worker, '{}') > interval '90 years', true), 'no queues, nothing');
+SELECT is(pljobs.next_fetch_v1(NULL), NULL, 'nobody gets nothing');
+SELECT is(pljobs.next_fetch_v1(-1), NULL, 'nor does who is not registered');
+SELECT count(a_todo_job(scheduled_at => clock_timestamp() + interval '30 min' + n * interval '1 s', task => 'other')) FROM generate_series(1, 100) AS n \g /dev/null
+SELECT ok(pljobs.next_fetch_v1(:worker, ARRAY[:'q']) BETWEEN interval '30 min' AND interval '32 min', 'where the next hundred are others'', after those');
+SELECT a_worker() AS stopped \gset
+SELECT pljobs.unregister_worker_v1(:stopped) \g /dev/null
+SELECT is(pljobs.next_fetch_v1(:stopped), NULL, 'a worker that has stopped gets nothing');
+UPDATE pljobs.job SET scheduled_at = scheduled_at - interval '90 min' WHERE waiting_for = 'schedule' AND task IN ('early', 'late', 'other');
+SELECT ok(pljobs.next_fetch_v1(:worker) < interval '0', 'what is due already is now');
+UPDATE pljobs.job SET waiting_for = NULL WHERE waiting_for = 'schedule';
+SELECT is(pljobs.next_fetch_v1(:worker), NULL, 'where nothing is scheduled nothing is known');
+
+-- A rate that is used up.
+SELECT a_name('queue') AS q, a_name('task') AS t \gset
+SELECT a_todo_job(queue => :'q', task => :'t'), a_todo_job(queue => :'q', task => :'t'), pljobs.throttle_queue(:'q', rate => 2, period => '1 h', burst => 1) \g /dev/null
+SELECT is(pljobs.next_fetch_v1(:worker, ARRAY[:'q']), NULL, 'a rate that is not used says nothing');
+SELECT count(*) FROM pljobs.fetch_jobs_v1(:worker, 2, ARRAY[:'q']) \g /dev/null
+SELECT ok(pljobs.next_fetch_v1(:worker, ARRAY[:'q']) BETWEEN interval '29 min' AND interval '30 min', 'one that is used up says when the next may start');
+SELECT is(pljobs.next_fetch_v1(:worker, ARRAY['another']), NULL, 'but to others');
+SELECT a_todo_job(queue => :'q', task => :'t', scheduled_at => clock_timestamp() + interval '10 min') \g /dev/null
+SELECT ok(pljobs.next_fetch_v1(:worker, ARRAY[:'q']) < interval '10 min', 'whichever comes first');
+SELECT pljobs.throttle_task(:'t', rate => 12, period => '1 h', burst => 1), pljobs.throttle_queue(:'q') \g /dev/null
+SELECT count(*) FROM pljobs.fetch_jobs_v1(:worker, 2, ARRAY[:'q']) \g /dev/null
+SELECT ok(pljobs.next_fetch_v1(:worker, ARRAY[:'q'], ARRAY[:'t']) < interval '5 min', 'a task''s rate, too');
+
+SELECT * FROM finish();
+ROLLBACK;
