@@ -88,6 +88,7 @@
 \ir functions/check_install.sql
 
 -- Tables, sequences, indexes. Released migrations are frozen.
+\ir locks.sql
 \ir migrations/0001_expand_core.sql
 \ir migrations/0002_expand_roles.sql
 \ir migrations/0003_expand_idempotency.sql

@@ -237,3 +237,21 @@ END
 $$;
 COMMENT ON FUNCTION pljobs._refuse_old_workers(integer)
     IS 'Raises PJ009 while workers of an older contract are alive.';
+
+-- 0003 moves grants from defer_job's first form to its second, which is no more: 0005 moves them on to the
+-- third. Where 0003 is still to be run, the second one is there for as long as that takes.
+DO $$
+BEGIN
+    IF to_regprocedure('pljobs.defer_job(text, jsonb, text, integer, text, text, timestamptz, timestamptz, '
+                       'interval, interval, text, bigint)') IS NOT NULL
+       AND NOT EXISTS (SELECT FROM pljobs.migration AS m WHERE m.name = '0003_expand_idempotency') THEN
+        CREATE OR REPLACE FUNCTION pljobs.defer_job(
+            text, jsonb, text, integer, text, text, timestamptz, timestamptz, interval, interval, text,
+            bigint, text
+        ) RETURNS bigint
+        LANGUAGE plpgsql VOLATILE
+        SET search_path = pg_catalog, pg_temp
+        AS 'BEGIN RETURN NULL::bigint; END';
+    END IF;
+END
+$$;

@@ -101,7 +101,7 @@ def test_storage_settings_that_a_dba_makes_after_the_upgrade_stay(
 # It has a parameter more than in the first release, so it is another function (as prune_jobs is).
 DEFER_JOB = (
     "pljobs.defer_job(text,jsonb,text,integer,text,text,timestamptz,timestamptz,interval,interval,text,bigint,"
-    "text)"
+    "text,text)"
 )
 
 

@@ -106,7 +106,7 @@ def test_a_supervisor_starts_them_again_until_somebody_has_migrated(
     try:
         wait_until(lambda: "run `pljobs migrate`" in log.read_text(), DEADLINE, "they refuse")
         upgrade(server, old_scene_url)
-        alive = "SELECT count(*) FROM pljobs.workers WHERE state = 'alive' AND contract = 2"
+        alive = "SELECT count(*) FROM pljobs.workers WHERE state = 'alive' AND contract = 3"
         wait_until(lambda: superuser.execute(alive).fetchone() == (2,), DEADLINE, "they work")
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(DEADLINE) == 0
@@ -150,7 +150,7 @@ def test_an_old_worker_works_on_the_new_schema(
 
 
 def test_the_release_between_is_upgraded_while_its_worker_works(
-    server: Server, old_template: str, superuser: psycopg.Connection, tmp_path: Path
+    server: Server, old_template: str, tmp_path: Path
 ) -> None:
     with zipfile.ZipFile(HERE / "releases" / "pljobs-0.2.0-py3-none-any.whl") as wheel:
         wheel.extractall(tmp_path / "wheel")
@@ -164,6 +164,9 @@ def test_the_release_between_is_upgraded_while_its_worker_works(
             psycopg.connect(url, autocommit=True) as conn,
             release.worker(login(url, "upgrade_worker"), tmp_path, "between", **HASTY) as worker,
         ):
+            with psycopg.connect(login(url, "postgres"), autocommit=True) as superuser:
+                superuser.execute(SIDE_TABLE)
+                superuser.execute("GRANT ALL ON public.side TO PUBLIC")
             conn.execute(SCENE)
             upgrade(server, url)
             assert conn.execute("SELECT * FROM pljobs.check_install()").fetchall() == []

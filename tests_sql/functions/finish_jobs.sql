@@ -60,7 +60,7 @@ SELECT is(finish_run(:job_id, :run_id, 'interrupted'), 'todo', 'a run that a shu
 SELECT results_eq(format('SELECT attempts, waiting_for FROM pljobs.job WHERE id = %s', :job_id), 'VALUES (0, NULL::text)', 'at once, and is not charged');
 SELECT is(finish_run(:job_id, :run_id, 'interrupted'), 'todo', 'a replayed interruption is answered again');
 SELECT pljobs.defer_job('t', queue => a_name('queue'), start_by => '9999-01-01 00:00+00') AS job_id \gset
-SELECT start_job(:job_id) AS run_id \gset
+SELECT start_job(:job_id, a_worker()) AS run_id \gset
 SELECT is(finish_run(:job_id, :run_id, 'unstarted'), 'todo', 'a run that never began goes back');
 SELECT is(finish_run(:job_id, :run_id, 'unstarted'), 'todo', 'which can be said again');
 SELECT results_eq(format('SELECT attempts, start_by IS NOT NULL FROM pljobs.jobs WHERE id = %s', :job_id), 'VALUES (0, true)', 'uncharged, and with the time by which it has to start');
