@@ -290,7 +290,7 @@ BEGIN
     ('function', 'enter_sql_v1(run_id bigint, client_pid integer)', 'f9526d3997d6bd3572e800923835259fa03bd24ae021b569ee8f73b903512037'),
     ('function', 'fetch_jobs_v1(worker_id bigint, max_jobs integer, queues text[], tasks text[])', '571de9d980ab81f8911a8ce21e266c3406aff6b34dd35d30ffa204d40b20add5'),
     ('function', 'finish_job_v1(job_id bigint, run_id bigint, result jsonb, message text)', '66ceda7c95e7c6e780f81d6ba42990303511804cb4d78c4e2556f64142eb7cb0'),
-    ('function', 'finish_jobs_v1(runs jsonb, wait boolean)', 'f59ba27090024b218975abe69314516f9d5ad4f58ef41837484f4b34da489ccd'),
+    ('function', 'finish_jobs_v1(runs jsonb, wait boolean)', 'f23304f2a400a4c068ccd114e2fd2ab8824dd8c4d04149527381b3bcb0ec3acc'),
     ('function', 'get_contract_v1(OUT release text, OUT oldest integer, OUT newest integer)', '20d15d53bbf5b5829a5a91930f8cf9bbc931d2ccd3394455d13b75230dd8dda6'),
     ('function', 'get_job_statuses_v1(job_ids bigint[])', '4758c0426a00b33940a6bb410d0095e1a7e2b3c91f912684c16fc64fea5743d1'),
     ('function', 'get_resolutions_v1(request_ids bigint[])', '9b12d643da9d0af8efbf15b24d8d7f8bf7b3b368ecc9deee47d9c3a17af490fb'),

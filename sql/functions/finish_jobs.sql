@@ -38,6 +38,7 @@ DECLARE
     v_own bigint[] := pljobs._own_workers();
     v_allowed text[];
     v_ids bigint[];
+    v_mine bigint[];
     v_held bigint[];
     v_done_jobs bigint[];
     v_done_runs bigint[];
@@ -64,16 +65,22 @@ BEGIN
     -- A bulk UPDATE locks in the order of its plan, and two of them deadlock: lock first, in order.
     v_ids := ARRAY(SELECT x.job_id FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(job_id bigint));
     IF finish_jobs_v1.wait IS NOT FALSE THEN
-        PERFORM FROM pljobs.job AS j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE;
+        SELECT array_agg(m.lock) FILTER (WHERE m.lock IS NOT NULL),
+               array_agg(DISTINCT m.queue) FILTER (WHERE m.throttled)
+          INTO v_locks, v_queues
+          FROM (SELECT j.lock, j.queue, j.throttled FROM pljobs.job AS j
+                 WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE) AS m;
     ELSE
-        v_held := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_ids)
-                         ORDER BY j.id FOR UPDATE SKIP LOCKED);
-        v_held := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_ids) AND j.id <> ALL (v_held));
+        SELECT array_agg(m.id), array_agg(m.lock) FILTER (WHERE m.lock IS NOT NULL),
+               array_agg(DISTINCT m.queue) FILTER (WHERE m.throttled)
+          INTO v_mine, v_locks, v_queues
+          FROM (SELECT j.id, j.lock, j.queue, j.throttled FROM pljobs.job AS j
+                 WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE SKIP LOCKED) AS m;
+        IF coalesce(cardinality(v_mine), 0) < cardinality(v_ids) THEN
+            v_held := ARRAY(SELECT j.id FROM pljobs.job AS j
+                             WHERE j.id = ANY (v_ids) AND (j.id = ANY (v_mine)) IS NOT TRUE);
+        END IF;
     END IF;
-    SELECT array_agg(j.lock) FILTER (WHERE j.lock IS NOT NULL),
-           array_agg(DISTINCT j.queue) FILTER (WHERE j.throttled)
-      INTO v_locks, v_queues
-      FROM pljobs.job AS j WHERE j.id = ANY (v_ids) AND (j.id = ANY (v_held)) IS NOT TRUE;
 
     IF finish_jobs_v1.runs @? '$[*] ? (@.progress != null || @.progress_message != null)' THEN
         PERFORM pljobs._store_progress(finish_jobs_v1.runs);
