@@ -21,7 +21,7 @@ UPDATE pljobs.job AS j SET created_at = j.created_at - by_, scheduled_at = j.sch
 $$;
 CREATE FUNCTION a_new_worker(queues text[] DEFAULT NULL) RETURNS bigint
 LANGUAGE sql VOLATILE
-RETURN pljobs.register_worker_v2('tests', 'here', 1, 2, 'tests 1.0', a_new_worker.queues);
+RETURN pljobs.register_worker_v2('tests', 'here', 1, 3, 'tests 1.0', a_new_worker.queues);
 CREATE FUNCTION stop_workers() RETURNS void
 LANGUAGE sql VOLATILE
 AS $$
