@@ -278,7 +278,7 @@ BEGIN
     ('function', 'cancel_tree_v1(root bigint, abort boolean, delete_job boolean, force boolean, reason text, actor text, grace interval, term_grace interval, sql boolean, dry_run boolean)', 'ca39cf6aaf629541833997e4f074e82897784644591dd951dc4f4c66872dade1'),
     ('function', 'check_install()', '71f0430247b40410f498e181259f2ff0abbb4ef1409e2ee12fa922741ef1b384'),
     ('function', 'defer_job(task text, args jsonb, queue text, priority integer, lock text, queueing_lock text, scheduled_at timestamp with time zone, start_by timestamp with time zone, timeout interval, grace interval, on_cancelled text, parent_id bigint, idempotency_key text, fairness_key text)', '9c3f022e10242fb35f6d40ad530dea010ba4cd007c2ed2a34c81c278cd0c083d'),
-    ('function', 'defer_jobs_v1(jobs jsonb, notify boolean)', '11d8aa916b2aedabe776253f252907549649c83d1595d8d3082db02c4323a752'),
+    ('function', 'defer_jobs_v1(jobs jsonb, notify boolean)', 'f046e5393921f5076bca71e22572add3d0ad6eab796ccf6837a80ad021fe3ad7'),
     ('function', 'defer_jobs_v2(jobs jsonb, notify boolean)', 'd8d5a9dafba335e723eea5f163ba189ac182c6a1733e4c3e829b558283a85429'),
     ('function', 'defer_jobs_v3(jobs jsonb, notify boolean)', '4e5d3f12030835003e0f4f2ae2e59c7c46057264fc520480004266811772c7f0'),
     ('function', 'defer_periodic_job_v1(periodic_id text, tick timestamp with time zone, job jsonb, OUT outcome text, OUT job_id bigint)', 'bf0326599447139a5149c3332948a672deb37cadc6fa60463683994f05a9172a'),
