@@ -44,7 +44,7 @@ def db_url(night: Server) -> Iterator[str]:
 def conn(db_url: str) -> Iterator[Conn]:
     with psycopg.connect(db_url, autocommit=True) as connection:
         connection.execute(
-            "SELECT pljobs.register_worker_v2('w', 'h', 1, 2, lease => '1 h', queues => '{good}')"
+            "SELECT pljobs.register_worker_v2('w', 'h', 1, 3, lease => '1 h', queues => '{good}')"
         )
         yield connection
 

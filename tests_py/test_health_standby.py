@@ -40,7 +40,7 @@ def worker(primary: Server, standby: Server) -> int:
     """A worker that runs a job, as both servers know."""
     with psycopg.connect(primary.url("night"), autocommit=True) as writing:
         writing.execute("SELECT pljobs.defer_job('a task')")
-        worker_id = writing.execute("SELECT pljobs.register_worker_v2('w', 'h', 1, 2)").fetchall()[0][0]
+        worker_id = writing.execute("SELECT pljobs.register_worker_v2('w', 'h', 1, 3)").fetchall()[0][0]
         writing.execute("SELECT pljobs.fetch_jobs_v1(%s)", [worker_id])
     with psycopg.connect(standby.url("night"), autocommit=True) as reading:
         wait_until(
