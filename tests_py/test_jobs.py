@@ -60,7 +60,7 @@ def test_every_exception_is_in_the_tree_and_in_its_docstring() -> None:
             assert issubclass(cls, exceptions.PljobsException)
         assert cls.__name__ in (exceptions.PljobsException.__doc__ or "")
     codes = [cls.__dict__["code"] for cls in classes if cls.__dict__.get("code")]
-    assert sorted(codes) == [f"PJ{number:03}" for number in range(1, 13)]
+    assert sorted(codes) == [f"PJ{number:03}" for number in range(1, 14)]
     assert {exceptions.BY_CODE[code].code for code in codes} == set(codes)
 
 
