@@ -125,9 +125,12 @@ ABOUT_JOBS: dict[str, Probe] = {
     ),
 }  # fmt: skip
 OTHERS: dict[str, Probe] = {
-    "get_contract_v1": Probe("SELECT newest FROM pljobs.get_contract_v1()", "2"),
+    "get_contract_v1": Probe("SELECT newest FROM pljobs.get_contract_v1()", "3"),
     "defer_job": Probe("SELECT pljobs.defer_job('t') > 0", "True"),
     "defer_jobs_v2": Probe('SELECT count(*) FROM pljobs.defer_jobs_v2(\'[{"task": "t"}]\')', "1"),
+    "defer_jobs_v3": Probe('SELECT count(*) FROM pljobs.defer_jobs_v3(\'[{"task": "t"}]\')', "1"),
+    "notify_queues_v1": Probe("SELECT count(pljobs.notify_queues_v1('{a}'))", "1"),
+    "next_fetch_v1": Probe("SELECT count(*) FROM pljobs.next_fetch_v1(1, '{nothing here}')", "1"),
     "defer_jobs_v1": Probe('SELECT cardinality(pljobs.defer_jobs_v1(\'[{"task": "t"}]\'))', "1"),
     "register_worker_v1": Probe("SELECT pljobs.register_worker_v1('w', 'h', 1) > 0", "True"),
     "register_worker_v2": Probe("SELECT pljobs.register_worker_v2('w', 'h', 1, 2) > 0", "True"),
@@ -168,6 +171,7 @@ SHOWS = {"jobs": "failed", "history": "failed", "requests": "aborting", "stuck_a
          "stalled_jobs": "stalled", "archive": "archived"}  # fmt: skip
 OF_EVERYBODY = {
     "queues": "SELECT count(*) > 0 FROM pljobs.queues",
+    "throttles": "SELECT count(*) = 0 FROM pljobs.throttles",
     "workers": "SELECT count(*) > 0 FROM pljobs.workers",
     "queue_limits": "SELECT count(*) = 0 FROM pljobs.queue_limits",
     "health": "SELECT count(*) > 0 FROM pljobs.health",
