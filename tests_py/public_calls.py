@@ -53,7 +53,8 @@ class Values:
             "parent_id": None, "after_id": None, "max_jobs": 10, "max_rows": 10, "max_crashes": 3,
             "notify": True, "wait": True, "concurrency": 1, "loop_lag": "1 s", "batch": 10,
             "idempotency_key": "k", "result": "1", "message": "m", "archive": True, "since": None,
-            "fairness_key": "f", "max_running": 10**6, "rate": 10**6, "period": "1 s", "burst": 10**6, "each_key": False,
+            "fairness_key": "f", "max_running": 10**6, "rate": 10**6, "period": "1 s", "burst": 10**6,
+            "each_key": False,
         }  # fmt: skip
         return self.more[name] if name in self.more else known[name]
 
