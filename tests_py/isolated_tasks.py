@@ -138,8 +138,8 @@ def iterates(context: JobContext, started: str) -> None:
 @app.task(isolation="process")
 def ignores(started: str) -> None:
     """Never look at anything, but stop by an exception."""
-    touch(started, str(os.getpid()))
     try:
+        touch(started, str(os.getpid()))
         while True:
             time.sleep(60)
     except Exception:

@@ -157,7 +157,7 @@ def test_every_job_runs_exactly_once_through_an_upgrade(
 
 
 # Calls that are under way when the schema is to change: they wait for a row, and hold what the upgrade needs.
-# It gives way to others again and again, and is done once they are. What each answers; job 5 of the scene runs.
+# It gives way to others again and again, and is done once they are. What each answers; the scene's 5 runs.
 UNDER_WAY = {
     "SELECT pljobs.cancel_job(5, abort => true)": "abort_requested",
     "SELECT status FROM pljobs.finish_jobs_v1("
