@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import subprocess
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import oracle
 from pljobs import App, outage
 from pljobs.embedded import PORT, THROW_AWAY, Server, StopMode, environment
+from pljobs.exceptions import DatabaseUnavailable
 from pljobs.link import KEEPALIVES
 from proxy import Proxy, running_proxy
 from waiting import wait_until_async
@@ -463,3 +465,19 @@ async def test_a_blocked_line_at_a_stop_does_not_hold_the_worker(
             go.set()
             worker.stop()
             await wait_until_async(lambda: "Gave up reporting" in caplog.text, DEADLINE)
+
+
+def test_an_outage_is_said_once_however_late_an_idle_part_sees_its_broken_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "pljobs")
+    away, error = outage.Outage("Worker w"), DatabaseUnavailable("gone")
+    before = time.monotonic()
+    away.met("work", error, opened_at=before)
+    away.over("work")
+    away.met("fetch", error, opened_at=before)
+    away.over("fetch")
+    assert (caplog.text.count("can't reach"), caplog.text.count("goes on")) == (1, 1)
+    away.met("fetch", error, opened_at=time.monotonic())
+    away.met("work", error)
+    assert caplog.text.count("can't reach") == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -55,6 +56,7 @@ class Link:
         self._part = part
         self._conn: psycopg.AsyncConnection[Any] | None = None
         self._doubted = False
+        self._opened_at: float | None = None
         self._lock = asyncio.Lock()
 
     async def execute(self, call: Call[T]) -> T:
@@ -72,7 +74,7 @@ class Link:
             except DatabaseUnavailable as error:
                 # A read-only one, too: another of the addresses may be the primary's by now.
                 await self._drop()
-                self._outage.met(self._part, error)
+                self._outage.met(self._part, error, opened_at=self._opened_at)
                 raise
 
     def doubt(self) -> None:
@@ -88,6 +90,7 @@ class Link:
         if self._doubted:
             await self._drop()
         if self._conn is None or self._conn.closed:
+            self._opened_at = None
             self._conn = conn = await self._connector.connect_async(**KEEPALIVES)
             try:
                 with db.translated(), _deadline(conn):
@@ -98,6 +101,7 @@ class Link:
                 await self._drop()
                 raise
             self._outage.over(self._part)
+            self._opened_at = time.monotonic()
         return self._conn
 
     async def _drop(self) -> None:

@@ -31,7 +31,7 @@ class Outage:
         self._away: set[str] = set()
         self._read_only: set[str] = set()
         self._refused: tuple[DatabaseReadOnly, float] | None = None
-        self._said_at = 0.0
+        self._said_at = self._over_at = 0.0
 
     def refuse_early(self) -> None:
         """Raise again what somebody was told a moment ago: of however many ask, the database hears one."""
@@ -39,10 +39,12 @@ class Outage:
         if refused is not None and time.monotonic() < refused[1] + FIRST_PAUSE:
             raise DatabaseReadOnly(str(refused[0]), sqlstate=refused[0].sqlstate)
 
-    def met(self, part: str, error: DatabaseUnavailable) -> None:
-        """Take note of what a part of the worker has met."""
+    def met(self, part: str, error: DatabaseUnavailable, *, opened_at: float | None = None) -> None:
+        """Take note of what a part of the worker has met, on a connection that it opened at that time."""
         now = time.monotonic()
         with self._lock:
+            if opened_at is not None and opened_at < self._over_at:
+                return  # broken by what is over and was said: this part was idle, and sees it only now
             parts = self._read_only if isinstance(error, DatabaseReadOnly) else self._away
             is_news = not parts or now > self._said_at + REMIND_EVERY
             parts.add(part)
@@ -64,6 +66,8 @@ class Outage:
             is_news = bool(were) and not self._away and not self._read_only
             if not self._read_only:
                 self._refused = None
+            if is_news:
+                self._over_at = time.monotonic()
         if is_news:
             logger.info("%s goes on: the database is there, and takes writes", self._who)
 
