@@ -288,7 +288,7 @@ BEGIN
     ('function', 'enforce_limits()', '265b5cea8c97a68c87d12e38528e78bd71ec4edc53e41e963558638b7d4f7141'),
     ('function', 'enforce_limits_v1(max_jobs integer)', 'a783bb643df7f8489fb560bb9b0a8e7a256ecf31b6c009926afb696ff4c8989f'),
     ('function', 'enter_sql_v1(run_id bigint, client_pid integer)', 'f9526d3997d6bd3572e800923835259fa03bd24ae021b569ee8f73b903512037'),
-    ('function', 'fetch_jobs_v1(worker_id bigint, max_jobs integer, queues text[], tasks text[])', '571de9d980ab81f8911a8ce21e266c3406aff6b34dd35d30ffa204d40b20add5'),
+    ('function', 'fetch_jobs_v1(worker_id bigint, max_jobs integer, queues text[], tasks text[])', '19a5117faab9aa04b90284f1835353e9e4c9ee5e1cec6f0bc57b4f158a158b27'),
     ('function', 'finish_job_v1(job_id bigint, run_id bigint, result jsonb, message text)', '66ceda7c95e7c6e780f81d6ba42990303511804cb4d78c4e2556f64142eb7cb0'),
     ('function', 'finish_jobs_v1(runs jsonb, wait boolean)', 'f23304f2a400a4c068ccd114e2fd2ab8824dd8c4d04149527381b3bcb0ec3acc'),
     ('function', 'get_contract_v1(OUT release text, OUT oldest integer, OUT newest integer)', '20d15d53bbf5b5829a5a91930f8cf9bbc931d2ccd3394455d13b75230dd8dda6'),

@@ -181,8 +181,8 @@ BEGIN
     FOR v_round IN 1..20 LOOP
         -- While somebody holds an old snapshot, every walk passes the index entries of all the jobs that are
         -- done since. The session keeps a hint: a walk was slow, and found its first row there. The next
-        -- walks start there, for at most 20 times what that walk cost, and 5 s: so long may a more urgent job
-        -- wait. Nothing else depends on it.
+        -- walks start there, for at most 20 times what that walk cost, and 5 s: so long may an older job wait
+        -- that was put back. Not a more urgent one: that is asked for. Nothing else depends on it.
         v_from_priority := -2147483648;
         v_from_id := 0;
         v_hint := string_to_array(current_setting('pljobs.fetch_hint', true), '|');
@@ -191,6 +191,24 @@ BEGIN
            AND v_hint[4]::numeric - extract(epoch FROM clock_timestamp()) BETWEEN 0 AND 60 THEN
             v_from_priority := v_hint[2]::integer;
             v_from_id := v_hint[3]::bigint;
+            IF (CASE WHEN v_queues IS NULL THEN EXISTS (
+                   SELECT FROM pljobs.job AS j
+                    WHERE j.status = 'todo' AND j.waiting_for IS NULL AND -j.priority < v_from_priority
+                      AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks)))
+               ELSE EXISTS (
+                   SELECT FROM unnest(v_queues) AS q(name)
+                    CROSS JOIN LATERAL (
+                          SELECT FROM pljobs.job AS j
+                           WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue <= q.name
+                             AND (j.queue, -j.priority) >= (q.name, -2147483648)
+                             AND (j.queue, -j.priority) < (q.name, v_from_priority)
+                             AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
+                           ORDER BY j.queue, -j.priority, j.id LIMIT 1) AS h)
+               END) THEN
+                v_from_priority := -2147483648;
+                v_from_id := 0;
+                v_hint := NULL;
+            END IF;
         ELSE
             v_hint := NULL;
         END IF;

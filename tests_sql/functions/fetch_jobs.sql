@@ -110,7 +110,7 @@ SELECT is(fetch_ids(:'queue'), ARRAY[:last]::bigint[], 'then the next');
 
 -- The hint: a slow walk is remembered for a while.
 SELECT a_name('queue') AS q \gset
-SELECT a_todo_job(queue => :'q', priority => 9) AS before, a_todo_job(queue => :'q') AS here, a_todo_job(queue => :'q') AS after, a_worker() AS w \gset
+SELECT a_todo_job(queue => :'q') AS b1, a_todo_job(queue => :'q') AS b2, a_todo_job(queue => :'q') AS b3, a_todo_job(queue => :'q') AS b4, a_todo_job(queue => :'q') AS here, a_todo_job(queue => :'q') AS after, a_worker() AS w \gset
 SELECT hashtextextended(concat_ws('|', ARRAY[:'q']::text, '*'), 0)::text AS key \gset
 CREATE FUNCTION hint(key text, job_id bigint, seconds double precision) RETURNS text
 LANGUAGE sql VOLATILE
@@ -119,15 +119,16 @@ RETURN (SELECT set_config('pljobs.fetch_hint', concat_ws('|', hint.key, -j.prior
 SELECT hint(:'key', :here, 60) \g /dev/null
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:here]::bigint[], 'a walk starts where the hint says');
 SELECT hint('another walk', :after, 60) \g /dev/null
-SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:before]::bigint[], 'a hint about another walk is not followed');
-SELECT a_todo_job(queue => :'q', priority => 9) AS before \gset
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:b1]::bigint[], 'a hint about another walk is not followed');
 SELECT hint(:'key', :after, -1) \g /dev/null
-SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:before]::bigint[], 'a hint whose time is over is not followed');
-SELECT a_todo_job(queue => :'q', priority => 9) AS before \gset
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:b2]::bigint[], 'a hint whose time is over is not followed');
 SELECT hint(:'key', :after, 590) \g /dev/null
-SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:before]::bigint[], 'nor one that would last for minutes, for the clock was set back');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:b3]::bigint[], 'nor one that would last for minutes, for the clock was set back');
+SELECT a_todo_job(queue => :'q', priority => 9) AS urgent, hint(:'key', :after, 60) \gset
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:urgent]::bigint[], 'nor one that a more urgent job would have to wait for');
 SELECT set_config('pljobs.fetch_hint', '', true) \g /dev/null
-SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:after]::bigint[], 'without a hint the walk starts at the top');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:b4]::bigint[], 'without a hint the walk starts at the top');
+SELECT fetch_ids(:'q') \g /dev/null
 
 -- Slow for sure: thousands of the best jobs are of another task. (plans.sql counts what it passes: not at the same time.)
 SELECT take_turns() \g /dev/null
