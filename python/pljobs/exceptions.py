@@ -219,5 +219,6 @@ BY_CODE: dict[str | None, type[PljobsException]] = {
         NotPermitted,
         RunLost,
         KeyReused,
+        IndexMissing,
     )
 }
