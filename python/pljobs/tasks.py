@@ -45,8 +45,7 @@ class DeferOptions(TypedDict, total=False):
     one; where it is left out, the job inside of which it is deferred. `idempotency_key`: the first job that
     the database role defers under it is deferred; for whoever comes again `defer` returns that job's id, so
     that a call whose answer was lost can be repeated. `fairness_key`: within a queue and a priority, the
-    keys take turns, so that the many jobs of one do not keep the few of another waiting. `connection`: defer
-    in the transaction of this connection.
+    keys take turns. `connection`: defer in the transaction of this connection.
     """
 
     lock: str | None
@@ -111,13 +110,13 @@ class JobDeferrer:
         batches: list[Call[list[int]]] = []
         encoded: list[str] = []
         size = 0
-        parent, notify = self._parent, self._notify()
+        parent, how = self._parent, self._connector.notify
+        # In the caller's own transaction only its commit can tell the workers.
+        notify = how == "transaction" or (how == "coalesced" and self._connection is not None)
         if parent == "current":
             inside = current_context()
             parent = None if inside is None else inside.job.id
-        version: Literal[1, 2, 3] = 1 if self._key is None else 2
-        if self.job.fairness_key is not None:
-            version = 3
+        version: Literal[1, 2, 3] = 3 if self.job.fairness_key is not None else 1 if self._key is None else 2
         for task_kwargs in batch:
             job = self.job.evolve(parent_id=parent, task_kwargs={**self.job.task_kwargs, **task_kwargs})
             encoded.append(calls.encode_job(job, self._connector.json_dumps, idempotency_key=self._key))
@@ -130,11 +129,6 @@ class JobDeferrer:
         if encoded:
             batches.append(calls.defer_encoded(encoded, version=version, notify=notify))
         return batches
-
-    def _notify(self) -> bool:
-        """Say whether the transaction itself should notify: when one of the caller's commits is not known."""
-        how = self._connector.notify
-        return how == "transaction" or (how == "coalesced" and self._connection is not None)
 
     def _deferred(self, answers: Sequence[Sequence[int]]) -> list[int]:
         if answers and self._connector.notify == "coalesced" and self._connection is None:
