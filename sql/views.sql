@@ -169,7 +169,7 @@ WITH entry AS (
     UNION ALL
     SELECT j.id, j.finished_at, 3, j.status, j.attempts, j.worker_id, NULL AS who,
            concat_ws(E'\n', j.message, j.error), true AS is_secret
-      FROM pljobs.job AS j WHERE j.finished_at IS NOT NULL AND j.status <> 'cancelled'
+      FROM pljobs.job AS j WHERE num_nonnulls(j.finished_at) = 1 AND j.status <> 'cancelled'
     UNION ALL
     SELECT r.job_id, r.requested_at, 2,
            CASE r.kind WHEN 'abort' THEN 'abort requested' ELSE r.resolution END, NULL AS attempt,

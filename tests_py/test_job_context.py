@@ -119,16 +119,18 @@ async def test_in_async_code_on_abort_calls_back_in_the_event_loop_before_the_ca
 
 async def test_who_asked_and_why_can_be_read_in_the_task(app: App, aconn: Conn) -> None:
     seen: list[Any] = []
+    begun = threading.Event()
 
     @app.task(pass_context=True)
     def task(context: JobContext) -> None:
         assert context.abort_request() is None
+        begun.set()
         assert context.abort_flag.wait(DEADLINE)
         seen.append(context.abort_request())
 
     async with running(app, **NOTIFIED):
         job_id = await task.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE)
         await abort(app, job_id, reason="too slow", actor="ann")
         await until(aconn, job_id, "succeeded")
     assert (seen[0].reason, seen[0].actor, seen[0].deadline) == ("too slow", "ann", None)
@@ -160,6 +162,20 @@ async def test_progress_is_stored_while_the_task_runs_and_when_it_ends(app: App,
         go_on.set()
         await until(aconn, job_id, "succeeded")
         assert await shown() == (1.0, "loaded")
+
+
+async def test_progress_that_a_heartbeat_took_along_too_late_is_stored_with_the_end(
+    app: App, aconn: Conn
+) -> None:
+    @app.task(pass_context=True)
+    def task(context: JobContext) -> None:
+        context.progress(1, "loaded")
+        context.reported_progress.take()  # as a heartbeat does, which then finds that the run has ended
+
+    async with running(app, **NOTIFIED):
+        job_id = await task.defer_async()
+        found = await until(aconn, job_id, "succeeded")
+    assert (found["progress"], found["progress_message"]) == (1.0, "loaded")
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan"), float("inf"), "half"])

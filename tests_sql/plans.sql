@@ -1,7 +1,8 @@
 -- Ways to the rows: no function may scan a table, nor walk an index from end to end, whatever the statistics say. What is
 -- counted are the scans themselves, by the counters that the server keeps of this transaction. Statistics are none at first
--- (a session that planned it all on new tables), then stale in three ways: taken while nothing was todo or doing; before
--- all that had finished was deleted; while the tables were empty.
+-- (a session that planned it all on new tables), then stale in five ways: taken while nothing was todo or doing; before
+-- all that had finished was deleted; while the tables were empty; and by a VACUUM that found pages, and no row on them: then the planner
+-- reckons with one row, however many there are, both a session that planned it all then and one that does later.
 BEGIN;
 \ir lib/fixtures.sql
 SELECT take_turns() \g /dev/null
@@ -104,6 +105,13 @@ BEGIN
     RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_tree_v1(%s, dry_run => true)', v_tree), what || ': a tree is walked from parent to child');
     RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_tree_v1(%s, abort => true, grace => ''1 s'')', v_tree), what || ': a tree is cancelled from parent to child');
     RETURN QUERY SELECT walks(format('SELECT pljobs.cancel_tree_v1(%s, force => true, delete_job => true)', v_tree), what || ': and by force');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.get_job_statuses_v1(%L), pljobs.get_resolutions_v1(%L)', v_ids, ARRAY(SELECT r.id FROM pljobs.request AS r WHERE r.job_id = ANY (v_ids))), what || ': who waits for many jobs has each looked up');
+    -- Turns and throttles.
+    PERFORM pljobs.defer_jobs_v3((SELECT jsonb_agg(jsonb_build_object('task', 'a task', 'queue', v_queue || ' of turns', 'fairness_key', 'key ' || n % 3)) FROM generate_series(1, 30) AS n));
+    RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3, ARRAY[%L])', v_worker, v_queue || ' of turns'), what || ': a fetch in turn walks no further than it must');
+    PERFORM pljobs.throttle_queue(v_queue || ' of turns', max_running => 20, rate => 100, period => '1 min'), pljobs.throttle_queue(v_queue || ' of turns', max_running => 2, each_key => true);
+    RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3, ARRAY[%L])', v_worker, v_queue || ' of turns'), what || ': so does one within throttles');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.finish_jobs_v1(jsonb_build_array(jsonb_build_object(''job_id'', j.id, ''run_id'', j.run_id, ''outcome'', ''unstarted'')), wait => false) FROM (SELECT d.id, d.run_id FROM pljobs.job AS d WHERE d.worker_id = %s AND d.status = ''doing'' AND d.throttled OFFSET 0) AS j', v_worker), what || ': what was fetched so goes back to its place');
     RETURN QUERY SELECT walks('SELECT pljobs.rescue_jobs_v1()', what || ': a rescue reads running jobs');
     PERFORM pljobs.defer_job('a task', queue => v_queue, scheduled_at => '9999-01-01 00:00+00') FROM generate_series(1, 10);
     UPDATE pljobs.job AS j SET scheduled_at = now() - interval '1 s' WHERE j.scheduled_at > now() AND j.queue = v_queue;
@@ -156,6 +164,14 @@ SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 'a task
     'scheduled_at', CASE n % 3 WHEN 0 THEN '9999-01-01T00:00:00Z' END, 'lock', CASE n % 3 WHEN 1 THEN 'one long lane' END)) FROM generate_series(1, 30000) AS n));
 $$;
 
+-- As a VACUUM writes it that has found pages, and no row on them.
+CREATE PROCEDURE vacuumed(pages integer)
+LANGUAGE sql
+AS $$
+UPDATE pg_class SET reltuples = 0, relpages = vacuumed.pages
+ WHERE oid IN (SELECT t.relid FROM pg_stat_user_tables AS t WHERE t.schemaname = 'pljobs' UNION ALL SELECT i.indexrelid FROM pg_stat_user_indexes AS i WHERE i.schemaname = 'pljobs');
+$$;
+
 -- A session that planned everything while the tables were new and empty.
 UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid IN ('pljobs.job'::regclass, 'pljobs.request'::regclass, 'pljobs.job_event'::regclass, 'pljobs.progress'::regclass, 'pljobs.closed_tree'::regclass, 'pljobs.deleted_parent'::regclass,
                                                                'pljobs.idempotency'::regclass);
@@ -192,6 +208,23 @@ ANALYZE pljobs.job, pljobs.request, pljobs.job_event, pljobs.progress, pljobs.cl
 CALL fill();
 CALL pile_up();
 SELECT each_call('analysed while empty');
+
+-- A session that planned everything while the tables were known to be empty.
+TRUNCATE pljobs.job, pljobs.request, pljobs.job_event, pljobs.progress, pljobs.closed_tree, pljobs.deleted_parent, pljobs.idempotency;
+DISCARD PLANS;
+CALL vacuumed(pages => 1);
+SELECT w.id, pljobs.fetch_jobs_v1(w.id, 3), pljobs.heartbeat_v1(w.id, '{1}'), pljobs.finish_jobs_v1('[{"job_id": 1, "run_id": 1, "outcome": "succeeded"}]') FROM a_worker() AS w(id) \g /dev/null
+SET LOCAL tests.warm_up = 'on';
+SELECT count(*) FROM (SELECT each_call('warm up')) AS x \g /dev/null
+SET LOCAL tests.warm_up = 'off';
+CALL fill();
+CALL pile_up();
+SELECT each_call('planned while empty');
+
+-- A queue that was empty when it was vacuumed.
+DISCARD PLANS;
+CALL vacuumed(pages => 1000);
+SELECT each_call('vacuumed while empty');
 
 SELECT * FROM finish();
 ROLLBACK;

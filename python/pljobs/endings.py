@@ -38,7 +38,7 @@ def run_end(context: JobContext, ended: Ended, *, delete_jobs: DeleteJobConditio
     error, job = ended.exception, context.job
     if job.id is None or job.run_id is None:
         raise ValueError(f"{job.call_string} is not a run: it has no id")
-    reason, progress = context.abort_reason(), context.reported_progress.take()
+    reason, progress = context.abort_reason(), context.reported_progress.last()
     how = outcome(reason, error)
     if error is None:
         return RunEnd(

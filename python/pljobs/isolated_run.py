@@ -104,7 +104,7 @@ class IsolatedRun(Run):
                 outcome="interrupted" if reason is not None and reason.will_run_again else "killed",
                 message=f"{self._forced} ({how})",
                 delete_job=self._delete_jobs == DeleteJobCondition.ALWAYS,
-                progress=self.context.reported_progress.take(),
+                progress=self.context.reported_progress.last(),
             )
             if reason is AbortReason.DEADLINE:
                 error = JobTimeout(f"job {self.job_id} ran longer than its timeout")
@@ -171,7 +171,7 @@ class IsolatedRun(Run):
                         self.context.progress(*progress)
                     self._report = dataclasses.replace(
                         _end_from(fields, self.job_id, self.run_id),
-                        progress=self.context.reported_progress.take(),
+                        progress=self.context.reported_progress.last(),
                     )
                     # It ends now, unless something holds it.
                     self._later(DEATH_TAKES, self._end_at_last)

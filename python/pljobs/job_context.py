@@ -35,32 +35,37 @@ MAX_PROGRESS_MESSAGE = 200
 class Latest(Generic[T]):
     """Hold what was noted last, for the next heartbeat to take along, once; for any thread."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("_is_taken", "_value")
     # One for all: it is held for a moment only, and a job has two of these. Reentrant, for the garbage
     # collector may call what reports progress.
     _lock = threading.RLock()
 
     def __init__(self) -> None:
         self._value: T | None = None
+        self._is_taken = False
 
     def set(self, value: T) -> None:
         """Note it."""
         with self._lock:
-            self._value = value
+            self._value, self._is_taken = value, False
 
     def take(self) -> T | None:
         """Return what was noted last if it has not been taken before."""
         if self._value is None:
             return None
         with self._lock:
-            taken, self._value = self._value, None
+            taken, self._is_taken = None if self._is_taken else self._value, True
             return taken
+
+    def last(self) -> T | None:
+        """Return what was noted last, taken or not: what a heartbeat took may come too late to be stored."""
+        return self._value
 
     def put_back(self, taken: T) -> None:
         """Undo `take`, where what was taken could not be stored and nothing newer came."""
         with self._lock:
-            if self._value is None:
-                self._value = taken
+            if self._value is taken:
+                self._is_taken = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

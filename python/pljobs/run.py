@@ -152,5 +152,5 @@ class Run(ABC):
             run_id=self.job.run_id,
             outcome=outcome,
             message=message,
-            progress=self.context.reported_progress.take(),
+            progress=self.context.reported_progress.last(),
         )

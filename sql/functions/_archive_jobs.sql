@@ -88,7 +88,10 @@ BEGIN
            j.crashes, j.created_at, j.scheduled_at, j.started_at, j.finished_at, j.worker_id, j.message,
            j.error, j.result, j.deferred_by, j.parent_id, j.start_by, j.timeout, j.grace, j.on_cancelled,
            p.fraction, p.message, p.at, j.fairness_key, clock_timestamp()
-      FROM pljobs.job AS j LEFT JOIN pljobs.progress AS p ON p.job_id = j.id
+      FROM pljobs.job AS j
+      LEFT JOIN LATERAL (
+           SELECT o.fraction, o.message, o.at FROM pljobs.progress AS o
+            WHERE o.job_id = j.id OFFSET 0) AS p ON true
      WHERE j.id = ANY (v_ids)
     -- It is there already where tables were restored apart from one another.
     ON CONFLICT ON CONSTRAINT job_archive_pkey DO NOTHING;

@@ -17,7 +17,8 @@ BEGIN
             UNION ALL
            SELECT FROM pljobs.deleted_parent AS d WHERE d.parent_id = j.id
             LIMIT 1) AS has_children
-     WHERE j.id = ANY (_delete_jobs.job_ids) AND j.parent_id IS NOT NULL;
+     -- Not IS NOT NULL: the index of those that have a parent is not the way to these rows.
+     WHERE j.id = ANY (_delete_jobs.job_ids) AND num_nonnulls(j.parent_id) = 1;
     DELETE FROM pljobs.job AS j WHERE j.id = ANY (_delete_jobs.job_ids);
     DELETE FROM pljobs.job_event AS e WHERE e.job_id = ANY (_delete_jobs.job_ids);
     DELETE FROM pljobs.progress AS p WHERE p.job_id = ANY (_delete_jobs.job_ids);

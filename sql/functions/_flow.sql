@@ -393,8 +393,8 @@ BEGIN
             SELECT j.id FROM unnest(v_ids) WITH ORDINALITY AS c(id, ord)
               JOIN pljobs.job AS j ON j.id = c.id
              -- NOT DISTINCT hides the predicate of the partial indexes: the way to these rows is the primary
-             -- key.
-             WHERE j.status IS NOT DISTINCT FROM 'todo'
+             -- key. By ANY, for where the planner believes in one row the join alone may walk all there are.
+             WHERE j.id = ANY (v_ids) AND j.status IS NOT DISTINCT FROM 'todo'
                AND coalesce(j.waiting_for, 'turn') NOT IN ('schedule', 'lock')
              ORDER BY c.ord LIMIT _next_in_turn.want FOR UPDATE OF j SKIP LOCKED);
         EXIT WHEN cardinality(v_taken) >= _next_in_turn.want
@@ -406,7 +406,10 @@ BEGIN
        FROM jsonb_each_text(v_keys) AS k(queue, key);
     RETURN QUERY
     SELECT j.id, j.lock, j.parent_id, j.crashes
-      FROM unnest(v_taken) WITH ORDINALITY AS c(id, ord) JOIN pljobs.job AS j ON j.id = c.id ORDER BY c.ord;
+      FROM unnest(v_taken) WITH ORDINALITY AS c(id, ord)
+     CROSS JOIN LATERAL (
+           SELECT t.id, t.lock, t.parent_id, t.crashes FROM pljobs.job AS t WHERE t.id = c.id OFFSET 0) AS j
+     ORDER BY c.ord;
 END
 $$;
 COMMENT ON FUNCTION pljobs._next_in_turn(text[], integer[], text[], integer, timestamptz)

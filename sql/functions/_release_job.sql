@@ -15,7 +15,9 @@ DECLARE
     v_job record;
 BEGIN
     SELECT j.request_id, j.crashes, j.worker_id, r.source INTO v_job
-      FROM pljobs.job AS j LEFT JOIN pljobs.request AS r ON r.id = j.request_id
+      FROM pljobs.job AS j
+      LEFT JOIN LATERAL (
+           SELECT o.source FROM pljobs.request AS o WHERE o.id = j.request_id OFFSET 0) AS r ON true
      WHERE j.id = _release_job.job_id;
     IF v_job.source = 'deadline' THEN
         PERFORM pljobs._resolve_request(v_job.request_id, 'worker_lost');

@@ -120,11 +120,14 @@ BEGIN
             LOOP
                 v_round := v_round + 1;
                 v_new := ARRAY(
-                    SELECT j.id FROM pljobs.job AS j
-                     WHERE j.parent_id = ANY (v_ids)
-                       AND (v_round <= 10
-                            OR j.status <> 'todo' OR j.attempts > 0 OR j.last_run_id IS NOT NULL)
-                    UNION SELECT d.job_id FROM pljobs.deleted_parent AS d WHERE d.parent_id = ANY (v_ids)
+                    SELECT c.id FROM unnest(v_ids) AS p(id) CROSS JOIN LATERAL (
+                           SELECT j.id FROM pljobs.job AS j
+                            WHERE j.parent_id = p.id
+                              AND (v_round <= 10
+                                   OR j.status <> 'todo' OR j.attempts > 0 OR j.last_run_id IS NOT NULL)
+                            UNION ALL
+                           SELECT d.job_id FROM pljobs.deleted_parent AS d WHERE d.parent_id = p.id
+                           OFFSET 0) AS c
                     EXCEPT SELECT i.id FROM unnest(v_ids) AS i(id));
                 EXIT again WHEN v_new = '{}';
                 v_got := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.id = ANY (v_new)

@@ -34,6 +34,8 @@ CREATE OR REPLACE FUNCTION pljobs.defer_jobs_v1(jobs jsonb, notify boolean DEFAU
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
 AS $$
 -- - -> todo, for each element of a JSON array of objects {"task", "args", "queue", "priority", "lock",
 -- "queueing_lock", "scheduled_at", "scheduled_in", "start_by", "start_within", "timeout", "grace",
@@ -234,6 +236,8 @@ RETURNS TABLE (job_id bigint, is_new boolean)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
 AS $$
 -- What defer_jobs_v1 does, for objects that may have an "idempotency_key" besides, of 1 to 255 characters;
 -- answers a row for each, in the order given. The first job that a role defers under a key is deferred. When
@@ -292,7 +296,9 @@ BEGIN
     -- A new statement: it sees what was committed while the former waited.
     SELECT e.job ->> 'idempotency_key' AS key, i.job_id, i.task INTO v_bad
       FROM jsonb_array_elements(defer_jobs_v2.jobs) WITH ORDINALITY AS e(job, ord)
-      JOIN pljobs.idempotency AS i ON i.deferred_by = v_by AND i.key = e.job ->> 'idempotency_key'
+     CROSS JOIN LATERAL (  -- one by one, by the index
+           SELECT k.job_id, k.task, k.args_hash FROM pljobs.idempotency AS k
+            WHERE k.deferred_by = v_by AND k.key = e.job ->> 'idempotency_key' OFFSET 0) AS i
      WHERE i.task <> e.job ->> 'task'
         OR i.args_hash <> hashtextextended(coalesce(nullif(e.job -> 'args', 'null'), '{}')::text, 0)
      ORDER BY e.ord LIMIT 1;
@@ -312,13 +318,15 @@ BEGIN
     v_ids := pljobs.defer_jobs_v1(v_new, defer_jobs_v2.notify);
     UPDATE pljobs.idempotency AS i SET job_id = d.id
       FROM unnest(v_ords, v_ids) AS d(ord, id)
-     WHERE i.deferred_by = v_by
+     WHERE i.deferred_by = v_by AND i.key = ANY (v_keys)
        AND i.key = defer_jobs_v2.jobs -> (d.ord - 1)::integer ->> 'idempotency_key';
     RETURN QUERY
     SELECT coalesce(d.id, i.job_id), d.id IS NOT NULL
       FROM jsonb_array_elements(defer_jobs_v2.jobs) WITH ORDINALITY AS e(job, ord)
       LEFT JOIN unnest(v_ords, v_ids) AS d(ord, id) ON d.ord = e.ord
-      LEFT JOIN pljobs.idempotency AS i ON i.deferred_by = v_by AND i.key = e.job ->> 'idempotency_key'
+      LEFT JOIN LATERAL (
+           SELECT k.job_id FROM pljobs.idempotency AS k
+            WHERE k.deferred_by = v_by AND k.key = e.job ->> 'idempotency_key' OFFSET 0) AS i ON true
      ORDER BY e.ord;
 END
 $$;

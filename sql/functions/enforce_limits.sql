@@ -33,7 +33,7 @@ BEGIN
          WHERE r.resolved_at IS NULL AND r.run_id IS NOT NULL AND r.sql_at <= v_now
            AND coalesce(r.sql_way, '') NOT IN ('server', 'worker', 'asked', 'denied')
            AND r.handling IS DISTINCT FROM 'handling'
-         ORDER BY r.id LIMIT enforce_limits_v1.max_jobs FOR NO KEY UPDATE SKIP LOCKED
+         ORDER BY r.run_id LIMIT enforce_limits_v1.max_jobs FOR NO KEY UPDATE SKIP LOCKED
     LOOP
         EXIT WHEN clock_timestamp() > v_now + interval '2 s';
         IF pljobs._cancel_sql_of_request(v_request.id) = 'server' THEN

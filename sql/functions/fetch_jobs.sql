@@ -66,10 +66,12 @@ AS $$
 BEGIN
     RETURN ARRAY(
         SELECT t.id
-          FROM (SELECT u.id, u.place, j.crashes >= 2 AS suspect,
-                       row_number() OVER (PARTITION BY j.crashes >= 2 ORDER BY u.place) AS nth
+          FROM (SELECT u.id, u.place, j.suspect,
+                       row_number() OVER (PARTITION BY j.suspect ORDER BY u.place) AS nth
                   FROM unnest(_apart.job_ids) WITH ORDINALITY AS u(id, place)
-                  JOIN pljobs.job AS j ON j.id = u.id) AS t
+                 CROSS JOIN LATERAL (
+                       SELECT c.crashes >= 2 AS suspect FROM pljobs.job AS c
+                        WHERE c.id = u.id OFFSET 0) AS j) AS t
          WHERE NOT t.suspect OR t.nth = 1 AND NOT EXISTS (
                SELECT FROM pljobs.job AS d
                 WHERE d.worker_id = _apart.worker_id AND d.status = 'doing' AND d.crashes >= 2
@@ -244,23 +246,23 @@ BEGIN
             SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes)
               INTO v_ids, v_locks, v_parents, v_crashes
               FROM (SELECT j.id, j.lock, j.parent_id, j.crashes
-                      FROM (SELECT h.id, h.place
-                              FROM (SELECT DISTINCT u.name, u.room
-                                      FROM unnest(v_queues, v_rooms) AS u(name, room)) AS q
-                             CROSS JOIN LATERAL (
-                                   SELECT t.id, -t.priority AS place FROM pljobs.job AS t
-                                    WHERE t.status = 'todo' AND t.waiting_for IS NULL AND t.queue <= q.name
-                                      AND (t.queue, -t.priority, t.id) >= (q.name, v_from_priority, v_from_id)
-                                      AND (t.start_by IS NULL OR t.start_by > v_now)
-                                      AND (fetch_jobs_v1.tasks IS NULL OR t.task = ANY (fetch_jobs_v1.tasks))
-                                    ORDER BY t.queue, -t.priority, t.id
-                                    LIMIT least(v_want + v_ahead, q.room)) AS h
-                             ORDER BY h.place, h.id OFFSET 0) AS m
-                      JOIN pljobs.job AS j ON j.id = m.id
+                      FROM pljobs.job AS j
                      -- NOT DISTINCT hides the predicate of the ready indexes: the way to these rows is the
                      -- primary key.
                      WHERE j.status IS NOT DISTINCT FROM 'todo' AND j.waiting_for IS NULL
-                     ORDER BY m.place, m.id LIMIT v_want FOR UPDATE OF j SKIP LOCKED) AS c;
+                       AND j.id = ANY (ARRAY(
+                           SELECT h.id
+                             FROM (SELECT DISTINCT u.name, u.room
+                                     FROM unnest(v_queues, v_rooms) AS u(name, room)) AS q
+                            CROSS JOIN LATERAL (
+                                  SELECT t.id FROM pljobs.job AS t
+                                   WHERE t.status = 'todo' AND t.waiting_for IS NULL AND t.queue <= q.name
+                                     AND (t.queue, -t.priority, t.id) >= (q.name, v_from_priority, v_from_id)
+                                     AND (t.start_by IS NULL OR t.start_by > v_now)
+                                     AND (fetch_jobs_v1.tasks IS NULL OR t.task = ANY (fetch_jobs_v1.tasks))
+                                   ORDER BY t.queue, -t.priority, t.id
+                                   LIMIT least(v_want + v_ahead, q.room)) AS h))
+                     ORDER BY -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
         END IF;
         v_ms := 1000 * extract(epoch FROM clock_timestamp() - v_began);
         v_slow_ms := 0.3 + 0.01 * v_want;

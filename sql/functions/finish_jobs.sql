@@ -59,8 +59,8 @@ BEGIN
             SELECT jsonb_agg(CASE WHEN e.run ->> 'retry_queue' = ANY (v_allowed) THEN e.run
                                   ELSE e.run - 'retry_queue' END)
               FROM jsonb_array_elements(finish_jobs_v1.runs) AS e(run)
-              JOIN pljobs.job AS j ON j.id = (e.run ->> 'job_id')::bigint
-             WHERE j.worker_id = ANY (v_own)), '[]');
+             WHERE EXISTS (SELECT FROM pljobs.job AS j WHERE j.id = (e.run ->> 'job_id')::bigint
+                              AND j.worker_id = ANY (v_own) OFFSET 0)), '[]');
     END IF;
     -- A bulk UPDATE locks in the order of its plan, and two of them deadlock: lock first, in order.
     v_ids := ARRAY(SELECT x.job_id FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(job_id bigint));
@@ -93,7 +93,8 @@ BEGIN
                result = CASE WHEN octet_length(x.result::text) <= 1048576 THEN x.result END
           FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
                job_id bigint, run_id bigint, outcome text, result jsonb, message text, delete_job boolean)
-         WHERE j.id = x.job_id AND j.run_id = x.run_id AND j.request_id IS NULL
+         -- Both: where the planner believes in one row, the join alone may walk all there are.
+         WHERE j.id = ANY (v_ids) AND j.id = x.job_id AND j.run_id = x.run_id AND j.request_id IS NULL
            AND (j.id = ANY (v_held)) IS NOT TRUE
            AND x.outcome = 'succeeded' AND x.delete_job IS NOT TRUE
         RETURNING j.id, j.last_run_id

@@ -62,7 +62,8 @@ BEGIN
         PERFORM pljobs._store_progress(CASE WHEN v_own IS NULL THEN heartbeat_v1.observed ELSE (
             SELECT jsonb_agg(to_jsonb(x))
               FROM pljobs._reports(heartbeat_v1.observed) AS x
-              JOIN pljobs.job AS j ON j.id = x.job_id AND j.worker_id = heartbeat_v1.worker_id) END);
+             WHERE EXISTS (SELECT FROM pljobs.job AS j WHERE j.id = x.job_id
+                              AND j.worker_id = heartbeat_v1.worker_id OFFSET 0)) END);
     END IF;
     PERFORM pljobs._ask_late_runs_to_abort(heartbeat_v1.worker_id, 1000);
 

@@ -95,11 +95,10 @@ BEGIN
     pruned := pruned + v_count;
     reached_at := least(reached_at, CASE WHEN v_count >= prune_history_v2.max_rows THEN v_last END);
     WITH gone AS (
-        DELETE FROM pljobs.idempotency AS i
-         USING (SELECT o.deferred_by, o.key FROM pljobs.idempotency AS o
-                 WHERE o.deferred_at >= v_since AND o.deferred_at < v_before
-                 ORDER BY o.deferred_at LIMIT prune_history_v2.max_rows FOR UPDATE SKIP LOCKED) AS p
-         WHERE i.deferred_by = p.deferred_by AND i.key = p.key
+        DELETE FROM pljobs.idempotency AS i WHERE i.ctid = ANY (ARRAY(
+            SELECT o.ctid FROM pljobs.idempotency AS o
+             WHERE o.deferred_at >= v_since AND o.deferred_at < v_before
+             ORDER BY o.deferred_at LIMIT prune_history_v2.max_rows FOR UPDATE SKIP LOCKED))
         RETURNING i.deferred_at AS at
     )
     SELECT count(*), max(g.at) INTO v_count, v_last FROM gone AS g;

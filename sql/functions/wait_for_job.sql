@@ -19,7 +19,9 @@ BEGIN
                   AND (v_own IS NULL OR r.requested_by = ANY (v_own))
            ) THEN 'deleted' ELSE 'not_found' END)
       FROM (SELECT DISTINCT u.id FROM unnest(get_job_statuses_v1.job_ids) AS u(id)) AS w
-      LEFT JOIN pljobs.job AS j ON j.id = w.id AND (v_own IS NULL OR j.deferred_by = ANY (v_own));
+      LEFT JOIN LATERAL (  -- one by one, whatever the statistics say
+           SELECT t.status FROM pljobs.job AS t
+            WHERE t.id = w.id AND (v_own IS NULL OR t.deferred_by = ANY (v_own)) OFFSET 0) AS j ON true;
 END
 $$;
 COMMENT ON FUNCTION pljobs.get_job_statuses_v1(bigint[])
@@ -44,10 +46,12 @@ BEGIN
     RETURN QUERY
     SELECT w.id, CASE WHEN r.id IS NULL THEN 'not_found' ELSE coalesce(r.resolution, 'open') END
       FROM (SELECT DISTINCT u.id FROM unnest(get_resolutions_v1.request_ids) AS u(id)) AS w
-      LEFT JOIN pljobs.request AS r
-             ON r.id = w.id
-            AND (v_own IS NULL OR r.requested_by = ANY (v_own) OR EXISTS (
-                 SELECT FROM pljobs.job AS j WHERE j.id = r.job_id AND j.deferred_by = ANY (v_own)));
+      LEFT JOIN LATERAL (
+           SELECT q.id, q.resolution FROM pljobs.request AS q
+            WHERE q.id = w.id
+              AND (v_own IS NULL OR q.requested_by = ANY (v_own) OR EXISTS (
+                   SELECT FROM pljobs.job AS j WHERE j.id = q.job_id AND j.deferred_by = ANY (v_own)))
+           OFFSET 0) AS r ON true;
 END
 $$;
 COMMENT ON FUNCTION pljobs.get_resolutions_v1(bigint[])
