@@ -52,6 +52,7 @@ SELECT set_eq($$SELECT proname FROM ours WHERE prosrc LIKE '%pg_notify%'$$, ARRA
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ '\mnow\(\)' OR prosrc ~ 'current_timestamp'$$, 'the clock is clock_timestamp: now() stands still in a long transaction');
 SELECT is_empty($$SELECT name, code FROM ours, regexp_matches(prosrc, 'ERRCODE = ''(\w+)''', 'g') AS m(code) WHERE code[1] !~ '^(PJ00[1-9]|PJ01[0-3]|2BP01|55P03)$' AND (code[1] <> 'PJ000' OR prosrc !~ 'EXCEPTION\s+WHEN SQLSTATE ''PJ000''')$$, 'the errors raised are those that drivers know, or are caught where they are raised');
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ 'RAISE EXCEPTION' AND prosrc !~ 'ERRCODE = ''(PJ|2BP01|55P03)'$$, 'every error raised has a code');
+SELECT is_empty($$SELECT o.name, m[1] || m[2] FROM ours AS o, regexp_matches(regexp_replace(o.prosrc, '--[^\n]*', '', 'g'), '\mHINT = [^;]*?\m([a-z_]+_v)(\d)\M', 'g') AS m WHERE EXISTS (SELECT FROM ours AS n WHERE n.proname LIKE m[1] || '_' AND n.proname > m[1] || m[2])$$, 'hints name the newest form of a function');
 SELECT is_empty($$SELECT FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid WHERE c.relnamespace = 'pljobs'::regnamespace$$, 'no trigger hides a transition');
 
 -- Tables.
