@@ -378,7 +378,7 @@ BEGIN
     ('table', 'throttle', 'p d'),
     ('table', 'worker', 'p d'),
     ('view', '_health_holders', 'd70cbe06b033a4304ef12b565192e4da2c6225b0c3e19b82bd146adbcc4e92de'),
-    ('view', '_health_jobs', '55eb45b648e422219e4354d1b034f631ce178b658243e878d66d51a566f21ff3'),
+    ('view', '_health_jobs', '51b36605b2c7fd6f0a9eadc05badee021ae02b1be26f60f90654833baedaebe3'),
     ('view', '_health_now', '5ab08ccaab081088e277dd1217a77200a6da648296790d92bf263f536b29b2bd'),
     ('view', '_health_server', '857280f93bb06a082b71581a62bff1ba79243dd1402f1550c2d022353d67620e'),
     ('view', '_health_sessions', '121714c73a8cd58cd9bbefe9dd217419f0c538e282e460cf9ead095e9a1e1798'),
