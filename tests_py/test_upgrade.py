@@ -60,7 +60,8 @@ EXPECTED = re.compile(
     r"ERROR:pljobs.jobs:Job work\[\d+\] failed: RuntimeError: as told"
     r"|WARNING:pljobs.jobs:Job work\[\d+\] is now todo|WARNING:pljobs.jobs:Job forever\[\d+\] is now aborted"
     r"|WARNING:pljobs.signals:Received SIGTERM"
-    r"|WARNING:pljobs.(control|worker):Worker \d+ .*: canceling statement due to lock timeout$"
+    r"|(WARNING:pljobs.(control|worker):Worker \d+ .*|ERROR:pljobs.finisher:Can't report .*, trying again):"
+    r" canceling statement due to lock timeout$"
 )
 
 
