@@ -25,10 +25,23 @@ LOGIN = "pljobs_tests"
 _names = itertools.count(1)
 
 
-# These have a server of their own, the wheel's, whatever this run is on: once is enough.
-collect_ignore = (
-    ["test_demo.py", "test_embedded.py"] if os.environ.get("PLJOBS_TEST_PG", "18") != "18" else []
-)
+# Whether another run has what would be the same with any server.
+SERVER_ONLY = bool(os.environ.get("PLJOBS_TEST_SERVER_ONLY"))
+
+collect_ignore: list[str] = []
+if os.environ.get("PLJOBS_TEST_PG", "18") != "18":
+    # These have a server of their own, the wheel's, whatever this run is on.
+    collect_ignore += ["test_demo.py", "test_embedded.py"]
+if SERVER_ONLY:
+    # The command line, processes, others' tools, an installation that is killed or kept waiting: the server
+    # is only what they need besides.
+    collect_ignore += [
+        "test_migration_tools.py",
+        "test_names.py",
+        "test_processes.py",
+        "test_upgrade_trouble.py",
+    ]
+collect_ignore_glob = ["test_cli*.py"] if SERVER_ONLY else []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-    if not os.environ.get("PLJOBS_TEST_SERVER_ONLY"):
+    if not SERVER_ONLY:
         return
     left_out = [item for item in items if "server" not in getattr(item, "fixturenames", ())]
     config.hook.pytest_deselected(items=left_out)

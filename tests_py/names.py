@@ -91,7 +91,7 @@ class World:
 
     def _refused(self, names: Names, bad: list[str]) -> None:
         with pytest.raises(exceptions.InvalidJob) as refused:
-            calls.encode_job(self._job(names), idempotency_key=names.key)
+            calls.encode_options(self._job(names), idempotency_key=names.key)
         assert str(refused.value).startswith(SAID.get(bad[0], bad[0])), bad
         if all(checks.is_storable(getattr(names, each)) for each in FIELDS):
             raw = {each: getattr(names, each) for each in FIELDS[:4]} | {"idempotency_key": names.key}
@@ -102,7 +102,8 @@ class World:
 
     def _lives(self, names: Names) -> None:
         conn, job = self.conn, self._job(names)
-        encoded = calls.encode_job(job, idempotency_key=names.key)
+        options = calls.encode_options(job, idempotency_key=names.key)
+        encoded = calls.with_arguments(options, "{}")
         (job_id,) = db.run(conn, calls.defer_encoded([encoded], version=2))
         self._heard(names.queue)
         assert db.run(conn, calls.defer_encoded([encoded], version=2)) == [job_id]

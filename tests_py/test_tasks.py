@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from pljobs import App, Job, JobContext, Status, tasks
+from pljobs import App, Job, JobContext, Status, deferring
+from pljobs.deferring import BATCH_JOBS
 from pljobs.exceptions import (
     AlreadyEnqueued,
     AppNotOpen,
@@ -19,7 +20,6 @@ from pljobs.exceptions import (
     InvalidJob,
     UnboundTaskError,
 )
-from pljobs.tasks import BATCH_JOBS
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_a_batch_of_many_chunks_is_deferred_whole_or_not_at_all(
     assert count(app) == len(many)
 
     # One job a chunk: the first is fine, the second meets its queueing lock.
-    monkeypatch.setattr(tasks, "BATCH_JOBS", 1)
+    monkeypatch.setattr(deferring, "BATCH_JOBS", 1)
     with pytest.raises(AlreadyEnqueued):
         task.configure(queueing_lock="ql").batch_defer({"a": 1}, {"a": 2})
     assert count(app) == len(many)
@@ -196,7 +196,7 @@ async def test_a_large_batch_is_all_or_nothing_async_too(
     many: list[dict[str, object]] = [{"a": n} for n in range(BATCH_JOBS + 1)]
     async with app.open_async():
         assert len(await task.batch_defer_async(*many)) == len(many)
-        monkeypatch.setattr(tasks, "BATCH_JOBS", 1)
+        monkeypatch.setattr(deferring, "BATCH_JOBS", 1)
         with pytest.raises(AlreadyEnqueued):
             await task.configure(queueing_lock="ql").batch_defer_async({"a": 1}, {"a": 2})
         assert len(await app.job_manager.list_jobs_async()) == len(many)

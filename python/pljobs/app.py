@@ -13,10 +13,11 @@ from typing import Literal, Self, TypedDict, Unpack
 from pljobs import calls_read
 from pljobs.blueprints import Blueprint
 from pljobs.connector import AsyncPool, PsycopgConnector, SyncPool
+from pljobs.deferring import JobDeferrer
 from pljobs.exceptions import LoadFromPathError, TaskNotFound, WorkerTainted
 from pljobs.jobs import DeleteJobCondition
 from pljobs.manager import JobManager
-from pljobs.tasks import DeferOptions, JobDeferrer, configure
+from pljobs.tasks import DeferOptions, configure
 
 
 class WorkerOptions(TypedDict, total=False):

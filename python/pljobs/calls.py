@@ -34,8 +34,19 @@ NOW, LONGEST_WAIT = timedelta(0), timedelta(days=3650)
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-def encode_job(job: Job, dumps: JsonDumps | None = None, *, idempotency_key: str | None = None) -> str:
+def encode_job(job: Job, dumps: JsonDumps | None = None) -> str:
     """Return a job as the JSON object that defer_jobs_v3 takes; raise `InvalidJob` if it can't be."""
+    options = encode_options(job, parent_id=job.parent_id)
+    return with_arguments(options, arguments.encode_arguments(job.task_name, job.task_kwargs, dumps))
+
+
+def with_arguments(options: str, args: str) -> str:
+    """Return the JSON object of a job: what `encode_options` made, with its encoded arguments."""
+    return f'{options}, "args": {args}}}'
+
+
+def encode_options(job: Job, *, parent_id: int | None = None, idempotency_key: str | None = None) -> str:
+    """Return the JSON object of a job but for its arguments and the brace at its end; raise `InvalidJob`."""
     fields: dict[str, object] = {
         "task": checks.name("the name of the task", job.task_name, error=InvalidJob),
         "queue": checks.name("queue", job.queue, error=InvalidJob),
@@ -59,10 +70,9 @@ def encode_job(job: Job, dumps: JsonDumps | None = None, *, idempotency_key: str
         fields["idempotency_key"] = checks.name("idempotency_key", idempotency_key, error=InvalidJob)
     if job.fairness_key is not None:
         fields["fairness_key"] = checks.name("fairness_key", job.fairness_key, error=InvalidJob)
-    if job.parent_id is not None:
-        fields["parent_id"] = checks.identifier("parent", job.parent_id)
-    args = arguments.encode_arguments(job.task_name, job.task_kwargs, dumps)
-    return f'{json.dumps(fields)[:-1]}, "args": {args}}}'
+    if parent_id is not None:
+        fields["parent_id"] = checks.identifier("parent", parent_id)
+    return json.dumps(fields)[:-1]
 
 
 def defer_jobs(

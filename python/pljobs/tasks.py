@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Generic, Literal, ParamSpec, TypedDict, TypeVar
 
-from pljobs import calls, checks
-from pljobs.answers import Call
+from pljobs import checks
+from pljobs.deferring import JobDeferrer
 from pljobs.exceptions import FunctionPathError, InvalidArgument, InvalidJob
-from pljobs.job_context import current_context
 from pljobs.jobs import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
 from pljobs.retry import BaseRetryStrategy, RetryDecision, RetryValue, get_retry_strategy
 
@@ -24,11 +22,6 @@ P = ParamSpec("P")
 Args = ParamSpec("Args")
 R_co = TypeVar("R_co", covariant=True)
 Isolation = Literal["process"]
-
-logger = logging.getLogger(__name__)
-
-BATCH_JOBS = 1_000
-BATCH_CHARACTERS = 4 * 1024 * 1024
 
 
 class DeferOptions(TypedDict, total=False):
@@ -63,83 +56,6 @@ class DeferOptions(TypedDict, total=False):
     idempotency_key: str | None
     fairness_key: str | None
     connection: object
-
-
-class JobDeferrer:
-    """Defer jobs that are configured already; what `Task.configure` and `App.configure_task` return."""
-
-    def __init__(
-        self,
-        *,
-        job: Job,
-        connector: PsycopgConnector,
-        parent: int | Literal["current"] | None = "current",
-        idempotency_key: str | None = None,
-        connection: object = None,
-    ) -> None:
-        self.job = job
-        self._connector = connector
-        self._key = idempotency_key
-        self._parent = parent if parent == "current" else checks.optional_identifier("parent", parent)
-        self._connection = connection
-        calls.encode_job(job.evolve(task_kwargs={}), idempotency_key=idempotency_key)
-
-    def defer(self, /, *args: object, **task_kwargs: object) -> int:
-        """Defer a job with these arguments; return its id. Raises as `Task.defer` does."""
-        return self.batch_defer(_by_name(args, task_kwargs))[0]
-
-    async def defer_async(self, /, *args: object, **task_kwargs: object) -> int:
-        """Defer a job with these arguments; return its id. Raises as `Task.defer` does."""
-        return (await self.batch_defer_async(_by_name(args, task_kwargs)))[0]
-
-    def batch_defer(self, *task_kwargs: Mapping[str, object]) -> list[int]:
-        """Defer one job for each mapping of arguments, all or none; return their ids in that order."""
-        batches = self._batches(task_kwargs)
-        answers = self._connector.execute_all(batches, connection=self._connection) if batches else []
-        return self._deferred(answers)
-
-    async def batch_defer_async(self, *task_kwargs: Mapping[str, object]) -> list[int]:
-        """Defer one job for each mapping of arguments, all or none; return their ids in that order."""
-        batches = self._batches(task_kwargs)
-        answers = (
-            await self._connector.execute_all_async(batches, connection=self._connection) if batches else []
-        )
-        return self._deferred(answers)
-
-    def _batches(self, batch: Iterable[Mapping[str, object]]) -> list[Call[list[int]]]:
-        batches: list[Call[list[int]]] = []
-        encoded: list[str] = []
-        size = 0
-        parent, how = self._parent, self._connector.notify
-        # In the caller's own transaction only its commit can tell the workers.
-        notify = how == "transaction" or (how == "coalesced" and self._connection is not None)
-        if parent == "current":
-            inside = current_context()
-            parent = None if inside is None else inside.job.id
-        version: Literal[1, 2, 3] = 3 if self.job.fairness_key is not None else 1 if self._key is None else 2
-        for task_kwargs in batch:
-            job = self.job.evolve(parent_id=parent, task_kwargs={**self.job.task_kwargs, **task_kwargs})
-            encoded.append(calls.encode_job(job, self._connector.json_dumps, idempotency_key=self._key))
-            size += len(encoded[-1])
-            if len(encoded) == BATCH_JOBS or size >= BATCH_CHARACTERS:
-                batches.append(calls.defer_encoded(encoded, version=version, notify=notify))
-                encoded, size = [], 0
-        if self._key is not None and (batches or len(encoded) > 1):
-            raise InvalidJob(f"idempotency_key {self._key!a} stands for one job, not for a batch")
-        if encoded:
-            batches.append(calls.defer_encoded(encoded, version=version, notify=notify))
-        return batches
-
-    def _deferred(self, answers: Sequence[Sequence[int]]) -> list[int]:
-        if answers and self._connector.notify == "coalesced" and self._connection is None:
-            self._connector.pings.ping(self.job)
-        ids = [job_id for answer in answers for job_id in answer]
-        for job_id in ids if logger.isEnabledFor(logging.DEBUG) else ():
-            job = self.job.evolve(id=job_id)
-            logger.debug(
-                "Deferred job %s", job.call_string, extra={"action": "job_defer", "job": job.log_context()}
-            )
-        return ids
 
 
 class Task(Generic[P, R_co, Args]):
@@ -342,9 +258,3 @@ def full_path(func: Callable[..., object]) -> str:
     if not module or not name:
         raise FunctionPathError(f"can't name a task after {type(func).__name__!r}: give it a name=")
     return f"{module}.{name}"
-
-
-def _by_name(args: tuple[object, ...], task_kwargs: dict[str, object]) -> dict[str, object]:
-    if args:
-        raise TypeError(f"arguments of a job are given by name: {len(args)} without one")
-    return task_kwargs
