@@ -446,6 +446,12 @@ COMMENT ON VIEW pljobs._health_workers IS 'For pljobs.health: findings about wor
 CREATE OR REPLACE VIEW pljobs._health_jobs WITH (security_barrier) AS
 WITH RECURSIVE now AS MATERIALIZED (
     SELECT n.at, n.patience FROM pljobs._health_now AS n
+), can_look AS MATERIALIZED (
+    -- Without these indexes, which may be still to be made, the table would be scanned; and fetches start
+    -- nothing that would be found there.
+    SELECT count(*) = 2 AS yes
+      FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_index AS i ON i.indexrelid = c.oid
+     WHERE c.relname IN ('job_turn', 'job_limit') AND c.relnamespace = 'pljobs'::regnamespace AND i.indisvalid
 ), queue AS (
     -- From queue to queue along the index, as a fetch does while some are paused.
     SELECT (SELECT j.queue FROM pljobs.job AS j
@@ -454,28 +460,55 @@ WITH RECURSIVE now AS MATERIALIZED (
     SELECT (SELECT j.queue FROM pljobs.job AS j
              WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue > q.name ORDER BY j.queue LIMIT 1)
       FROM queue AS q WHERE q.name IS NOT NULL
-), worker AS MATERIALIZED (
-    SELECT w.queues FROM pljobs.worker AS w CROSS JOIN now AS n
-     WHERE w.stopped_at IS NULL AND w.expires_at > n.at AND w.tainted_at IS NULL
-), moving AS MATERIALIZED (
-    SELECT DISTINCT q.name FROM pljobs._health_holders AS h CROSS JOIN unnest(h.queues) AS q(name)
-    UNION
-    SELECT f.queue
-      FROM (SELECT j.queue, j.finished_at FROM pljobs.job AS j
-             WHERE j.finished_at IS NOT NULL ORDER BY j.finished_at DESC LIMIT 200) AS f
-     CROSS JOIN now AS n
-     WHERE f.finished_at > n.at - interval '1 min'
-), ready AS MATERIALIZED (
+), queue_of_keys AS (
+    SELECT (SELECT j.queue FROM pljobs.job AS j
+             WHERE j.status = 'todo' AND j.waiting_for = 'turn' ORDER BY j.queue LIMIT 1) AS name
+      FROM can_look AS c WHERE c.yes
+    UNION ALL
+    SELECT (SELECT j.queue FROM pljobs.job AS j
+             WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue > q.name
+             ORDER BY j.queue LIMIT 1)
+      FROM queue_of_keys AS q WHERE q.name IS NOT NULL
+), queue_at_limit AS (
+    SELECT (SELECT j.queue FROM pljobs.job AS j
+             WHERE j.status = 'todo' AND j.waiting_for = 'limit' ORDER BY j.queue LIMIT 1) AS name
+      FROM can_look AS c WHERE c.yes
+    UNION ALL
+    SELECT (SELECT j.queue FROM pljobs.job AS j
+             WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue > q.name
+             ORDER BY j.queue LIMIT 1)
+      FROM queue_at_limit AS q WHERE q.name IS NOT NULL
+), key AS (
+    -- The oldest job of each of the first ten keys, at the highest and at the lowest priority.
+    SELECT 0 AS nth, q.name AS queue, p.place, ''::text COLLATE "C" AS name, NULL::bigint AS id,
+           NULL::text AS lock, NULL::timestamptz AS created_at, NULL::timestamptz AS scheduled_at
+      FROM queue_of_keys AS q
+     CROSS JOIN LATERAL (
+           SELECT (-2147483648)::integer AS place
+           UNION ALL
+           SELECT (SELECT -j.priority FROM pljobs.job AS j
+                    WHERE j.status = 'todo' AND j.waiting_for = 'turn'
+                      AND j.queue >= q.name AND j.queue <= q.name
+                    ORDER BY j.queue DESC, -j.priority DESC, j.fairness_key DESC, j.id DESC LIMIT 1
+                  ) AS place) AS p
+     WHERE q.name IS NOT NULL
+    UNION ALL
+    SELECT k.nth + 1 AS nth, k.queue, n.place, n.name, n.id, n.lock, n.created_at, n.scheduled_at
+      FROM key AS k
+     CROSS JOIN LATERAL (
+           SELECT -j.priority AS place, j.fairness_key AS name, j.id, j.lock, j.created_at, j.scheduled_at
+             FROM pljobs.job AS j
+            WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue <= k.queue
+              AND (j.queue, -j.priority, j.fairness_key) > (k.queue, k.place, k.name)
+            ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT 1) AS n
+     WHERE k.nth BETWEEN 0 AND 9
+), head AS (
     -- What runs next, and what runs last of all: the first jobs of the highest and of the lowest priority.
     -- The queue as a range, and first in the order: so that no statistics make this walk all queues' jobs.
-    SELECT q.name, p.paused_at, p.paused_by, p.pause_reason, min(s.since) AS since,
-           -- A job of a lane may have been woken just now: it counts, but not for how long it waits.
-           min(s.since) FILTER (WHERE h.lock IS NULL) AS waiting_since,
-           (array_agg(h.id ORDER BY s.since) FILTER (WHERE h.lock IS NULL))[1] AS oldest_id,
-           EXISTS (SELECT FROM worker AS w WHERE w.queues IS NULL OR q.name = ANY (w.queues)) AS is_served
-      FROM now AS n
-     CROSS JOIN queue AS q
-      LEFT JOIN pljobs.queue AS p ON p.name = q.name AND p.paused_at IS NOT NULL
+    -- How long one waits is not known of a job of a lane, which may have been woken just now; and that it
+    -- waits for its task's limit is as somebody wanted it.
+    SELECT q.name AS queue, h.id, h.lock IS NULL AS is_waiting, h.created_at, h.scheduled_at
+      FROM queue AS q
      CROSS JOIN LATERAL (
            (SELECT j.id, j.lock, j.created_at, j.scheduled_at FROM pljobs.job AS j
              WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue >= q.name AND j.queue <= q.name
@@ -489,6 +522,37 @@ WITH RECURSIVE now AS MATERIALIZED (
                       AND l.queue >= q.name AND l.queue <= q.name
                     ORDER BY l.queue DESC, -l.priority DESC, l.id DESC LIMIT 1))
              ORDER BY j.queue, -j.priority, j.id LIMIT 10)) AS h
+     WHERE q.name IS NOT NULL
+    UNION ALL
+    SELECT k.queue, k.id, k.lock IS NULL AS is_waiting, k.created_at, k.scheduled_at
+      FROM key AS k WHERE k.nth > 0
+    UNION ALL
+    SELECT q.name AS queue, h.id, false AS is_waiting, h.created_at, h.scheduled_at
+      FROM queue_at_limit AS q
+     CROSS JOIN LATERAL (
+           SELECT j.id, j.created_at, j.scheduled_at FROM pljobs.job AS j
+            WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue >= q.name AND j.queue <= q.name
+            ORDER BY j.queue, j.task, -j.priority, j.id LIMIT 1) AS h
+     WHERE q.name IS NOT NULL
+), worker AS MATERIALIZED (
+    SELECT w.queues FROM pljobs.worker AS w CROSS JOIN now AS n
+     WHERE w.stopped_at IS NULL AND w.expires_at > n.at AND w.tainted_at IS NULL
+), moving AS MATERIALIZED (
+    SELECT DISTINCT q.name FROM pljobs._health_holders AS h CROSS JOIN unnest(h.queues) AS q(name)
+    UNION
+    SELECT f.queue
+      FROM (SELECT j.queue, j.finished_at FROM pljobs.job AS j
+             WHERE j.finished_at IS NOT NULL ORDER BY j.finished_at DESC LIMIT 200) AS f
+     CROSS JOIN now AS n
+     WHERE f.finished_at > n.at - interval '1 min'
+), ready AS MATERIALIZED (
+    SELECT h.queue AS name, p.paused_at, p.paused_by, p.pause_reason, min(s.since) AS since,
+           min(s.since) FILTER (WHERE h.is_waiting) AS waiting_since,
+           (array_agg(h.id ORDER BY s.since) FILTER (WHERE h.is_waiting))[1] AS oldest_id,
+           EXISTS (SELECT FROM worker AS w WHERE w.queues IS NULL OR h.queue = ANY (w.queues)) AS is_served
+      FROM now AS n
+     CROSS JOIN head AS h
+      LEFT JOIN pljobs.queue AS p ON p.name = h.queue AND p.paused_at IS NOT NULL
      CROSS JOIN LATERAL (SELECT greatest(h.created_at, h.scheduled_at) AS at) AS d
      -- Since when a job that has run before is back: about its last event, by where it lies.
      CROSS JOIN LATERAL (
@@ -498,8 +562,7 @@ WITH RECURSIVE now AS MATERIALIZED (
                               FROM (SELECT e.at FROM pljobs.job_event AS e
                                      WHERE e.job_id >= h.id AND e.job_id <= h.id
                                      ORDER BY e.job_id DESC LIMIT 10) AS b)) END AS since) AS s
-     WHERE q.name IS NOT NULL
-     GROUP BY q.name, p.paused_at, p.paused_by, p.pause_reason
+     GROUP BY h.queue, p.paused_at, p.paused_by, p.pause_reason
 )
 (SELECT 'unserved_queues' AS item,
         CASE WHEN EXISTS (SELECT FROM worker) THEN 'warning' ELSE 'critical' END AS severity,

@@ -212,6 +212,43 @@ $$;
 COMMENT ON FUNCTION pljobs._create_index(text, text)
     IS 'Makes an index now if its table is small.';
 
+CREATE OR REPLACE FUNCTION pljobs._replace_form(was text, becomes text) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- For a migration that gives a plain function, which people call, another parameter: two forms would be one
+-- too many for a call to choose from. Whom a DBA had granted the old one by hand is granted the new one,
+-- which is there already; then the old one goes, 'replaced'. No old one -> 'not_there'. Where an object of
+-- somebody's depends on it, this raises, names that object, and changes nothing.
+DECLARE
+    v_was regprocedure := to_regprocedure(_replace_form.was);
+    v_drop text := format('DROP FUNCTION %s', v_was);
+    v_grantee oid;
+    v_detail text;
+BEGIN
+    IF v_was IS NULL THEN
+        RETURN 'not_there';
+    END IF;
+    FOR v_grantee IN
+        SELECT DISTINCT a.grantee FROM pg_proc AS p, aclexplode(p.proacl) AS a
+         WHERE p.oid = v_was AND a.grantee NOT IN (0, p.proowner)
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', _replace_form.becomes::regprocedure,
+                       v_grantee::regrole);
+    END LOOP;
+    EXECUTE v_drop;
+    RETURN 'replaced';
+EXCEPTION WHEN dependent_objects_still_exist THEN
+    GET STACKED DIAGNOSTICS v_detail = PG_EXCEPTION_DETAIL;
+    RAISE EXCEPTION '% gets a parameter, so its old form goes, and other objects need that: %',
+        v_was::regproc, v_detail
+        USING ERRCODE = '2BP01',
+              HINT = 'Nothing was changed. Drop them, upgrade, and make them anew.';
+END
+$$;
+COMMENT ON FUNCTION pljobs._replace_form(text, text)
+    IS 'Moves a function''s grants to its new form, and drops the old one.';
+
 CREATE OR REPLACE FUNCTION pljobs._refuse_old_workers(contract integer) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

@@ -48,6 +48,8 @@ def test_defer_reads_arguments_from_stdin_and_from_a_file(pljobs: Pljobs, tmp_pa
         ["{}", "--in", "1h", "--at", "2030-01-01T00:00Z"],
         ["{}", "--queue", "x" * 256],
         ["{}", "--priority", "99999999999"],
+        ["{}", "--fairness-key", ""],
+        ["{}", "--idempotency-key", "x" * 256],
     ],
 )
 def test_defer_refuses_what_makes_no_sense_with_2_and_without_a_traceback(
@@ -62,6 +64,19 @@ def test_defer_refuses_what_makes_no_sense_with_2_and_without_a_traceback(
 def test_defer_to_a_taken_queueing_lock_is_refused_with_4(pljobs: Pljobs) -> None:
     pljobs("defer", "a", "--queueing-lock", "q")
     assert "q" in pljobs("defer", "a", "--queueing-lock", "q", exits=4).stderr
+
+
+def test_a_defer_under_an_idempotency_key_can_be_repeated(pljobs: Pljobs) -> None:
+    once = ["defer", "a", "--idempotency-key", "order 42"]
+    assert fields(pljobs(*once, "--json"))["job_id"] == fields(pljobs(*once, "--json"))["job_id"] == 1
+    assert "order 42" in pljobs(*once, '{"n": 1}', exits=4).stderr
+    assert len(json.loads(pljobs("list", "--json").stdout)) == 1
+
+
+def test_defer_takes_a_fairness_key_and_show_tells_it(pljobs: Pljobs) -> None:
+    pljobs("defer", "a", "--fairness-key", "customer 42")
+    job = json.loads(pljobs("show", "1", "--json").stdout)["job"]
+    assert (job["fairness_key"], job["waiting_for"]) == ("customer 42", "turn")
 
 
 def test_defer_with_an_app_takes_the_tasks_own_settings(pljobs: Pljobs, app_folder: Path) -> None:

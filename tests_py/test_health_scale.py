@@ -28,10 +28,10 @@ def scans(conn: Conn) -> dict[str, tuple[int, int]]:
 
 def fill(conn: Conn, count: int, **columns: str) -> None:
     """Make jobs, by the statement: through defer_jobs it would take minutes."""
-    values = {"queue": "'q'", "status": "'todo'", "waiting_for": "NULL", "scheduled_at": "NULL"} | columns
+    values = {"queue": "'q'", "status": "'todo'", "waiting_for": "NULL", "task": "'t'"} | columns
     conn.execute(
-        f"INSERT INTO pljobs.job (created_at, priority, task, deferred_by, args, {', '.join(values)})"
-        f" SELECT clock_timestamp(), 0, 't', 'tests', '{{}}', {', '.join(values.values())}"
+        f"INSERT INTO pljobs.job (created_at, priority, deferred_by, args, {', '.join(values)})"
+        f" SELECT clock_timestamp(), 0, 'tests', '{{}}', {', '.join(values.values())}"
         f" FROM generate_series(1, {count}) AS n".encode()
     )
 
@@ -42,6 +42,8 @@ def test_beside_a_million_jobs_it_walks_indexes_only(server: Server) -> None:
     with night_server(server) as night, psycopg.connect(night.url("night"), autocommit=True) as conn:
         fill(conn, MANY, queue="'q' || n % 50")
         fill(conn, 2 * MANY, status="'succeeded'", finished_at="clock_timestamp() - n * interval '1 s'")
+        fill(conn, MANY, queue="'q' || n % 50", waiting_for="'turn'", fairness_key="'key ' || n % 1000")
+        fill(conn, MANY, queue="'q' || n % 50", waiting_for="'limit'", task="'task ' || n % 1000")
         later = "clock_timestamp() + n * interval '1 s'"
         fill(conn, MANY, waiting_for="'schedule'", scheduled_at=later)
         conn.execute(
@@ -56,9 +58,11 @@ def test_beside_a_million_jobs_it_walks_indexes_only(server: Server) -> None:
             " SELECT n, n, clock_timestamp(), 'abort', 'q', 'tests', clock_timestamp(), 'aborted'"
             f" FROM generate_series(1, {MANY}) AS n".encode()
         )
-        for statistics in ("none", "as they are"):
+        for statistics in ("none", "as they are", "as they are, without an index"):
             if statistics == "as they are":
                 conn.execute("ANALYZE")
+            elif statistics != "none":
+                conn.execute("DROP INDEX pljobs.job_turn")
             before = scans(conn)
             began = time.monotonic()
             items = conn.execute("SELECT count(DISTINCT item) FROM pljobs.health").fetchall()[0][0]
@@ -69,6 +73,8 @@ def test_beside_a_million_jobs_it_walks_indexes_only(server: Server) -> None:
                 assert after[table][0] == before[table][0], f"{table} was scanned; statistics: {statistics}"
             walked = {name: after[name][1] - before[name][1] for name in after}
             assert max(walked.values()) < 5000, walked
+            if statistics.endswith("index"):
+                continue  # costs of scans that are never done: a server with a JIT compiler compiles the view
             assert took < 10
             # Above, compiling the view would take longer than all the rest.
             line = conn.execute("EXPLAIN SELECT * FROM pljobs.health").fetchall()[0][0]
@@ -78,7 +84,7 @@ def test_beside_a_million_jobs_it_walks_indexes_only(server: Server) -> None:
         conn.execute("DELETE FROM pljobs.job")
         severity, detail, action = seen(conn, "dead_tuples", "pljobs.job")
         assert severity == "warning"
-        assert f"{4 * MANY} dead rows" in detail
+        assert f"{6 * MANY} dead rows" in detail
         assert "was never done" in detail
         assert "VACUUM pljobs.job" in action
         conn.execute("VACUUM pljobs.job")

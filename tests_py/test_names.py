@@ -58,6 +58,8 @@ TAKES_TEXT = [
     ["defer", "t", "--queue", NO_TEXT],
     ["defer", "t", "--lock", NO_TEXT],
     ["defer", "t", "--queueing-lock", NO_TEXT],
+    ["defer", "t", "--fairness-key", NO_TEXT],
+    ["defer", "t", "--idempotency-key", NO_TEXT],
     ["list", "--url", f"postgresql:///{NO_TEXT}"],
 ]
 

@@ -206,6 +206,42 @@ UPDATE pljobs.job_event AS e SET at = e.at - interval '2 h' WHERE e.job_id = :jo
 SELECT is(found('waiting_jobs'), 'warning queue ' || :'q', 'but since it failed');
 SELECT pljobs.cancel_job(:job_id) \g /dev/null
 
+-- The same of jobs that wait for their key's turn, and for their task's limit.
+CREATE FUNCTION a_keyed_job(queue text, key text, priority integer DEFAULT 0, lock text DEFAULT NULL) RETURNS bigint
+LANGUAGE sql VOLATILE
+RETURN (SELECT d.job_id FROM pljobs.defer_jobs_v3(jsonb_build_array(jsonb_build_object('task', 'a task', 'queue', a_keyed_job.queue, 'fairness_key', a_keyed_job.key, 'priority', a_keyed_job.priority, 'lock', a_keyed_job.lock))) AS d);
+SELECT stop_workers(), a_name('queue') AS q \gset
+SELECT a_keyed_job(:'q', 'b') AS job_id \gset
+SELECT is(found('unserved_queues'), NULL, 'a job that has just begun to wait for its turn may wait for a worker to start');
+SELECT age_jobs('2 min', :job_id) \g /dev/null
+SELECT is(found('unserved_queues'), 'critical queue ' || :'q', 'a queue where keys take turns is seen, too');
+SELECT a_todo_job(queue => :'q') AS plain \gset
+SELECT is(found('unserved_queues'), 'critical queue ' || :'q', 'once, though it has other jobs besides');
+SELECT pljobs.cancel_job(:plain), pljobs.pause_queue(:'q') \g /dev/null
+SELECT is(found('paused_queues'), 'notice queue ' || :'q', 'paused, it is noticed');
+SELECT pljobs.resume_queue(:'q'), a_new_worker(NULL) \g /dev/null
+SELECT is(ARRAY[found('unserved_queues'), found('paused_queues'), found('waiting_jobs')], ARRAY[NULL, NULL, NULL]::text[], 'served, it is fine');
+UPDATE pljobs.job AS j SET finished_at = j.finished_at - interval '1 h' WHERE j.finished_at IS NOT NULL;
+SELECT age_jobs('15 min', :job_id) \g /dev/null
+SELECT is(found('waiting_jobs'), 'warning queue ' || :'q', 'where it does not move, it is a warning');
+SELECT matches(said('waiting_jobs'), format('job %s has been ready for 00:17:0., and nothing of this queue runs', :job_id), 'it says which job');
+SELECT count(a_keyed_job(:'q', 'a', priority => 5)), count(a_keyed_job(:'q', 'a')) FROM generate_series(1, 30) \g /dev/null
+SELECT is(found('waiting_jobs'), 'warning queue ' || :'q', 'also behind any number of more urgent ones, and of another key');
+SELECT pljobs.cancel_jobs(queue => :'q', dry_run => false) \g /dev/null
+SELECT a_keyed_job(:'q', 'a', lock => a_name('lane')) AS job_id \gset
+SELECT age_jobs('3 h', :job_id) \g /dev/null
+SELECT is(found('waiting_jobs'), NULL, 'how long one of a lane has been ready is not known');
+SELECT pljobs.cancel_job(:job_id), a_name('task') AS t \gset
+SELECT pljobs.throttle_task(:'t', max_running => 1), a_todo_job(queue => :'q', task => :'t') AS running, a_todo_job(queue => :'q', task => :'t') AS job_id \gset
+SELECT count(*) FROM pljobs.fetch_jobs_v1(a_worker(), 2, ARRAY[:'q']) \g /dev/null
+SELECT is(j.waiting_for, 'limit', 'a job is parked') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT age_jobs('3 h', :job_id) \g /dev/null
+SELECT is(found('waiting_jobs'), NULL, 'that a job waits for its task''s limit is as somebody wanted it');
+SELECT is(found('unserved_queues'), NULL, 'where a worker is alive');
+SELECT stop_workers() \g /dev/null
+SELECT is(found('unserved_queues'), 'critical queue ' || :'q', 'and not where none is');
+SELECT pljobs.throttle_task(:'t'), pljobs.cancel_job(:job_id), pljobs.cancel_job(:running, force => true) \g /dev/null
+
 -- late_schedules, late_limits
 UPDATE pljobs.job AS j SET finished_at = j.finished_at - interval '1 h' WHERE j.finished_at IS NOT NULL;
 SELECT a_scheduled_job() AS job_id \gset

@@ -46,12 +46,13 @@ SELECT set_eq($$SELECT proname FROM ours WHERE proisstrict OR proparallel <> 'u'
 SELECT is_empty($$SELECT name FROM ours WHERE proname !~ '^_?[a-z]+(_[a-z]+)*(_v[1-9])?$'$$, 'functions are named verb_noun, with a version for drivers');
 SELECT is_empty($$SELECT o.name FROM ours AS o JOIN pg_type AS t ON t.oid = o.prorettype JOIN pg_class AS c ON c.oid = t.typrelid WHERE c.relkind IN ('r', 'p', 'v')$$, 'no function returns a table''s row type');
 SELECT is_empty($$SELECT proname FROM ours GROUP BY 1 HAVING count(*) > 1$$, 'no function is overloaded');
-SELECT set_eq($$SELECT proname FROM ours WHERE prosrc ~ '\mEXECUTE (format|\w+\.|v_)'$$, ARRAY['_migrate', '_lock_relations', '_create_index', '_make_archive', 'drop_archive'], 'there is no dynamic SQL but in what only migrations call, and to make and drop partitions');
+SELECT set_eq($$SELECT proname FROM ours WHERE prosrc ~ '\mEXECUTE (format|\w+\.|v_)'$$, ARRAY['_migrate', '_lock_relations', '_create_index', '_replace_form', '_make_archive', 'drop_archive'], 'there is no dynamic SQL but in what only migrations call, and to make and drop partitions');
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~* '\mSELECT\s+\*' OR prosrc LIKE '%#variable_conflict%'$$, 'there is no SELECT *, no #variable_conflict');
 SELECT set_eq($$SELECT proname FROM ours WHERE prosrc LIKE '%pg_notify%'$$, ARRAY['_notify_worker', '_notify_todo'], 'pg_notify is called in two helpers only');
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ '\mnow\(\)' OR prosrc ~ 'current_timestamp'$$, 'the clock is clock_timestamp: now() stands still in a long transaction');
-SELECT is_empty($$SELECT name, code FROM ours, regexp_matches(prosrc, 'ERRCODE = ''(\w+)''', 'g') AS m(code) WHERE code[1] !~ '^(PJ00[1-9]|PJ01[0-3]|55P03)$' AND (code[1] <> 'PJ000' OR prosrc !~ 'EXCEPTION\s+WHEN SQLSTATE ''PJ000''')$$, 'the errors raised are those that drivers know, or are caught where they are raised');
-SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ 'RAISE EXCEPTION' AND prosrc !~ 'ERRCODE = ''(PJ|55P03)'$$, 'every error raised has a code');
+SELECT is_empty($$SELECT name, code FROM ours, regexp_matches(prosrc, 'ERRCODE = ''(\w+)''', 'g') AS m(code) WHERE code[1] !~ '^(PJ00[1-9]|PJ01[0-3]|2BP01|55P03)$' AND (code[1] <> 'PJ000' OR prosrc !~ 'EXCEPTION\s+WHEN SQLSTATE ''PJ000''')$$, 'the errors raised are those that drivers know, or are caught where they are raised');
+SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ 'RAISE EXCEPTION' AND prosrc !~ 'ERRCODE = ''(PJ|2BP01|55P03)'$$, 'every error raised has a code');
+SELECT is_empty($$SELECT o.name, m[1] || m[2] FROM ours AS o, regexp_matches(regexp_replace(o.prosrc, '--[^\n]*', '', 'g'), '\mHINT = [^;]*?\m([a-z_]+_v)(\d)\M', 'g') AS m WHERE EXISTS (SELECT FROM ours AS n WHERE n.proname LIKE m[1] || '_' AND n.proname > m[1] || m[2])$$, 'hints name the newest form of a function');
 SELECT is_empty($$SELECT FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid WHERE c.relnamespace = 'pljobs'::regnamespace$$, 'no trigger hides a transition');
 
 -- Tables.

@@ -15,7 +15,7 @@ def cancel_sql(run_id: int) -> Call[str]:
 
 
 def finish_job(job_id: int, run_id: int, *, result: str | None) -> Call[str]:
-    """End a run as succeeded in this transaction; `result` is JSON text."""
+    """End a run as succeeded in this transaction; `result` is JSON text. A job's body sets no message."""
     return Call(
         "SELECT pljobs.finish_job_v1(job_id => %(job_id)s::bigint, run_id => %(run_id)s::bigint,"
         " result => %(result)s::jsonb, message => %(message)s::text) AS status",

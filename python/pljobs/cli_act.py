@@ -38,6 +38,7 @@ from pljobs.cli_output import to_json, visible
 @click.option("--priority", type=int, help="Higher first.")
 @click.option("--lock", metavar="NAME", help="No two jobs of one lock run at once.")
 @click.option("--queueing-lock", metavar="NAME", help="No two jobs of one queueing lock wait at once.")
+@click.option("--fairness-key", metavar="KEY", help="The keys of a queue take turns.")
 @click.option("--at", "schedule_at", type=instant, help="Not before this time: 2030-01-31T08:00+01:00.")
 @click.option("--in", "schedule_in", type=duration, help="Not before this long from now: 90s, 15m, 12h, 7d.")
 @click.option("--start-by", type=instant, help="Cancel it if it hasn't started by then.")
@@ -47,6 +48,9 @@ from pljobs.cli_output import to_json, visible
 @click.option("--on-cancelled", metavar="TASK", help="A task to run after the job was cancelled or aborted.")
 @click.option(
     "--parent", type=job_id, metavar="ID", help="The job that it belongs to: `cancel --tree` takes both."
+)
+@click.option(
+    "--idempotency-key", metavar="KEY", help="Defer once: whoever comes with it again is told that job's id."
 )
 @click.option("--unknown", is_flag=True, help="With --app: defer even a task that the App doesn't know.")
 @app_option
@@ -60,6 +64,7 @@ def defer(
     priority: int | None,
     lock: str | None,
     queueing_lock: str | None,
+    fairness_key: str | None,
     schedule_at: datetime | None,
     schedule_in: timedelta | None,
     start_by: datetime | None,
@@ -68,6 +73,7 @@ def defer(
     grace: timedelta | None,
     on_cancelled: str | None,
     parent: int | None,
+    idempotency_key: str | None,
     unknown: bool,
     app_path: str | None,
     url: str | None,
@@ -99,6 +105,8 @@ def defer(
             grace=grace,
             on_cancelled=on_cancelled,
             parent=parent,
+            idempotency_key=idempotency_key,
+            fairness_key=fairness_key,
             connection=conn,
         )
         job_id = deferrer.batch_defer(args)[0]

@@ -95,7 +95,7 @@ def _explained(error: exceptions.PljobsException) -> tuple[str, Exit]:
             return f"can't reach the database: {error} ({where})", Exit.ERROR
         case exceptions.InvalidJob() | exceptions.InvalidArgument():
             return str(error), Exit.USAGE
-        case exceptions.AlreadyEnqueued() | exceptions.TreeCancelled():
+        case exceptions.AlreadyEnqueued() | exceptions.KeyReused() | exceptions.TreeCancelled():
             return str(error), Exit.REFUSED
         case exceptions.JobNotFound():
             return str(error), Exit.NOT_FOUND

@@ -15,7 +15,6 @@ from pljobs.exceptions import (
     DatabaseUnavailable,
     NotPermitted,
     PljobsException,
-    SchemaMissing,
     WorkerNotRegistered,
 )
 from pljobs.lease import in_time
@@ -190,7 +189,7 @@ class Fetcher:
         try:
             call = calls_wake.next_fetch(worker_id, queues=worker.queues, tasks=tasks)
             answer = await self._link.execute(call)
-        except (SchemaMissing, NotPermitted):  # an older schema, or rights given by hand: then it polls
+        except NotPermitted:  # rights that were given by hand, before there was this one: then it polls
             self._ask_at = loop.time() + ASK_AGAIN
             return
         if answer is None:

@@ -1,12 +1,14 @@
 -- Flow control: keys take turns, throttles limit queues, keys and tasks over all workers. Jobs with a
 -- fairness_key wait for their 'turn', and are started from there; jobs of a task that is at its limit are
 -- parked (waiting_for 'limit') by the fetch that meets them, and started from there once there is room. What
--- runs is counted, what started lately is in the buckets: nothing has to be given back when a run ends.
+-- runs is counted, what started lately is in the buckets: nothing has to be given back when a run ends, but
+-- the tokens of one that never began.
 --
--- A fetch takes the throttles that concern it (their transaction advisory locks) before it counts. Whoever
--- holds one waits for no row and no lane.
+-- A fetch takes the throttles that concern it (their transaction advisory locks) before it counts; who gives
+-- tokens back does so last. Whoever holds a throttle waits for no row and no lane.
 --
--- Fetches alone call these helpers, often: the settings about plans are fetch_jobs_v1's own.
+-- Fetches call these helpers, often, and finish_jobs_v1 the last of the buckets': the settings about plans
+-- are theirs.
 
 CREATE OR REPLACE FUNCTION pljobs._require_flow() RETURNS void
 LANGUAGE plpgsql STABLE
@@ -161,6 +163,48 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pljobs._use_buckets(bigint[]) IS 'Counts the start of these jobs against their rates.';
+
+CREATE OR REPLACE FUNCTION pljobs._refill_buckets(unused jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Gives back the tokens of runs that never began: `unused` has an object for each, with the queue, key, task
+-- and started_at. They are put back as if each bucket had been full before: less what has flowed in since the
+-- first of them started, which would then have found no room. So however late they come, and whatever has
+-- started meanwhile, no more than burst + rate start in any period. Takes the throttles, after which the
+-- caller waits for nothing; what others keep for a second stays used up.
+DECLARE
+    v_now timestamptz;
+    v_back record;
+BEGIN
+    IF NOT pljobs._take_throttles(
+        ARRAY(SELECT r.run ->> 'queue' FROM jsonb_array_elements(_refill_buckets.unused) AS r(run)),
+        ARRAY(SELECT r.run ->> 'task' FROM jsonb_array_elements(_refill_buckets.unused) AS r(run))
+    ) THEN
+        RETURN;
+    END IF;
+    v_now := clock_timestamp();
+    FOR v_back IN
+        SELECT t.scope, t.name, u.key, t.set_at,
+               count(*) * t.period / t.rate - (v_now - min(r.started_at)) AS lasts
+          FROM jsonb_to_recordset(_refill_buckets.unused) AS r(
+               queue text, key text, task text, started_at timestamptz)
+         CROSS JOIN LATERAL (VALUES ('queue', r.queue, ''), ('key', r.queue, r.key),
+                                    ('task', r.task, '')) AS u(scope, name, key)
+          JOIN pljobs.throttle AS t ON t.scope = u.scope AND t.name = u.name AND t.rate IS NOT NULL
+         WHERE r.started_at > t.set_at
+         GROUP BY t.scope, t.name, u.key, t.set_at, t.period, t.rate
+        HAVING count(*) * t.period / t.rate > v_now - min(r.started_at)
+    LOOP
+        UPDATE pljobs.bucket AS b SET full_at = b.full_at - v_back.lasts
+         WHERE b.ctid = ANY (ARRAY(
+               SELECT o.ctid FROM pljobs.bucket AS o
+                WHERE o.scope = v_back.scope AND o.name = v_back.name AND o.key = v_back.key
+                  AND o.set_at = v_back.set_at FOR NO KEY UPDATE SKIP LOCKED));
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION pljobs._refill_buckets(jsonb) IS 'Takes back the starts of runs that never began.';
 
 CREATE OR REPLACE FUNCTION pljobs._keys_after(
     queue text, place integer, after text, until text, most integer

@@ -242,7 +242,7 @@ AS $$
 -- What defer_jobs_v1 does, for objects that may have an "idempotency_key" besides, of 1 to 255 characters;
 -- answers a row for each, in the order given. The first job that a role defers under a key is deferred. When
 -- that role comes with the key again, nothing is: it is answered the same id, is_new false, whatever has
--- become of that job since, until prune_history_v1 forgets the key. So a call whose answer was lost can be
+-- become of that job since, until prune_history_v2 forgets the key. So a call whose answer was lost can be
 -- repeated. Raises what defer_jobs_v1 does (the place that it names counts the new ones), and PJ012 for a key
 -- that was used for another task or other args. Waits for a transaction that is deferring under the same key:
 -- if that one rolls back, this one defers. Keys are taken in order.
@@ -274,7 +274,7 @@ BEGIN
             USING ERRCODE = 'PJ002', HINT = 'Nothing was deferred.';
     END IF;
 
-    -- Those that are there are locked, so that prune_history_v1 does not forget them before this call has
+    -- Those that are there are locked, so that prune_history_v2 does not forget them before this call has
     -- answered; one that is just being forgotten is waited for.
     v_keys := ARRAY(SELECT e.job ->> 'idempotency_key'
                       FROM jsonb_array_elements(defer_jobs_v2.jobs) AS e(job));

@@ -147,7 +147,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'worker % is not registered', fetch_jobs_v1.worker_id USING ERRCODE = 'PJ003',
             HINT = 'Its lease ran out, or it was unregistered. '
-                   'Call register_worker_v1 with its id, then fetch again.';
+                   'Call register_worker_v2 with its id, then fetch again.';
     ELSIF v_tainted_at IS NOT NULL THEN
         RETURN;
     END IF;

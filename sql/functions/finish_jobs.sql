@@ -17,7 +17,8 @@ AS $$
 --   abandoned (its code may still run)  -> asked: aborted; nobody asked: failed, never retried. The worker is
 --                              tainted: it is given no more jobs
 --   interrupted (shutdown)  -> todo at once, attempt not charged; asked: aborted
---   unstarted (given back before its body began)  -> as interrupted, and its start_by stays
+--   unstarted (given back before its body began)  -> as interrupted, its start_by stays, and it has not used
+--                              up any of its rates
 -- Where it was its timeout that asked, and nobody else: failed, aborted and killed -> failed, or todo as for
 -- failed, 'timeout' (failed: 'failed_first'); interrupted -> todo, attempt charged; abandoned -> failed.
 -- sql_cancelled: it failed because a statement was cancelled; if its request cancelled one, that is
@@ -31,7 +32,8 @@ AS $$
 -- 'locked': report it again a little later. Message and error are cut at 1,000 and 16,384 characters, a
 -- result of more than 1 MiB is left out: what a task produced never keeps it from ending. Raises PJ004 for an
 -- unknown outcome or a retry's queue or lock not of 1 to 255 characters. Locks the jobs by ascending id, then
--- their requests, then their lanes. Notifies workers of retries, of woken lanes, and of throttled queues.
+-- their requests, then their lanes, then the throttles of what is unstarted, for which it waits for a second
+-- at most. Notifies workers of retries, of woken lanes, and of throttled queues.
 DECLARE
     c_longest CONSTANT interval := interval '10 years';
     v_now timestamptz := clock_timestamp();
@@ -44,6 +46,7 @@ DECLARE
     v_done_runs bigint[];
     v_locks text[];
     v_queues text[];
+    v_unused jsonb;
     v_run record;
     v_retry_at timestamptz;
     v_retry_in interval;
@@ -82,6 +85,17 @@ BEGIN
         END IF;
     END IF;
 
+    IF finish_jobs_v1.runs @? '$[*] ? (@.outcome == "unstarted")'
+       AND EXISTS (SELECT FROM pljobs.throttle AS t WHERE t.rate IS NOT NULL) THEN
+        SELECT jsonb_agg(jsonb_build_object('queue', j.queue, 'key', coalesce(j.fairness_key, ''),
+                                            'task', j.task, 'started_at', j.started_at)) INTO v_unused
+          FROM (SELECT DISTINCT x.job_id, x.run_id
+                  FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
+                       job_id bigint, run_id bigint, outcome text)
+                 WHERE x.outcome = 'unstarted') AS u
+          JOIN pljobs.job AS j ON j.id = u.job_id AND j.run_id = u.run_id AND j.throttled
+         WHERE (j.id = ANY (v_held)) IS NOT TRUE;
+    END IF;
     IF finish_jobs_v1.runs @? '$[*] ? (@.progress != null || @.progress_message != null)' THEN
         PERFORM pljobs._store_progress(finish_jobs_v1.runs);
     END IF;
@@ -161,6 +175,9 @@ BEGIN
     IF v_queues IS NOT NULL THEN
         -- There is room again, and who has it may have no slot free.
         PERFORM pljobs._notify_todo(v_queues);
+    END IF;
+    IF v_unused IS NOT NULL THEN
+        PERFORM pljobs._refill_buckets(v_unused);
     END IF;
     RETURN QUERY SELECT d.job_id, d.run_id, 'succeeded'
                    FROM unnest(v_done_jobs, v_done_runs) AS d(job_id, run_id);

@@ -45,7 +45,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'worker % is not registered', heartbeat_v1.worker_id USING ERRCODE = 'PJ003',
             HINT = 'Its lease ran out, or it was unregistered. '
-                   'Call register_worker_v1 with its id, then heartbeat_v1 again.';
+                   'Call register_worker_v2 with its id, then heartbeat_v1 again.';
     END IF;
 
     SELECT array_agg(h.id ORDER BY h.queueing_lock, h.id), array_agg(h.lock) FILTER (WHERE h.lock IS NOT NULL)

@@ -64,32 +64,11 @@ SELECT pljobs._create_index('job', $$
 SELECT pljobs._create_index('job', $$
     CREATE INDEX job_running_by_task ON pljobs.job (task) WHERE status = 'doing' AND throttled$$);
 
--- Its new form has fairness_key as its last parameter; as in 0003.
-DO $$
-DECLARE
-    c_was CONSTANT regprocedure := to_regprocedure('pljobs.defer_job(text, jsonb, text, integer, text, text, '
-        'timestamptz, timestamptz, interval, interval, text, bigint, text)');
-    v_grantee oid;
-    v_detail text;
-BEGIN
-    IF c_was IS NULL THEN
-        RETURN;
-    END IF;
-    FOR v_grantee IN
-        SELECT DISTINCT a.grantee FROM pg_proc AS p, aclexplode(p.proacl) AS a
-         WHERE p.oid = c_was AND a.grantee NOT IN (0, p.proowner)
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION pljobs.defer_job(text, jsonb, text, integer, text, text, '
-            'timestamptz, timestamptz, interval, interval, text, bigint, text, text) TO %s',
-            v_grantee::regrole);
-    END LOOP;
-    EXECUTE format('DROP FUNCTION %s', c_was);
-EXCEPTION WHEN dependent_objects_still_exist THEN
-    GET STACKED DIAGNOSTICS v_detail = PG_EXCEPTION_DETAIL;
-    RAISE EXCEPTION 'pljobs.defer_job gets a parameter, so its old form goes, and other objects need that: %',
-        v_detail USING ERRCODE = 'dependent_objects_still_exist',
-                       HINT = 'Nothing was changed. Drop them, upgrade, and make them anew.';
-END
-$$;
+-- Its new form has fairness_key as its last parameter.
+SELECT pljobs._replace_form(
+    'pljobs.defer_job(text, jsonb, text, integer, text, text, timestamptz, timestamptz, interval, interval, '
+    'text, bigint, text)',
+    'pljobs.defer_job(text, jsonb, text, integer, text, text, timestamptz, timestamptz, interval, interval, '
+    'text, bigint, text, text)');
 
 $migration$);

@@ -35,30 +35,8 @@ CREATE TABLE pljobs.job_archive (
     CONSTRAINT job_archive_pkey PRIMARY KEY (id, finished_at)
 ) PARTITION BY RANGE (finished_at);
 
--- Its new form has `archive` as its last parameter: as in 0003.
-DO $$
-DECLARE
-    c_was CONSTANT regprocedure := to_regprocedure('pljobs.prune_jobs(interval, text[], text, integer)');
-    v_grantee oid;
-    v_detail text;
-BEGIN
-    IF c_was IS NULL THEN
-        RETURN;
-    END IF;
-    FOR v_grantee IN
-        SELECT DISTINCT a.grantee FROM pg_proc AS p, aclexplode(p.proacl) AS a
-         WHERE p.oid = c_was AND a.grantee NOT IN (0, p.proowner)
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION '
-            'pljobs.prune_jobs(interval, text[], text, integer, boolean) TO %s', v_grantee::regrole);
-    END LOOP;
-    EXECUTE format('DROP FUNCTION %s', c_was);
-EXCEPTION WHEN dependent_objects_still_exist THEN
-    GET STACKED DIAGNOSTICS v_detail = PG_EXCEPTION_DETAIL;
-    RAISE EXCEPTION 'pljobs.prune_jobs gets a parameter, so its old form goes; other objects need that: %',
-        v_detail USING ERRCODE = 'dependent_objects_still_exist',
-                       HINT = 'Nothing was changed. Drop them, upgrade, and make them anew.';
-END
-$$;
+-- Its new form has `archive` as its last parameter.
+SELECT pljobs._replace_form('pljobs.prune_jobs(interval, text[], text, integer)',
+                            'pljobs.prune_jobs(interval, text[], text, integer, boolean)');
 
 $migration$);

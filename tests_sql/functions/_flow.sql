@@ -138,6 +138,49 @@ UPDATE pljobs.bucket SET full_at = full_at - interval '1 year' WHERE name = :'q'
 SELECT pljobs.prune_history_v1('1 day') \g /dev/null
 SELECT is_empty(format('SELECT FROM pljobs.bucket WHERE name = %L', :'q'), 'buckets that have long been full are forgotten');
 
+-- What never began gives its token back.
+CREATE FUNCTION end_all(queue text, outcome text) RETURNS text
+LANGUAGE sql VOLATILE
+RETURN (SELECT string_agg(DISTINCT f.status, ',') FROM pljobs.finish_jobs_v1((SELECT jsonb_agg(jsonb_build_object('job_id', j.id, 'run_id', coalesce(j.run_id, j.last_run_id), 'outcome', end_all.outcome)) FROM pljobs.job AS j WHERE j.queue = end_all.queue AND coalesce(j.run_id, j.last_run_id) IS NOT NULL)) AS f);
+SELECT a_name('queue') AS q \gset
+SELECT (SELECT array_agg(a_todo_job(queue => :'q')) FROM generate_series(1, 9)) AS ids \gset
+SELECT pljobs.throttle_queue(:'q', rate => 3, period => '1 h') \g /dev/null
+UPDATE pljobs.throttle SET set_at = set_at - interval '1 day' WHERE name = :'q';
+SELECT is(started(:w, ARRAY[:'q'], 2), (:'ids'::bigint[])[1:2], 'two tokens of three are used');
+SELECT is(end_all(:'q', 'unstarted'), 'todo', 'and both runs given back before they began');
+SELECT is(started(:w, ARRAY[:'q'], 10), (:'ids'::bigint[])[1:3], 'so three can start');
+SELECT is(end_all(:'q', 'unstarted'), 'todo', 'once more');
+SELECT is(end_all(:'q', 'unstarted'), 'todo', 'what is said again');
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 3, 'gives nothing back, and no more than a burst starts');
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 0, 'then none');
+SELECT is(end_all(:'q', 'interrupted'), 'todo', 'what was interrupted');
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 0, 'has used its token');
+SELECT let_pass(1200);
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 1, 'one that starts later');
+UPDATE pljobs.job SET started_at = started_at - interval '25 min' WHERE queue = :'q' AND status = 'doing';
+SELECT is(end_all(:'q', 'unstarted'), 'todo', 'and is given back after longer than its token takes');
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 0, 'gives nothing back: a full bucket would have gained nothing meanwhile');
+SELECT let_pass(100000);
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 3, 'a burst');
+UPDATE pljobs.job SET started_at = started_at - interval '25 min' WHERE queue = :'q' AND status = 'doing';
+SELECT is(end_all(:'q', 'unstarted'), 'todo', 'that is given back after as long');
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 1, 'gives back what is more than that');
+SELECT pljobs.throttle_queue(:'q', rate => 2, period => '1 h') \g /dev/null
+SELECT is(end_all(:'q', 'unstarted'), 'todo', 'what was started under another rate');
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 2, 'gives nothing to the new one');
+SELECT pljobs.cancel_jobs(queue => :'q', status => 'doing', abort => true, dry_run => false) \g /dev/null
+SELECT is(end_all(:'q', 'unstarted'), 'aborted,todo', 'what is aborted before it began');
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 2, 'gives its token back, too');
+SELECT a_name('queue') AS q, a_name('task') AS t \gset
+SELECT keyed_jobs(:'q', 'a', 5, task => :'t'), pljobs.throttle_task(:'t', rate => 2, period => '1 h'), pljobs.throttle_queue(:'q', rate => 1, period => '1 h', each_key => true) \g /dev/null
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 10), 'a', 'one of a key starts');
+SELECT is(end_all(:'q', 'unstarted'), 'todo', 'given back');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 10), 'a', 'it leaves its key''s token');
+SELECT pljobs.throttle_queue(:'q', each_key => true) \g /dev/null
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 10), 'a', 'and its task''s');
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 10), NULL, 'of which then none is left');
+SELECT pljobs.throttle_task(:'t') \g /dev/null
+
 -- Each key of a queue.
 SELECT a_name('queue') AS q \gset
 SELECT keyed_jobs(:'q', 'a', 20), keyed_jobs(:'q', 'b', 1), a_todo_job(queue => :'q'), a_todo_job(queue => :'q') \g /dev/null
