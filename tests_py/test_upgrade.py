@@ -60,7 +60,8 @@ EXPECTED = re.compile(
     r"ERROR:pljobs.jobs:Job work\[\d+\] failed: RuntimeError: as told"
     r"|WARNING:pljobs.jobs:Job work\[\d+\] is now todo|WARNING:pljobs.jobs:Job forever\[\d+\] is now aborted"
     r"|WARNING:pljobs.signals:Received SIGTERM"
-    r"|(WARNING|ERROR):pljobs.(control|worker|maintenance|finisher):.*: canceling statement due to lock timeout$"
+    r"|(WARNING|ERROR):pljobs.(control|worker|maintenance|finisher):.*:"
+    r" canceling statement due to lock timeout$"
 )
 
 
