@@ -17,10 +17,10 @@ BATCH = 32
 def bench_drain(bench: Bench) -> None:
     """Drain a full queue: all sides take turns."""
     url = bench.database("ours")
-    jobs = bench.pick(200, 12_000, 40_000)
+    jobs = bench.pick(200, 40_000, 100_000)
     sides: dict[str, Callable[[], Mapping[str, float]]] = {
         ONE: partial(ours, bench, url, jobs),
-        FLOOR: partial(floor, bench, url, bench.pick(320, 48_000, 96_000)),
+        FLOOR: partial(floor, bench, url, bench.pick(320, 96_000, 192_000)),
         "2 processes": partial(ours, bench, url, jobs, processes=2),
         "4 processes": partial(ours, bench, url, jobs, processes=4),
         "200 at once": partial(ours, bench, url, jobs, concurrency=200),

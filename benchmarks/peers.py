@@ -49,11 +49,11 @@ class Peer:
 
 
 PEERS = [
-    Peer("procrastinate", "procrastinate", (32,), 1_500, "procrastinate_jobs CASCADE"),
+    Peer("procrastinate", "procrastinate", (32,), 2_500, "procrastinate_jobs CASCADE"),
     # The most that it takes for 32 at once: it wants twice the batch size at least.
-    Peer("pgqueuer, 32 at once", "pgqueuer", (16, 32), 6_000, "pgqueuer, pgqueuer_log"),
+    Peer("pgqueuer, 32 at once", "pgqueuer", (16, 32), 20_000, "pgqueuer, pgqueuer_log"),
     # Its guide: a larger batch_size for short jobs. No limit, so no bound on what one process claims.
-    Peer("pgqueuer, unbounded", "pgqueuer", (100, 0), 12_000, "pgqueuer, pgqueuer_log"),
+    Peer("pgqueuer, unbounded", "pgqueuer", (100, 0), 30_000, "pgqueuer, pgqueuer_log"),
 ]
 SETTINGS = {
     "procrastinate": "concurrency=32, pool of 4 to 20 connections, LISTEN on, finished jobs kept",

@@ -210,7 +210,7 @@ BEGIN
     ('function', '_caller()', '1d55ee447c7f4c1830c54651524e8a590f5c0b08d23104709aecca210c7b2d5a'),
     ('function', '_cancel_sql_of_request(request_id bigint)', 'e421d35e75c0d10126b0844c85449012cd684ddb4313d587eafad58b5892530a'),
     ('function', '_cancel_waiting_jobs(job_ids bigint[], resolution text, reason text, actor text, source text)', '3ff4313cea6b73de3645d19946a16d7c9af4ef26a4e8bea823362d9885a37b9a'),
-    ('function', '_changed_jobs(job_ids bigint[])', 'cc388515335d03b2c91ba1a2bc9d2cac5bdc60fbafb33ed8c53a0e39a0fd7a62'),
+    ('function', '_changed_jobs(job_ids bigint[])', 'b4d20d2c9170efaff94aeb3942d2e3d2834cd5833e0be49a45bf2a8ed28a8bcd'),
     ('function', '_claim_children(job_ids bigint[])', '22021e3e6e0568386fb07248e31e793447c31901573f2dc6391384e3b2e511b4'),
     ('function', '_claim_lanes(job_ids bigint[], locks text[])', '6ed27e2b05384d053b3280eb033048af1f9cbbfb441c00d56b40c7c68be441c9'),
     ('function', '_create_index(table_name text, statement text)', '8c57925fb5f194bfd2f86c06f5517afe055c10ec280102ecae95cfbed8055f3d'),

@@ -10,6 +10,9 @@ import psycopg_pool
 
 P = TypeVar("P")
 
+# One system call where it exists, not the four of epoll: this is asked before each call.
+Selector = getattr(selectors, "PollSelector", selectors.DefaultSelector)
+
 
 class OwnPool(Generic[P]):
     """Remember a pool, whether it is ours to close, and whether somebody asked for it."""
@@ -28,7 +31,7 @@ class OwnPool(Generic[P]):
 
 def _has_news(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
     """Say whether the server sent something to an idle connection: mostly, that it closed it."""
-    with selectors.DefaultSelector() as selector:
+    with Selector() as selector:
         selector.register(conn.fileno(), selectors.EVENT_READ)
         return bool(selector.select(0))
 

@@ -89,7 +89,8 @@ BEGIN
     SELECT i.id, j.queue, j.task, j.status, CASE WHEN j.id IS NULL THEN 'not_found' ELSE 'changed' END
       FROM unnest(_changed_jobs.job_ids) AS i(id)
       LEFT JOIN LATERAL (
-           SELECT t.id, t.queue, t.task, t.status FROM pljobs.job AS t WHERE t.id = i.id OFFSET 0) AS j ON true;
+           SELECT t.id, t.queue, t.task, t.status FROM pljobs.job AS t
+            WHERE t.id = i.id OFFSET 0) AS j ON true;
 END
 $$;
 COMMENT ON FUNCTION pljobs._changed_jobs(bigint[])
