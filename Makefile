@@ -45,7 +45,7 @@ check: .venv/.dev .venv-pgspot/.done bootstrap ## Run ruff, mypy, plpgsql_check,
 snapshot: .venv/.dev bootstrap ## Write what is generated: sql/schema.sql, sql/manifest.sql
 	$(BIN)/python tools/snapshot.py
 
-bench: .venv/.dev .venv-bench/.done ## Measure beside a floor and other queues: some ten minutes (ARGS='drain latency', --long)
+bench: .venv/.dev .venv-bench/.done ## Measure beside a floor and other queues: a quarter of an hour (ARGS='drain latency', --long)
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 bench-report: .venv/.bench ## Write the tables in benchmarks/README.md and docs/benchmarks/*.svg of what `make bench` measured
