@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import types
 from typing import Any
 
 import pytest
 
-from pljobs import App, JobManager, PsycopgConnector, SyncPsycopgConnector
+from conftest import Databases
+from pljobs import App, JobManager, PsycopgConnector, Status, SyncPsycopgConnector
 from pljobs.exceptions import AppNotOpen, DatabaseUnavailable, LoadFromPathError, TaskNotFound
+from waiting import wait_until_async
+from workers import DEADLINE, NOTIFIED, running
 
 
 def noop() -> None: ...
@@ -161,3 +165,30 @@ async def test_a_worker_leaves_an_open_app_open(db_url: str) -> None:
     with app.open():
         await app.run_worker_async()
         assert app.check_connection() is True
+
+
+async def test_one_process_serves_several_databases_that_know_nothing_of_each_other(
+    databases: Databases, template: str
+) -> None:
+    heard: list[str] = []
+    with databases.made("shard_1", template) as one_url, databases.made("shard_2", template) as two_url:
+        apps = {"one": App(one_url), "two": App(two_url)}
+        for name, app in apps.items():
+
+            @app.task(name="wait", lock="the same lane")
+            async def wait(name: str = name) -> None:
+                heard.append(f"{name} runs")
+                try:
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    heard.append(f"{name} stops")
+
+        one, two = apps.values()
+        async with one.open_async(), two.open_async(), running(one, **NOTIFIED), running(two, **NOTIFIED):
+            ids = [await app.configure_task("wait").defer_async() for app in (one, two)]
+            assert ids == [1, 1]
+            await wait_until_async(lambda: len(heard) == 2, what="both run, in one lane of each")
+            await one.job_manager.cancel_job_by_id_async(1, abort=True)
+            assert await one.job_manager.wait_for_job_async(1, timeout=DEADLINE) == Status.ABORTED
+            assert await two.job_manager.get_job_status_async(1) == Status.DOING
+            assert heard[2:] == ["one stops"]
