@@ -231,6 +231,10 @@ def pgbench(
     return Run(float(found[1]), float(latency[1]) if latency else 0.0, seen)
 
 
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+"""Seconds of processor time that are the least to be seen; a short run may have used less."""
+
+
 def server_cpu(server: Server) -> float:
     """Seconds of processor time that the server's processes have used, those that ended included."""
     ticks = 0
@@ -240,7 +244,7 @@ def server_cpu(server: Server) -> float:
         if process.name == postmaster or fields[1:2] == [postmaster]:
             # utime, stime; for the postmaster also those of its children that have ended
             ticks += sum(int(used) for used in fields[11 : 15 if process.name == postmaster else 13])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return ticks * TICK
 
 
 def _stat(pid: str) -> list[str]:
