@@ -216,7 +216,7 @@ async def test_a_draining_worker_hears_aborts_and_keeps_its_lease(app: App, acon
         await asyncio.get_running_loop().create_future()
 
     job_id = await long.defer_async()
-    async with running(app, **HASTY, name="draining") as draining:
+    async with running(app, **HASTY | {"stalled_worker_timeout": 4.0}, name="draining") as draining:
         await wait_for(started)
         draining.stop()
         await long.defer_async()  # fetched by nobody that stops
@@ -224,7 +224,7 @@ async def test_a_draining_worker_hears_aborts_and_keeps_its_lease(app: App, acon
 
         async def longer_than_its_lease() -> bool:
             found = await row(aconn, "SELECT heartbeat_at - %s AS since FROM pljobs.workers", beat)
-            return found is not None and found["since"] > timedelta(seconds=1.2)
+            return found is not None and found["since"] > timedelta(seconds=4.5)
 
         await wait_until_async(longer_than_its_lease, DEADLINE)
         rescued = await row(aconn, "SELECT pljobs.rescue_jobs() AS n")

@@ -17,7 +17,7 @@ from servers import REPO, WHEEL, bin_dir, debian_version
 
 AT_ONCE = 3
 # Each has a server of its own, and takes file after file.
-WORKERS = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
+WORKERS = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 SQL, PYTHONS = "sql", "pythons"
 NEWER = ["3.12", "3.13", "3.14"]
 LONGEST_LINE = 2**24
