@@ -38,11 +38,11 @@ POLLING: dict[str, Any] = {
     "update_heartbeat_interval": 600.0,
     "stalled_worker_timeout": 3600.0,
 }
-# Takes over from a lost one within about a second.
+# Takes over from a lost one within about two seconds.
 HASTY: dict[str, Any] = {
     "fetch_job_polling_interval": 0.1,
     "update_heartbeat_interval": 0.2,
-    "stalled_worker_timeout": 1.0,
+    "stalled_worker_timeout": 2.0,
 }
 
 
