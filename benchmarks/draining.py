@@ -7,7 +7,7 @@ from functools import partial
 
 import peers
 import working
-from harness import TICK, Bench, connect, defer, empty, interleave, pgbench, server_cpu, vacuum
+from harness import Bench, connect, defer, empty, interleave, pgbench, server_cpu, server_cpu_since, vacuum
 
 FLOOR = "floor"
 ONE = "pljobs"
@@ -69,7 +69,7 @@ def drained(bench: Bench, commands: list[list[str]], jobs: int) -> dict[str, flo
     """Run the workers; return the rate, and the processor time of server and worker."""
     used = server_cpu(bench.server)
     took, cpu = working.drain(commands)
-    used = max(server_cpu(bench.server) - used, TICK)
+    used = server_cpu_since(bench.server, used)
     return {"rate": jobs / took, "server": 1e6 * used / jobs, "worker": 1e6 * cpu / jobs}
 
 
@@ -81,5 +81,5 @@ def floor(bench: Bench, url: str, rows: int) -> dict[str, float]:
         vacuum(conn)
     used = server_cpu(bench.server)
     run = pgbench(bench.server, url, "bare.sql", transactions=rows // BATCH, variables={"batch": BATCH})
-    used = max(server_cpu(bench.server) - used, TICK)
+    used = server_cpu_since(bench.server, used)
     return {"rate": BATCH * run.tps, "server": 1e6 * used / rows}

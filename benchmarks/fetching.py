@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from harness import TICK, Bench, connect, defer, empty, pgbench, server_cpu, vacuum
+from harness import Bench, connect, defer, empty, pgbench, server_cpu, server_cpu_since, vacuum
 
 CLIENTS = 8
 
@@ -38,5 +38,5 @@ def side(bench: Bench, url: str, script: str, batch: int, rows: int) -> Mapping[
     used = server_cpu(bench.server)
     calls = rows // batch // CLIENTS
     run = pgbench(bench.server, url, script, clients=CLIENTS, transactions=calls, variables={"batch": batch})
-    used = max(server_cpu(bench.server) - used, TICK)
+    used = server_cpu_since(bench.server, used)
     return {"rate": batch * run.tps, "server's processor time": 1e6 * used / (calls * CLIENTS * batch)}

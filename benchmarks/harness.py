@@ -231,10 +231,6 @@ def pgbench(
     return Run(float(found[1]), float(latency[1]) if latency else 0.0, seen)
 
 
-TICK = 1 / os.sysconf("SC_CLK_TCK")
-"""Seconds of processor time that are the least to be seen; a short run may have used less."""
-
-
 def server_cpu(server: Server) -> float:
     """Seconds of processor time that the server's processes have used, those that ended included."""
     ticks = 0
@@ -244,7 +240,12 @@ def server_cpu(server: Server) -> float:
         if process.name == postmaster or fields[1:2] == [postmaster]:
             # utime, stime; for the postmaster also those of its children that have ended
             ticks += sum(int(used) for used in fields[11 : 15 if process.name == postmaster else 13])
-    return ticks * TICK
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def server_cpu_since(server: Server, before: float) -> float:
+    """What it has used since it was `before`: a clock tick at least, for less is not seen."""
+    return max(server_cpu(server) - before, 1 / os.sysconf("SC_CLK_TCK"))
 
 
 def _stat(pid: str) -> list[str]:

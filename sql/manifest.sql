@@ -292,7 +292,7 @@ BEGIN
     ('function', 'enter_sql_v1(run_id bigint, client_pid integer)', 'f9526d3997d6bd3572e800923835259fa03bd24ae021b569ee8f73b903512037'),
     ('function', 'fetch_jobs_v1(worker_id bigint, max_jobs integer, queues text[], tasks text[])', '43d7d8138947c4e50e7ab425d29d761dbd5acb7edc33e73f5429f7fbc53c6515'),
     ('function', 'finish_job_v1(job_id bigint, run_id bigint, result jsonb, message text)', '66ceda7c95e7c6e780f81d6ba42990303511804cb4d78c4e2556f64142eb7cb0'),
-    ('function', 'finish_jobs_v1(runs jsonb, wait boolean)', '9b87069cbac03b9afd5379d6d46da9c123353f877bd3cbd9c65b0466319f191b'),
+    ('function', 'finish_jobs_v1(runs jsonb, wait boolean)', '5bac6e46b63eed8bdccc230b8b65779229507a29979e6e0cb62f58fcb4e7619d'),
     ('function', 'get_contract_v1(OUT release text, OUT oldest integer, OUT newest integer)', '20d15d53bbf5b5829a5a91930f8cf9bbc931d2ccd3394455d13b75230dd8dda6'),
     ('function', 'get_job_statuses_v1(job_ids bigint[])', '8896d0899a7eb63ff2cb7f2e25d6368313ca32a27b6a0a30bed1f0d719ff0592'),
     ('function', 'get_resolutions_v1(request_ids bigint[])', '040ff69e75ca0fa50d76af3d443aa98ea1c05d6285100ceb0c625abb30b527cb'),

@@ -94,7 +94,7 @@ BEGIN
                        job_id bigint, run_id bigint, outcome text)
                  WHERE x.outcome = 'unstarted') AS u
           JOIN pljobs.job AS j ON j.id = u.job_id AND j.run_id = u.run_id AND j.throttled
-         WHERE (j.id = ANY (v_held)) IS NOT TRUE;
+         WHERE j.id = ANY (v_ids) AND (j.id = ANY (v_held)) IS NOT TRUE;
     END IF;
     IF finish_jobs_v1.runs @? '$[*] ? (@.progress != null || @.progress_message != null)' THEN
         PERFORM pljobs._store_progress(finish_jobs_v1.runs);
