@@ -670,11 +670,16 @@ SELECT 'grants', 'warning', r.rolname::text,
         WHERE w.kind = 'view' AND has_table_privilege(r.oid, c.oid, 'SELECT') IS NOT TRUE) AS x
  GROUP BY r.rolname
 UNION ALL
-SELECT 'grants', 'notice', o.name::text,
-       'owns the schema, and may not cancel others'' statements: cancel_job(sql => true) asks the worker to',
-       format('GRANT pg_signal_backend TO %I;', o.name)
+SELECT 'grants', 'notice', o.name::text, 'owns the schema, and ' || m.detail,
+       format('GRANT %I TO %I;', m.role, o.name)
   FROM owner AS o
- WHERE NOT pg_has_role(o.oid, 'pg_signal_backend', 'USAGE')
+ CROSS JOIN (VALUES
+       ('pg_signal_backend',
+        'may not cancel others'' statements: cancel_job(sql => true) asks the worker to'),
+       ('pg_read_all_stats',
+        'may not see whether others run one: cancel_job(sql => true) may miss between two statements')
+       ) AS m(role, detail)
+ WHERE NOT pg_has_role(o.oid, m.role, 'USAGE')
 UNION ALL
 SELECT 'grants', 'notice', o.name::text,
        'owns the schema and is a superuser: so pljobs''s functions run as one',

@@ -15,6 +15,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
+import slowly
 from pljobs import App
 from pljobs.embedded import THROW_AWAY, Server
 from servers import bin_dir
@@ -24,11 +25,15 @@ LOGIN = "pljobs_tests"
 
 _names = itertools.count(1)
 
+slowly.if_asked()
 
-# Whether another run has what would be the same with any server.
+# Whether another run has what would be the same with any server: what asks for none, or hardly cares.
 SERVER_ONLY = bool(os.environ.get("PLJOBS_TEST_SERVER_ONLY"))
+# And what is the same with any server that isolation and planner are alike in: `make test-majors` has that.
+BRIEFLY = bool(os.environ.get("PLJOBS_TEST_BRIEFLY"))
 
 collect_ignore: list[str] = []
+collect_ignore_glob: list[str] = []
 if os.environ.get("PLJOBS_TEST_PG", "18") != "18":
     # These have a server of their own, the wheel's, whatever this run is on.
     collect_ignore += ["test_demo.py", "test_embedded.py"]
@@ -41,7 +46,26 @@ if SERVER_ONLY:
         "test_processes.py",
         "test_upgrade_trouble.py",
     ]
-collect_ignore_glob = ["test_cli*.py"] if SERVER_ONLY else []
+    collect_ignore_glob += ["test_cli*.py"]
+if BRIEFLY:
+    # Races of the functions, which SQL's own lane tries on this server, too; a million rows; the driver's own
+    # affairs; what the documentation shows.
+    collect_ignore += [
+        "test_docs.py",
+        "test_examples.py",
+        "test_fetching.py",
+        "test_health_scale.py",
+        "test_howto.py",
+        "test_isolation.py",
+        "test_lease.py",
+        "test_model_sql.py",
+        "test_pairs.py",
+        "test_readme.py",
+        "test_scale.py",
+        "test_stranger.py",
+        "test_worker_process.py",
+        "test_worker_trouble.py",
+    ]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -92,7 +116,7 @@ def template(server: Server) -> str:
     # Through psql's own \ir: the way that needs no Python.
     server.run_sql(f"BEGIN;\n\\i '{INSTALL}'\nCOMMIT;", "pljobs_template")
     # As a DBA does, so that cancel_job(sql => true) reaches the statement at once.
-    server.run_sql("GRANT pg_signal_backend TO pljobs_owner", "pljobs_template")
+    server.run_sql("GRANT pg_signal_backend, pg_read_all_stats TO pljobs_owner", "pljobs_template")
     server.run_sql(f"CREATE ROLE {LOGIN} LOGIN; GRANT pljobs_operator TO {LOGIN}", "pljobs_template")
     return "pljobs_template"
 

@@ -38,7 +38,7 @@ def night_server(like: Server, **settings: str) -> Iterator[Server]:
     with started:
         started.create_database("night")
         started.run_sql(f"BEGIN;\n\\i '{INSTALL}'\nCOMMIT;", "night")
-        started.run_sql("GRANT pg_signal_backend TO pljobs_owner", "night")
+        started.run_sql("GRANT pg_signal_backend, pg_read_all_stats TO pljobs_owner", "night")
         yield started
 
 

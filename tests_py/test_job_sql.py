@@ -103,18 +103,28 @@ async def test_a_statement_is_cancelled_when_half_of_the_grace_is_over(app: App,
     assert (asked["level"], asked["sql_way"], asked["resolution"]) == (2, "server", "aborted")
 
 
-async def test_a_job_in_no_statement_gets_the_cancel_when_it_next_runs_one(app: App, aconn: Conn) -> None:
-    go = threading.Event()
+@pytest.mark.parametrize("last", [None, "COMMIT", "SELECT 1"], ids=["before", "between", "in transaction"])
+async def test_a_job_in_no_statement_gets_the_cancel_when_it_next_runs_one(
+    app: App, aconn: Conn, last: str | None
+) -> None:
+    """A signal that finds no statement hits nothing: it is sent again until one does."""
+    began, go = threading.Event(), threading.Event()
 
     @app.task(pass_context=True)
     def task(context: JobContext) -> None:
-        go.wait(DEADLINE)
+        if last is None:
+            began.set()
+            go.wait(DEADLINE)
         with context.connection() as conn:
+            if last is not None:
+                conn.execute(last.encode())
+                began.set()
+                go.wait(DEADLINE)
             conn.execute(SLEEP.encode())
 
     async with running(app, **NOTIFIED):
         job_id = await task.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(began.is_set, DEADLINE)
         await cancel(aconn, job_id)
         assert (await request(aconn, job_id))["sql_way"] == "none"
         go.set()
@@ -302,7 +312,7 @@ LOGINS = "plain_owner, plain_worker, plain_app"
 
 @pytest.fixture
 def plain_roles(server: Server, template: str) -> Iterator[tuple[str, ...]]:
-    """URLs for a database that a plain role installed: as that role, as a worker, and as an application."""
+    """URLs for a database that a plain role installed: as it, as a worker, an application, a superuser."""
     for login in LOGINS.split(", "):
         server.run_sql(f"CREATE ROLE {login} LOGIN")
     url = server.create_database("plain")
@@ -312,51 +322,46 @@ def plain_roles(server: Server, template: str) -> Iterator[tuple[str, ...]]:
         "plain",
     )
     server.run_sql("GRANT pljobs_worker, pljobs_producer TO plain_worker; GRANT pljobs_worker TO plain_app")
-    yield tuple(psycopg.conninfo.make_conninfo(url, user=login) for login in LOGINS.split(", "))
+    yield (*(psycopg.conninfo.make_conninfo(url, user=login) for login in LOGINS.split(", ")), url)
     server.drop_database("plain")
     server.run_sql(f"DROP ROLE {LOGINS}")
 
 
 async def test_where_the_owner_may_not_the_worker_cancels(plain_roles: tuple[str, ...]) -> None:
-    as_owner, as_worker, _ = plain_roles
+    as_owner, as_worker, _, as_superuser = plain_roles
     app = App(as_worker)
     stuck = sync_task(app)
     async with (
         app.open_async(),
         await psycopg.AsyncConnection.connect(as_owner, autocommit=True) as owner,
+        await psycopg.AsyncConnection.connect(as_superuser, autocommit=True) as superuser,
         running(app, **NOTIFIED),
     ):
         job_id = await stuck.defer_async()
-        await wait_until_async(lambda: locked(owner), DEADLINE, "the job is in its bracket")
+        await in_sql(superuser)
         await cancel(owner, job_id)
         assert (await request(owner, job_id))["sql_way"] in {"asked", "worker"}
         await until(owner, job_id, "aborted")
 
 
 async def test_where_nobody_may_it_says_denied(plain_roles: tuple[str, ...]) -> None:
-    as_owner, as_worker, as_app = plain_roles
+    as_owner, as_worker, as_app, as_superuser = plain_roles
     app = App(as_worker)
     with psycopg_pool.ConnectionPool(as_app, min_size=1) as pool:
         stuck = sync_task(app, pool)
         async with (
             app.open_async(),
             await psycopg.AsyncConnection.connect(as_owner, autocommit=True) as owner,
+            await psycopg.AsyncConnection.connect(as_superuser, autocommit=True) as superuser,
             running(app, **NOTIFIED),
         ):
             job_id = await stuck.defer_async()
-            await wait_until_async(lambda: locked(owner), DEADLINE, "the job is in its bracket")
+            await in_sql(superuser)
             await cancel(owner, job_id)
             await wait_until_async(lambda: said(owner, job_id, "denied"), DEADLINE, "the request says denied")
             with psycopg.connect(as_app, autocommit=True) as conn:
                 conn.execute(CANCEL_OTHERS.encode())
             await until(owner, job_id)
-
-
-async def locked(conn: Conn) -> bool:
-    cursor = await conn.execute(
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND objsubid = 1"
-    )
-    return await cursor.fetchone() != (0,)
 
 
 # The adversary

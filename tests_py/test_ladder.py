@@ -40,6 +40,13 @@ async def is_at(conn: Conn, job_id: int, level: int) -> None:
     await wait_until_async(reached, DEADLINE, f"the abort of job {job_id} is at level {level}")
 
 
+async def look(conn: Conn, job_id: int) -> None:
+    """Make the job's worker call its heartbeat, if it listens."""
+    await conn.execute(
+        "SELECT pg_notify('pljobs_worker_' || worker_id, '') FROM pljobs.jobs WHERE id = %s", [job_id]
+    )
+
+
 @pytest.mark.parametrize("options", [NOTIFIED, POLLING], ids=["notified", "polling"])
 async def test_without_a_grace_an_abort_stays_at_level_1(
     app: App, aconn: Conn, options: dict[str, Any]
@@ -86,7 +93,16 @@ async def test_an_async_task_that_swallows_its_abort_is_cancelled_again_when_its
     async with running(app, **options):
         job_id = await stubborn.defer_async()
         await until(aconn, job_id, "doing")
-        await ask(aconn, job_id, grace="100 ms", term_grace="1 min", reason="enough", actor="ann")
+        await ask(aconn, job_id, grace="1 h", term_grace="1 min", reason="enough", actor="ann")
+        await wait_until_async(lambda: len(cancels) == 1, DEADLINE)
+        await look(aconn, job_id)
+
+        async def is_known() -> bool:
+            return bool((await request(aconn, job_id))["handling"] == "swallowed")
+
+        await wait_until_async(is_known, DEADLINE, "it is known that the abort was swallowed")
+        await aconn.execute("UPDATE pljobs.request SET sql_at = requested_at, term_at = clock_timestamp()")
+        await look(aconn, job_id)
         await until(aconn, job_id, "aborted")
     assert cancels == [AbortReason.USER_REQUEST, AbortReason.USER_REQUEST]
     asked = await request(aconn, job_id)

@@ -29,6 +29,14 @@ async def ask(conn: Conn, job_id: int, *, grace: str, term_grace: str) -> None:
     )
 
 
+async def beats(conn: Conn) -> bool:
+    """Say whether the worker has called its heartbeat within a minute."""
+    cursor = await conn.execute(
+        "SELECT FROM pljobs.worker WHERE heartbeat_at > clock_timestamp() - interval '1 min'"
+    )
+    return cursor.rowcount > 0
+
+
 # All levels at once: both graces are 0, or the database was away for as long
 
 
@@ -83,15 +91,17 @@ async def test_a_thread_that_looks_is_not_given_up(app: App, aconn: Conn) -> Non
 
 
 async def test_giving_a_job_up_while_the_worker_drains_lets_the_others_end(app: App, aconn: Conn) -> None:
-    let_go = threading.Event()
-    go_on = asyncio.Event()
+    let_go, stuck_began = threading.Event(), threading.Event()
+    go_on, other_began = asyncio.Event(), asyncio.Event()
 
     @app.task
     def stuck() -> None:
+        stuck_began.set()
         let_go.wait(DEADLINE)
 
     @app.task
     async def other() -> str:
+        other_began.set()
         await go_on.wait()
         return "done"
 
@@ -99,8 +109,8 @@ async def test_giving_a_job_up_while_the_worker_drains_lets_the_others_end(app: 
     ended = asyncio.create_task(worker.run())
     try:
         stuck_id, other_id = await stuck.defer_async(), await other.defer_async()
-        for each in (stuck_id, other_id):
-            await until(aconn, each, "doing")
+        # What was fetched only would be given back.
+        await wait_until_async(lambda: stuck_began.is_set() and other_began.is_set(), DEADLINE)
         worker.stop()
         await ask(aconn, stuck_id, grace="0", term_grace="10 ms")
         await until(aconn, stuck_id, "aborted")
@@ -260,6 +270,9 @@ async def test_a_task_that_blocks_a_loop_which_cant_be_interrupted_is_given_up(
         await wait_until_async(started.is_set, DEADLINE)
         await ask(aconn, job_id, grace="0", term_grace="10 ms")
         await until(aconn, job_id, "aborted", deadline=DEADLINE / 2)
+        # It is told after the database: at the next heartbeat it has been.
+        await aconn.execute("UPDATE pljobs.worker SET heartbeat_at = heartbeat_at - interval '1 h'")
+        await wait_until_async(lambda: beats(aconn), DEADLINE)
     finally:
         let_go.set()
     await asyncio.to_thread(thread.join, DEADLINE)

@@ -122,16 +122,17 @@ async def test_a_persons_open_transaction_holds_up_that_job_and_nothing_else(
 async def test_a_worker_that_stops_gives_up_on_what_it_cant_report(
     app: App, aconn: Conn, admin_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    go = asyncio.Event()
+    began, go = asyncio.Event(), asyncio.Event()
 
     @app.task(name="held")
     async def held() -> None:
+        began.set()
         await go.wait()
 
     job_id = await held.defer_async()
     async with await psycopg.AsyncConnection.connect(admin_url) as holder:
         async with running(app, **HASTY) as worker:
-            await until(aconn, job_id, "doing")
+            await asyncio.wait_for(began.wait(), DEADLINE)
             await holder.execute("SELECT FROM pljobs.job WHERE id = %s FOR UPDATE", [job_id])
             go.set()
             worker.stop()
@@ -166,7 +167,8 @@ async def test_a_worker_whose_row_is_gone_keeps_its_running_jobs(app: App, aconn
         return "done"
 
     job_id = await held.defer_async()
-    async with running(app, **HASTY) as worker:
+    # Rescues are rare: without a worker's row anybody may rescue its jobs at once, itself as well.
+    async with running(app, **HASTY | {"stalled_worker_timeout": 600.0}) as worker:
         await until(aconn, job_id, "doing")
         await aconn.execute("DELETE FROM pljobs.worker")
 
@@ -450,17 +452,17 @@ async def test_a_blocked_line_at_a_stop_does_not_hold_the_worker(
 ) -> None:
     """A server that is gone for good: the worker stops, and says what it could not report."""
     app = App(own_server.url("own"))
-    go = asyncio.Event()
+    began, go = asyncio.Event(), asyncio.Event()
 
     @app.task(name="held")
     async def held() -> None:
+        began.set()
         await go.wait()
 
     async with app.open_async():
-        job_id = await held.defer_async()
+        await held.defer_async()
         async with running(app, **HASTY) as worker:
-            async with await psycopg.AsyncConnection.connect(own_server.url("own")) as conn:
-                await until(conn, job_id, "doing")
+            await asyncio.wait_for(began.wait(), DEADLINE)
             await asyncio.to_thread(own_server.stop, "immediate")
             go.set()
             worker.stop()

@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 
 import pause_points
+import slowly
 from pljobs import App, JobContext
 from pljobs.exceptions import JobAborted
 
@@ -138,6 +139,7 @@ def memory_bomb(context: JobContext) -> None:
 
 
 if __name__ == "__main__":
+    slowly.if_asked()
     logging.basicConfig(level=logging.INFO, stream=sys.stdout)
     if point := os.environ.get(pause_points.VARIABLE):
         name, _, nth = point.partition(":")

@@ -61,7 +61,7 @@ def install(server: Server, dbname: str) -> None:
     """Install the schema as its users do, with psql."""
     server.run_sql(f"BEGIN;\n\\i '{SQL / 'install.sql'}'\nCOMMIT;", dbname)
     # As a DBA does, so that cancel_job(sql => true) reaches the statement at once.
-    server.run_sql("GRANT pg_signal_backend TO pljobs_owner", dbname)
+    server.run_sql("GRANT pg_signal_backend, pg_read_all_stats TO pljobs_owner", dbname)
 
 
 def install_pgtap(server: Server, dbname: str) -> None:

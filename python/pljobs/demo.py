@@ -276,7 +276,7 @@ def _database(server: Server) -> str:
     server.run_sql(f"ALTER DATABASE {DATABASE} SET search_path = pljobs, public")
     # As a DBA does it: logins are in groups, and the owner may cancel their statements, no superuser's.
     server.run_sql(f"CREATE ROLE {LOGIN} LOGIN; GRANT pljobs_operator TO {LOGIN}")
-    server.run_sql("GRANT pg_signal_backend TO pljobs_owner")
+    server.run_sql("GRANT pg_signal_backend, pg_read_all_stats TO pljobs_owner")
     return url
 
 

@@ -56,10 +56,12 @@ SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '1s'
 AS $$
 -- Cancels the statement that the run's own connections are running, at once and whether or not this
--- transaction commits: 'server'.  None of them is in its bracket: 'none'.  The caller may not cancel theirs
--- (another role's, and it has no pg_signal_backend): 'denied'.  Somebody has been entering, leaving or
--- cancelling for a second: 'busy', try again.  Never another's statement, nor the caller's. Locks a key of
--- the run until it returns. Notifies nobody.
+-- transaction commits: 'server'.  None of them is in its bracket, or runs a statement there just now: 'none',
+-- try again. One that is between two statements of a transaction is told from one that runs only if the
+-- caller may see that (it is the same role's, or pg_read_all_stats): else it counts as running.  The caller
+-- may not cancel theirs (another role's, and it has no pg_signal_backend): 'denied'.  Somebody has been
+-- entering, leaving or cancelling for a second: 'busy', try again.  Never another's statement, nor the
+-- caller's. Locks a key of the run until it returns. Notifies nobody.
 DECLARE
     v_key bigint := (1::bigint << 62) | ((cancel_sql_v1.run_id & ((1::bigint << 60) - 1)) << 1);
     v_pid integer;
@@ -67,11 +69,17 @@ DECLARE
 BEGIN
     BEGIN
         PERFORM pg_advisory_xact_lock(v_key + 1);
+        -- What this transaction saw of others' sessions before, it would be shown again.
+        PERFORM pg_stat_clear_snapshot();
         FOR v_pid IN
-            SELECT l.pid FROM pg_locks AS l
+            SELECT l.pid FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
              WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ShareLock'
                AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
                AND (l.classid::bigint << 32 | l.objid::bigint) = v_key AND l.pid <> pg_backend_pid()
+               -- A signal to a session that runs nothing is lost, and would be taken for one that has hit.
+               AND CASE WHEN a.state <> 'disabled' THEN a.state NOT LIKE 'idle%'
+                        ELSE EXISTS (SELECT FROM pg_locks AS t
+                                      WHERE t.locktype = 'virtualxid' AND t.pid = l.pid) END
         LOOP
             BEGIN
                 IF pg_cancel_backend(v_pid) THEN

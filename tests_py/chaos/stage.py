@@ -79,7 +79,7 @@ def _started(binaries: Path | None, settings: Mapping[str, str]) -> Server:
     try:
         url = server.create_database(TEMPLATE)
         server.run_sql(f"BEGIN;\n\\i '{INSTALL}'\nCOMMIT;", TEMPLATE)
-        server.run_sql("GRANT pg_signal_backend TO pljobs_owner", TEMPLATE)
+        server.run_sql("GRANT pg_signal_backend, pg_read_all_stats TO pljobs_owner", TEMPLATE)
         with psycopg.connect(url, autocommit=True) as conn:
             oracle.install(conn)
     except BaseException:
