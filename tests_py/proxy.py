@@ -87,7 +87,7 @@ class Proxy:
 
     async def _serve(self) -> None:
         self._clients: set[asyncio.Task[None]] = set()
-        listener = await asyncio.start_server(self._client, self._host, 0)
+        listener = await asyncio.start_server(self._accept, self._host, 0)
         self.port = listener.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
@@ -95,17 +95,23 @@ class Proxy:
         for client in list(self._clients):
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
+        await asyncio.sleep(0)  # what was aborted is closed now
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def ended(client: asyncio.Task[None]) -> None:
+            # Also of one that was cancelled before its first line.
+            writer.transport.abort()
+            self._clients.discard(client)
+
+        client = self._loop.create_task(self._client(reader, writer))
+        self._clients.add(client)
+        client.add_done_callback(ended)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        me = asyncio.current_task()
-        assert me is not None
-        self._clients.add(me)
         link = _Link()
         try:
             up_reader, up_writer = await asyncio.open_unix_connection(self._path)
         except OSError:
-            writer.close()
-            self._clients.discard(me)
             return
         self._links.add(link)
         pumps = [
@@ -129,7 +135,6 @@ class Proxy:
                 with contextlib.suppress(OSError, asyncio.CancelledError):
                     await each.wait_closed()
             self._links.discard(link)
-            self._clients.discard(me)
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Link, *, up: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 from collections import Counter
@@ -17,7 +18,7 @@ from pljobs import App, JobContext, calls_sql
 from pljobs.embedded import Server
 from pljobs.exceptions import InvalidArgument
 from waiting import wait_until, wait_until_async
-from workers import DEADLINE, NOTIFIED, POLLING, job, request, running, until
+from workers import DEADLINE, HASTY, NOTIFIED, POLLING, job, request, row, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 SQL = Path(__file__).parent.parent / "sql"
@@ -288,15 +289,27 @@ async def test_odd_sources_are_refused_at_the_door(
 # Which way was taken
 
 
+@pytest.mark.parametrize("options", [NOTIFIED, HASTY], ids=["at once", "after some heartbeats"])
 async def test_a_pooler_between_is_noticed_and_said(
-    app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch
+    app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     original = calls_sql.enter_sql
     monkeypatch.setattr(calls_sql, "enter_sql", lambda run_id, pid: original(run_id, pid + 1))
     stuck = sync_task(app)
-    async with running(app, concurrency=2, **NOTIFIED):
+
+    async def beats(later_than: object) -> bool:
+        cursor = await aconn.execute("SELECT FROM pljobs.worker WHERE heartbeat_at > %s", [later_than])
+        return cursor.rowcount > 0
+
+    async with running(app, concurrency=2, **options):
         job_id = await stuck.defer_async()
         await in_sql(aconn)
+        if options is HASTY:
+            # What a heartbeat has told, and nobody wrote, for nobody had asked, is told again.
+            for _ in range(2):
+                found = await row(aconn, "SELECT clock_timestamp() AS now")
+                assert found is not None
+                await wait_until_async(functools.partial(beats, found["now"]), DEADLINE)
         await cancel(aconn, job_id)
         await wait_until_async(lambda: said(aconn, job_id, "pooled"), DEADLINE, "the request says pooled")
         await cancel_directly(aconn)

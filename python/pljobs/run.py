@@ -91,7 +91,9 @@ class Run(ABC):
             handling = "handling"
         elif self.swallowed:
             handling = "swallowed"
-        way, progress = self.context.sql_way.take(), self.context.reported_progress.take()
+        # The database has nowhere to write the way before somebody asked; until then it is kept.
+        way = self.context.sql_way.take() if self.context.abort_flag.request is not None else None
+        progress = self.context.reported_progress.take()
         if handling is None and way is None and progress is None:
             return None
         return Observation(

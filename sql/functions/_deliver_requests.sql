@@ -8,7 +8,9 @@ AS $$
 -- Records that a worker hears of these open requests, at which level each of them is by now, and what the
 -- worker has seen (see heartbeat_v1); from level 2 on cancels the run's SQL: until a statement was cancelled,
 -- and from level 3 on again and again, but below that not what a task runs that is seen handling its abort.
--- Skips requests that somebody holds. SQL that takes long to cancel ('busy') is left to the next call.
+-- Skips requests that somebody holds, or that are resolved by now. SQL that takes long to cancel ('busy') is
+-- left to the next call. What a worker says of one connection ('pooled', 'denied') neither hides that another
+-- one's statement was cancelled, nor keeps it from being so.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_ids bigint[];
@@ -16,7 +18,7 @@ DECLARE
     v_seen record;
 BEGIN
     v_ids := ARRAY(SELECT r.id FROM pljobs.request AS r WHERE r.id = ANY (_deliver_requests.request_ids)
-                    ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED);
+                      AND r.resolved_at IS NULL ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED);
     -- Row by row: as a join, statistics may make this read all requests, or take the square of their number.
     FOR v_seen IN
         SELECT r.id, x.handling, x.sql, n.level
@@ -34,14 +36,16 @@ BEGIN
                level = greatest(v_seen.level, r.level),
                escalated_at = CASE WHEN v_seen.level > r.level THEN v_now ELSE r.escalated_at END,
                handling = coalesce(v_seen.handling, r.handling),
-               sql_way = CASE WHEN v_seen.sql = 'none' THEN coalesce(r.sql_way, 'none')
+               sql_way = CASE WHEN r.sql_way IN ('server', 'worker') AND v_seen.sql IS DISTINCT FROM 'worker'
+                                   THEN r.sql_way
+                              WHEN v_seen.sql = 'none' THEN coalesce(r.sql_way, 'none')
                               ELSE coalesce(v_seen.sql, r.sql_way) END
          WHERE r.id = v_seen.id;
     END LOOP;
 
     FOR v_id IN
         SELECT r.id FROM pljobs.request AS r
-         WHERE r.id = ANY (v_ids) AND r.level >= 2 AND r.sql_way IS DISTINCT FROM 'denied'
+         WHERE r.id = ANY (v_ids) AND r.level >= 2
            AND (r.level >= 3 OR coalesce(r.sql_way, '') NOT IN ('server', 'worker')
                             AND r.handling IS DISTINCT FROM 'handling')
          ORDER BY r.id

@@ -34,10 +34,11 @@ BEGIN
     END IF;
 
     -- Locked: whoever has just cancelled its statement may not have committed yet that it did.
-    SELECT r.source, r.reason, r.sql_way INTO v_request
+    SELECT r.source, r.reason,
+           r.sql_way IN ('server', 'worker', 'asked') OR r.level >= 2 OR r.sql_at <= clock_timestamp()
+           AS cancels_sql INTO v_request
       FROM pljobs.request AS r WHERE r.id = v_job.request_id FOR NO KEY UPDATE;
-    IF v_outcome = 'failed' AND _finish_run.sql_cancelled
-       AND v_request.sql_way IN ('server', 'worker', 'asked') THEN
+    IF v_outcome = 'failed' AND _finish_run.sql_cancelled AND v_request.cancels_sql THEN
         v_outcome := 'aborted';
     END IF;
     IF v_outcome = 'abandoned' THEN

@@ -34,16 +34,19 @@ CREATE OR REPLACE FUNCTION pljobs._flows() RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Whether anything is throttled, or waits for its turn.
+-- Whether anything is throttled, waits for its turn, or is parked at a limit: the fetch that parked it may
+-- have committed after its throttle was taken away.
 BEGIN
     IF EXISTS (SELECT FROM pljobs.throttle) THEN
         RETURN true;
-    -- Without its index the question would be a scan, and then nothing waits for a turn.
-    ELSIF NOT EXISTS (SELECT FROM pg_index AS i
-                       WHERE i.indexrelid = to_regclass('pljobs.job_turn') AND i.indisvalid) THEN
+    -- Without their indexes the questions would be scans, and then nothing waits for either.
+    ELSIF (SELECT count(*) FROM pg_index AS i
+            WHERE i.indexrelid IN (to_regclass('pljobs.job_turn'), to_regclass('pljobs.job_limit'))
+              AND i.indisvalid) < 2 THEN
         RETURN false;
     END IF;
-    RETURN EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.waiting_for = 'turn');
+    RETURN EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.waiting_for = 'turn')
+        OR EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.waiting_for = 'limit');
 END
 $$;
 COMMENT ON FUNCTION pljobs._flows() IS 'Whether a fetch has to look at turns and throttles.';
@@ -56,10 +59,10 @@ SET lock_timeout = '1s'
 AS $$
 -- Takes the throttles of these queues, and of these tasks (null: of all), so that what is counted next holds
 -- until the commit; in order of their keys. Waits for fetches that hold one; false if that took a second.
--- One of 1,024 locks each, which leaves room in the server's table of locks.
+-- One of 1,024 locks each, which leaves room in the server's table of locks; not those of trees.
 BEGIN
     PERFORM pg_advisory_xact_lock(k.key)
-       FROM (SELECT DISTINCT 7205759010000 + (hashtextextended(t.name, 7205759) & 1023) AS key
+       FROM (SELECT DISTINCT 7205759020000 + (hashtextextended(t.name, 7205759) & 1023) AS key
                FROM pljobs.throttle AS t
               WHERE CASE t.scope WHEN 'task' THEN (t.name = ANY (_take_throttles.tasks)) IS NOT FALSE
                                  ELSE t.name = ANY (_take_throttles.queues) END

@@ -15,6 +15,9 @@ BEGIN
            _stop_run.job_id, _stop_run.source, _stop_run.reason, _stop_run.actor, _stop_run.delete_job,
            _stop_run.force, _stop_run.sql_at, _stop_run.term_at, _stop_run.kill_at) AS a;
     IF _stop_run.sql THEN
+        -- Asked again, it begins anew: what was hit before is not what runs now.
+        UPDATE pljobs.request AS r SET sql_way = NULL
+         WHERE r.id = _stop_run.request_id AND r.sql_way IS NOT NULL;
         sql_way := pljobs._cancel_sql_of_request(_stop_run.request_id);
     END IF;
     IF _stop_run.force THEN

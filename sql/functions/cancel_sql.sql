@@ -57,10 +57,10 @@ SET lock_timeout = '1s'
 AS $$
 -- Cancels the statement that the run's own connections are running, at once and whether or not this
 -- transaction commits: 'server'.  None of them is in its bracket, or runs a statement there just now: 'none',
--- try again. One that is between two statements of a transaction is told from one that runs only if the
--- caller may see that (it is the same role's, or pg_read_all_stats): else it counts as running.  The caller
--- may not cancel theirs (another role's, and it has no pg_signal_backend): 'denied'.  Somebody has been
--- entering, leaving or cancelling for a second: 'busy', try again.  Never another's statement, nor the
+-- try again. One that is between two statements of a transaction or a pipeline is told from one that runs
+-- only if the caller may see that (it is the same role's, or pg_read_all_stats): else it counts as running.
+-- The caller may not cancel theirs (another role's, and it has no pg_signal_backend): 'denied'.  Somebody has
+-- been entering, leaving or cancelling for a second: 'busy', try again.  Never another's statement, nor the
 -- caller's. Locks a key of the run until it returns. Notifies nobody.
 DECLARE
     v_key bigint := (1::bigint << 62) | ((cancel_sql_v1.run_id & ((1::bigint << 60) - 1)) << 1);
@@ -72,21 +72,32 @@ BEGIN
         -- What this transaction saw of others' sessions before, it would be shown again.
         PERFORM pg_stat_clear_snapshot();
         FOR v_pid IN
-            SELECT l.pid FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-             WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ShareLock'
-               AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-               AND (l.classid::bigint << 32 | l.objid::bigint) = v_key AND l.pid <> pg_backend_pid()
-               -- A signal to a session that runs nothing is lost, and would be taken for one that has hit.
-               AND CASE WHEN a.state <> 'disabled' THEN a.state NOT LIKE 'idle%'
-                        ELSE EXISTS (SELECT FROM pg_locks AS t
-                                      WHERE t.locktype = 'virtualxid' AND t.pid = l.pid) END
+            WITH lock AS MATERIALIZED (
+                 SELECT l.pid, l.granted, l.mode,
+                        CASE l.locktype WHEN 'advisory' THEN l.classid::bigint << 32 | l.objid::bigint END AS key
+                   FROM pg_locks AS l
+                  WHERE l.pid <> pg_backend_pid()
+                    AND CASE l.locktype
+                        WHEN 'advisory' THEN l.objsubid = 1 AND l.database = (
+                             SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+                        ELSE l.locktype = 'virtualxid' END)
+            SELECT l.pid FROM lock AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+             WHERE l.key = v_key AND l.granted AND l.mode = 'ShareLock'
+               -- A signal to a session that runs nothing is lost, or hits its leaving, and would be taken for
+               -- one that has hit.
+               AND NOT EXISTS (SELECT FROM lock AS k WHERE k.pid = l.pid AND k.key = v_key + 1)
+               AND CASE WHEN a.state <> 'disabled'
+                        THEN a.state NOT LIKE 'idle%'
+                             AND (a.wait_event IS DISTINCT FROM 'ClientRead'
+                                  OR EXISTS (SELECT FROM pg_stat_progress_copy AS c WHERE c.pid = l.pid))
+                        ELSE EXISTS (SELECT FROM lock AS t WHERE t.pid = l.pid AND t.key IS NULL) END
         LOOP
             BEGIN
                 IF pg_cancel_backend(v_pid) THEN
                     v_outcome := 'server';
                 END IF;
             EXCEPTION WHEN insufficient_privilege THEN
-                v_outcome := 'denied';
+                v_outcome := CASE v_outcome WHEN 'server' THEN 'server' ELSE 'denied' END;
             END;
         END LOOP;
         -- The one way to let go of the key here and now, whatever happens: undo the block that took it.
@@ -111,11 +122,13 @@ SET jit = off
 AS $$
 -- Cancels the SQL of the run that the request is about, and records the way: 'server', 'busy', 'none' (kept
 -- only until there was another), or 'asked' where these rights don't reach: the worker, told in its
--- heartbeat, does it with its own. Returns it. Locks the request.
+-- heartbeat, does it with its own; 'denied' stays where its rights don't reach either. Returns it. Locks the
+-- request.
 DECLARE
     v_way text;
 BEGIN
-    SELECT CASE s.way WHEN 'denied' THEN 'asked' ELSE s.way END INTO v_way
+    SELECT CASE WHEN s.way = 'denied' AND r.sql_way IS DISTINCT FROM 'denied' THEN 'asked' ELSE s.way END
+      INTO v_way
       FROM pljobs.request AS r CROSS JOIN LATERAL pljobs.cancel_sql_v1(r.run_id) AS s(way)
      WHERE r.id = _cancel_sql_of_request.request_id;
     UPDATE pljobs.request AS r SET sql_way = v_way

@@ -31,7 +31,7 @@ BEGIN
     FOR v_request IN
         SELECT r.id, r.job_id FROM pljobs.request AS r
          WHERE r.resolved_at IS NULL AND r.run_id IS NOT NULL AND r.sql_at <= v_now
-           AND coalesce(r.sql_way, '') NOT IN ('server', 'worker', 'asked', 'denied')
+           AND coalesce(r.sql_way, '') NOT IN ('server', 'worker', 'asked')
            AND r.handling IS DISTINCT FROM 'handling'
          ORDER BY r.run_id LIMIT enforce_limits_v1.max_jobs FOR NO KEY UPDATE SKIP LOCKED
     LOOP

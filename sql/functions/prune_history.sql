@@ -31,8 +31,8 @@ AS $$
 -- what ties jobs together that are still there. Returns how many in all: call again until it is 0, with
 -- `since` => the reached_at of the call before: then it does not pass again over what those before it have
 -- deleted, or left. Once an hour, say, call it without `since`.
--- Raises PJ004 for a null or negative older_than, PJ010 for a role limited to queues: the history is of all.
--- Skips rows that somebody holds. Notifies nobody.
+-- Raises PJ004 for a null or negative older_than or a max_rows below 1, PJ010 for a role limited to queues:
+-- the history is of all. Skips rows that somebody holds. Notifies nobody.
 DECLARE
     -- Variables: an index can't be searched for a volatile value.
     v_before timestamptz := clock_timestamp() - prune_history_v2.older_than;
@@ -40,8 +40,10 @@ DECLARE
     v_count bigint;
     v_last timestamptz;
 BEGIN
-    IF prune_history_v2.older_than IS NULL OR prune_history_v2.older_than < interval '0' THEN
-        RAISE EXCEPTION 'prune needs older_than, not negative' USING ERRCODE = 'PJ004';
+    IF prune_history_v2.older_than IS NULL OR prune_history_v2.older_than < interval '0'
+       OR coalesce(prune_history_v2.max_rows, 0) < 1 THEN
+        RAISE EXCEPTION 'prune needs older_than, not negative, and max_rows of at least 1'
+            USING ERRCODE = 'PJ004';
     ELSIF pljobs._allowed_queues('fetch') IS NOT NULL THEN
         RAISE EXCEPTION '% is limited to queues, and may not prune the history of all', pljobs._caller()
             USING ERRCODE = 'PJ010', HINT = 'Let an unlimited worker, pljobs manager or an operator do it.';

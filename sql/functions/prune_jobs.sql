@@ -36,9 +36,9 @@ AS $$
 -- again over what those before it have deleted, and vacuum has not yet taken away (or over jobs of other
 -- statuses). What somebody held, or finished late, it leaves to a call without `since`: once an hour, say.
 -- A role limited to fetching from some queues prunes in these. The requests stay (prune_history_v2). Raises
--- PJ004 for a null or negative older_than, a status that is not final, or a null `archive`; 55P03 if the
--- archive is locked for more than 0.5 s. Locks those jobs, skipping those that somebody holds; leaves jobs
--- whose month has no partition yet while another is making one. Notifies nobody.
+-- PJ004 for a null or negative older_than, a max_jobs below 1, a status that is not final, or a null
+-- `archive`; 55P03 if the archive is locked for more than 0.5 s. Locks those jobs, skipping those that
+-- somebody holds; leaves jobs whose month has no partition yet while another is making one. Notifies nobody.
 DECLARE
     -- Variables: an index can't be searched for a volatile value.
     v_before timestamptz := clock_timestamp() - prune_jobs_v2.older_than;
@@ -49,9 +49,9 @@ DECLARE
 BEGIN
     IF prune_jobs_v2.older_than IS NULL OR prune_jobs_v2.older_than < interval '0'
        OR NOT coalesce(prune_jobs_v2.statuses <@ '{succeeded,failed,cancelled,aborted}', false)
-       OR prune_jobs_v2.archive IS NULL THEN
-        RAISE EXCEPTION 'prune needs older_than, not negative, and statuses among succeeded, failed, '
-                        'cancelled, aborted; archive is true or false'
+       OR prune_jobs_v2.archive IS NULL OR coalesce(prune_jobs_v2.max_jobs, 0) < 1 THEN
+        RAISE EXCEPTION 'prune needs older_than, not negative, statuses among succeeded, failed, cancelled, '
+                        'aborted, and max_jobs of at least 1; archive is true or false'
             USING ERRCODE = 'PJ004', HINT = 'For example: SELECT prune_jobs(interval ''7 days'');';
     END IF;
     SELECT coalesce(array_agg(h.id), '{}'), max(h.finished_at) INTO v_ids, reached_at

@@ -48,7 +48,7 @@ RETURN jsonb_build_array(jsonb_build_object('run_id', saw.run_id, saw.what, saw.
 SELECT results_eq(format('SELECT handling FROM deliver(%s, saw(%s, ''handling'', %L))', :request_id, :run_id, said), format('VALUES (%L)', kept), format('said %s, kept %s', coalesce(said, 'nothing'), kept))
   FROM (VALUES (1, 'handling', 'handling'), (2, NULL, 'handling'), (3, 'garbage', 'handling'), (4, 'swallowed', 'swallowed'), (5, '', 'swallowed'), (6, 'handling', 'handling')) AS v(place, said, kept) ORDER BY place;
 SELECT results_eq(format('SELECT sql_way FROM deliver(%s, saw(%s, ''sql'', %L))', :request_id, :run_id, said), format('VALUES (%L)', kept), format('SQL: said %s, kept %s', coalesce(said, 'nothing'), coalesce(kept, 'nothing')))
-  FROM (VALUES (1, 'garbage', NULL), (2, 'none', 'none'), (3, 'pooled', 'pooled'), (4, 'none', 'pooled'), (5, 'busy', 'busy'), (6, 'server', 'busy'), (7, 'worker', 'worker'), (8, NULL, 'worker'), (9, 'none', 'worker'), (10, 'denied', 'denied')) AS v(place, said, kept) ORDER BY place;
+  FROM (VALUES (1, 'garbage', NULL), (2, 'none', 'none'), (3, 'pooled', 'pooled'), (4, 'none', 'pooled'), (5, 'busy', 'busy'), (6, 'server', 'busy'), (7, 'worker', 'worker'), (8, NULL, 'worker'), (9, 'none', 'worker'), (10, 'denied', 'worker'), (11, 'pooled', 'worker'), (12, 'busy', 'worker')) AS v(place, said, kept) ORDER BY place;
 SELECT results_eq(format('SELECT handling FROM deliver(%s, saw(%s, ''handling'', ''swallowed''))', :request_id, -1), $$VALUES ('handling')$$, 'what is said of another run is not this one''s');
 SELECT lives_ok(format('SELECT deliver(%s, %L)', :request_id, x), 'not understood: ' || coalesce(x, 'null')) FROM unnest('{NULL,"{}","null","7","[7]","[[]]"}'::text[]) AS x;
 SELECT lives_ok(format('SELECT pljobs._deliver_requests(%L, ''[]'')', x), 'no requests: ' || coalesce(x, 'null')) FROM unnest('{NULL,"{}","{NULL,-1}"}'::text[]) AS x;
@@ -71,9 +71,12 @@ $$;
 -- For this once, a try is told by what it writes.
 CREATE OR REPLACE FUNCTION pljobs.cancel_sql_v1(run_id bigint) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN 'busy'; END $$;
 SELECT is(is_tried(level, way, handling), tried, format('level %s, before: %s, %s: %s', level, coalesce(way, 'not tried'), coalesce(handling, 'not seen handling'), CASE WHEN tried THEN 'tried' ELSE 'left alone' END))
-  FROM (VALUES (2, NULL, NULL, true), (2, 'none', NULL, true), (2, 'pooled', NULL, true), (2, 'asked', NULL, true), (2, 'server', NULL, false), (2, 'worker', NULL, false), (2, 'denied', NULL, false),
-               (2, NULL, 'handling', false), (2, NULL, 'swallowed', true), (3, NULL, 'handling', true), (3, 'server', 'handling', true), (3, 'worker', NULL, true), (3, 'denied', NULL, false), (4, 'server', NULL, true), (4, 'none', 'handling', true))
+  FROM (VALUES (2, NULL, NULL, true), (2, 'none', NULL, true), (2, 'pooled', NULL, true), (2, 'asked', NULL, true), (2, 'server', NULL, false), (2, 'worker', NULL, false), (2, 'denied', NULL, true),
+               (2, NULL, 'handling', false), (2, NULL, 'swallowed', true), (3, NULL, 'handling', true), (3, 'server', 'handling', true), (3, 'worker', NULL, true), (3, 'denied', NULL, true), (4, 'server', NULL, true), (4, 'none', 'handling', true))
        AS v(level, way, handling, tried);
+SELECT * FROM a_request('0') \gset
+SELECT pljobs.rescind_request((SELECT r.job_id FROM pljobs.request AS r WHERE r.id = :request_id)) \g /dev/null
+SELECT results_eq(format('SELECT delivered, level, sql_way FROM deliver(%s)', :request_id), $$VALUES (false, 0::smallint, NULL::text)$$, 'taken back a moment ago: not told, and its SQL left alone');
 
 SELECT * FROM finish();
 ROLLBACK;

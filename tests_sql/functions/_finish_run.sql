@@ -66,6 +66,12 @@ SELECT is(ends(asked, outcome, true, true, way), wanted, format('asked by %s, it
   FROM (VALUES ('nobody', 'failed', NULL, 'todo 1 open'), ('user', 'failed', NULL, 'failed 1 failed_first'), ('user', 'failed', 'none', 'failed 1 failed_first'), ('user', 'failed', 'busy', 'failed 1 failed_first'), ('user', 'failed', 'denied', 'failed 1 failed_first'), ('user', 'failed', 'pooled', 'failed 1 failed_first'),
                ('user', 'failed', 'server', 'aborted 1 aborted'), ('user', 'failed', 'worker', 'aborted 1 aborted'), ('user', 'failed', 'asked', 'aborted 1 aborted'), ('tree', 'failed', 'server', 'aborted 1 aborted'), ('deadline', 'failed', 'server', 'todo 1 timeout'), ('user', 'succeeded', 'server', 'succeeded 1 finished_first'))
        AS v(asked, outcome, way, wanted);
+SELECT * FROM an_aborting_job() \gset
+UPDATE pljobs.request SET level = 2 WHERE id = :request_id;
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"sql_cancelled": true}'), 'aborted', 'so it is where that was not recorded, but due: level 2');
+SELECT * FROM an_aborting_job() \gset
+UPDATE pljobs.request SET sql_at = now() - interval '1 s', sql_way = 'pooled' WHERE id = :request_id;
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"sql_cancelled": true}'), 'aborted', 'or by its time');
 SELECT is(ends('user', 'failed', true, false, 'server'), 'failed 1 failed_first', 'what failed by itself has failed, whatever was cancelled');
 SELECT * FROM a_timed_out_job() \gset
 SELECT end_run(:job_id, :run_id, 'aborted', message => 'stopped') \g /dev/null

@@ -33,6 +33,13 @@ AS $$ UPDATE pljobs.bucket SET full_at = full_at - make_interval(secs => seconds
 
 SELECT a_worker() AS w \gset
 
+-- The locks of throttles are nobody else's, of trees for instance: who holds one waits for nothing.
+SELECT pljobs.throttle_queue(a_name('queue'), max_running => 1) FROM generate_series(1, 20) \g /dev/null
+SELECT pljobs._take_throttles(ARRAY(SELECT t.name FROM pljobs.throttle AS t WHERE t.scope <> 'task'), NULL) \g /dev/null
+SELECT ok(count(*) > 0 AND bool_and(k.key BETWEEN 7205759020000 AND 7205759021023), 'keys of a range of their own')
+  FROM (SELECT l.classid::bigint << 32 | l.objid::bigint AS key FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.pid = pg_backend_pid()) AS k
+ WHERE k.key BETWEEN 7205759010000 AND 7205759039999;
+
 -- Turns.
 SELECT a_name('queue') AS q \gset
 SELECT keyed_jobs(:'q', 'a', 50), keyed_jobs(:'q', 'b', 3), keyed_jobs(:'q', 'c', 2) \g /dev/null

@@ -40,6 +40,12 @@ SELECT pljobs.leave_sql_v1(10) \g /dev/null
 SELECT * FROM an_aborting_job() \gset
 SELECT is(pljobs._cancel_sql_of_request(:request_id), 'none', 'the run is in no SQL');
 SELECT is(r.sql_way, 'none', 'that is recorded') FROM pljobs.request AS r WHERE r.id = :request_id;
+-- Nobody's rights reach.
+UPDATE pljobs.request SET sql_way = 'denied' WHERE id = :request_id;
+SAVEPOINT denied;
+CREATE OR REPLACE FUNCTION pljobs.cancel_sql_v1(run_id bigint) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN 'denied'; END $$;
+SELECT is(pljobs._cancel_sql_of_request(:request_id), 'denied', 'its worker has tried: it is not asked again');
+ROLLBACK TO SAVEPOINT denied;
 UPDATE pljobs.request SET sql_way = 'server' WHERE id = :request_id;
 SELECT is(pljobs._cancel_sql_of_request(:request_id), 'none', 'now it is in none');
 SELECT is(r.sql_way, 'server', 'that there was a statement stays recorded') FROM pljobs.request AS r WHERE r.id = :request_id;

@@ -50,7 +50,7 @@ SELECT pljobs.cancel_job(:job_id, force => true) \g /dev/null
 CREATE OR REPLACE FUNCTION pljobs.cancel_sql_v1(run_id bigint) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN 'server'; END $$;
 SELECT is(is_tried(due, way, handling), tried, format('due: %s, before: %s, %s: %s', due, coalesce(way, 'not tried'), coalesce(handling, 'not seen handling'), CASE WHEN tried THEN 'cancelled' ELSE 'left alone' END))
   FROM (VALUES (true, NULL, NULL, true), (false, NULL, NULL, false), (true, 'none', NULL, true), (true, 'busy', NULL, true), (true, 'pooled', NULL, true), (true, 'server', NULL, false), (true, 'worker', NULL, false), (true, 'asked', NULL, false),
-               (true, 'denied', NULL, false), (true, NULL, 'handling', false), (true, NULL, 'swallowed', true)) AS v(due, way, handling, tried);
+               (true, 'denied', NULL, true), (true, NULL, 'handling', false), (true, NULL, 'swallowed', true)) AS v(due, way, handling, tried);
 SELECT * FROM a_finished_job('failed') AS done \gset
 SELECT * FROM an_aborting_job() \gset
 UPDATE pljobs.request SET sql_at = now() - interval '1 s' WHERE id = :request_id;

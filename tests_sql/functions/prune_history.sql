@@ -15,7 +15,7 @@ SELECT is(ARRAY(SELECT id FROM pljobs.worker WHERE id IN (:stopped, :running, :j
 SELECT is(status_of(:one), 'cancelled', 'jobs stay');
 SELECT ok(pljobs.prune_history_v1('0') >= 2, 'older_than 0 means all that is over');
 SELECT is(r.resolution, NULL, 'an open request is never deleted') FROM pljobs.request AS r WHERE r.id = :request_id;
-SELECT throws_ok(format('SELECT pljobs.prune_history_v1(%s)', a), 'PJ004', NULL, 'refused: ' || a) FROM unnest(ARRAY['NULL', '''-1 s''']) AS a;
+SELECT throws_ok(format('SELECT pljobs.prune_history_v1(%s)', a), 'PJ004', NULL, 'refused: ' || a) FROM unnest(ARRAY['NULL', '''-1 s''', '''1 day'', 0', '''1 day'', -1', '''1 day'', NULL']) AS a;
 
 -- What keeps cancelled trees closed.
 SELECT a_todo_job() AS old, a_todo_job() AS young \gset

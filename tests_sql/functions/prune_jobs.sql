@@ -106,6 +106,7 @@ SELECT is(as_login(:'rob', :'read_own'), '1', 'a reader reads all, but what is s
 SELECT is(as_login(:'wim', :'read_own'), '42501', 'a worker none');
 SELECT is(as_login(l, 'SELECT count(*) FROM pljobs.job_archive_2020_12'), '42501', 'nobody reads a partition') FROM unnest(ARRAY[:'ann', :'rob', :'wim']) AS l;
 
+SELECT throws_ok(format('SELECT pljobs.prune_jobs_v2(''1 day'', max_jobs => %s)', x), 'PJ004', NULL, 'refused: max_jobs ' || x) FROM unnest(ARRAY['0', '-1', 'NULL']) AS x;
 SELECT throws_ok('SELECT pljobs.prune_jobs(''1 day'', archive => NULL)', 'PJ004', NULL, 'refused: archive null');
 
 SELECT * FROM finish();
