@@ -39,6 +39,8 @@ class Proxy:
         self.swallow_down = False
         # Once: drops the reply to the next request with these bytes, and all that follows on that connection.
         self.swallow_reply_to: bytes | None = None
+        # So many of them are let through first.
+        self.swallow_after = 0
         # And resets the connection once there was a reply: what was asked for is done.
         self.reset_then = False
         # Once: resets the connection on which the so-maniest byte passes, which is the last that arrives.
@@ -196,7 +198,11 @@ class Proxy:
         wanted = self.swallow_reply_to
         if wanted is None:
             return False
-        return wanted in data or any(wanted in link.statements.get(name, b"") for name in BIND.findall(data))
+        asked = wanted in data or any(wanted in link.statements.get(name, b"") for name in BIND.findall(data))
+        if asked and self.swallow_after:
+            self.swallow_after -= 1
+            return False
+        return asked
 
     def _until_cut(self, data: bytes, link: _Link, *, up: bool) -> bytes:
         left = self.cut_up_after if up else self.cut_down_after

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import threading
 import time
@@ -939,3 +940,33 @@ async def test_no_abort_message_keeps_a_job_from_ending(app: App, aconn: Conn, g
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let logging print what it can't write, as it does outside of tests."""
     monkeypatch.setattr("_pytest.logging.LogCaptureHandler.handleError", lambda *_: None)
+
+
+async def test_a_swallowed_abort_is_undone_whichever_thread_collects_it(app: App, aconn: Conn) -> None:
+    """Else the task's next group would take the abort for its own, and pass it on (as Python 3.13 does)."""
+
+    def keep(error: BaseException) -> None:
+        error.me = error  # type: ignore[attr-defined]
+
+    async def body(ready: asyncio.Event) -> int:
+        me = asyncio.current_task()
+        assert me is not None
+        gc.disable()
+        try:
+            try:
+                ready.set()
+                await asyncio.sleep(DEADLINE)
+            except asyncio.CancelledError as error:
+                keep(error)
+            await asyncio.sleep(0)
+            thread = threading.Thread(target=gc.collect)
+            thread.start()
+            thread.join()
+            await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
+        return me.cancelling()
+
+    async with aborted_run(app, body) as job_id:
+        found = await until(aconn, job_id)
+    assert (found["status"], found["result"]) == ("succeeded", 0)

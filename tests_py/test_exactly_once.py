@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pljobs import App, JobContext
+from pljobs import App, JobContext, calls
 from pljobs.exceptions import InvalidArgument, InvalidJob, KeyReused, RunLost
 from pljobs.jobs import Job
 from waiting import wait_until_async
@@ -184,3 +184,32 @@ def test_outside_of_a_transaction_there_is_nothing_to_end_with(app: App, conn: p
             context.finish(mine, result=object())
         with pytest.raises(RunLost, match="run 1 is not job 1"):
             context.finish(mine)
+
+
+async def test_a_body_that_goes_on_after_it_has_ended_its_job_keeps_nobody_busy(
+    app: App, aconn: Conn, db_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even past the time at which its timeout would have been over."""
+    beats: list[object] = []
+    original = calls.heartbeat
+
+    def heartbeat(worker_id: int, **options: Any) -> Any:
+        beats.append(worker_id)
+        return original(worker_id, **options)
+
+    monkeypatch.setattr(calls, "heartbeat", heartbeat)
+    go = asyncio.Event()
+
+    @app.task(name="pay", pass_context=True)
+    async def pay(context: JobContext) -> None:
+        async with await psycopg.AsyncConnection.connect(db_url) as mine:
+            await context.finish_async(mine, result="done")
+        await go.wait()
+
+    async with running(app, **NOTIFIED):
+        job_id = await app.configure_task("pay", timeout=0.5).defer_async()
+        await until(aconn, job_id, "succeeded")
+        began = len(beats)
+        await asyncio.sleep(1.5)
+        assert len(beats) - began < 20  # it were thousands
+        go.set()

@@ -14,7 +14,7 @@ from pljobs import App, JobAborted, JobContext, JobLogFilter, current_context
 from pljobs.exceptions import InvalidArgument
 from pljobs.jobs import AbortReason, Job
 from waiting import wait_until_async
-from workers import DEADLINE, NOTIFIED, job, running, until
+from workers import DEADLINE, NOTIFIED, job, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -232,3 +232,35 @@ async def test_log_records_carry_the_job_they_were_written_for(
     ]
     assert sorted(found[:2]) == [(ids[0], in_thread.name), (ids[1], in_loop.name)]
     assert found[2:] == [(None, None)]
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_who_has_ended_is_not_called_back(app: App, aconn: Conn, admin_url: str, kind: str) -> None:
+    """The abort comes in between: when the body has returned, and its end could not be written yet."""
+    began, go_on, called = threading.Event(), threading.Event(), []
+
+    def body(context: JobContext) -> None:
+        context.on_abort(lambda: called.append(context.abort_reason()))
+        began.set()
+
+    @app.task(name="async", pass_context=True)
+    async def ends(context: JobContext) -> None:
+        body(context)
+        await asyncio.to_thread(go_on.wait, DEADLINE)
+
+    @app.task(name="sync", pass_context=True)
+    def ends_too(context: JobContext) -> None:
+        body(context)
+        go_on.wait(DEADLINE)
+
+    async with running(app, **NOTIFIED) as worker:
+        job_id = await app.configure_task(kind).defer_async()
+        await wait_until_async(began.is_set, DEADLINE)
+        async with await psycopg.AsyncConnection.connect(admin_url) as person:
+            await person.execute("SELECT pljobs.cancel_job(%s, abort => true)", [job_id])
+            go_on.set()
+            await wait_until_async(lambda: all(run and run.ended for run in worker._runs.values()), DEADLINE)
+            await person.commit()
+        await until(aconn, job_id, "succeeded")
+        assert (await request(aconn, job_id))["resolution"] == "finished_first"
+    assert called == []

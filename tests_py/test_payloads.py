@@ -317,3 +317,32 @@ async def _count(aconn: Conn) -> int:
     found = await (await aconn.execute("SELECT count(*) FROM pljobs.job")).fetchone()
     assert found is not None
     return int(found[0])
+
+
+async def test_an_error_that_is_nested_deeper_than_can_be_recursed_or_cant_be_looked_at_ends_its_job(
+    app: App, aconn: Conn
+) -> None:
+    class OddError(Exception):
+        @property
+        def __cause__(self) -> BaseException | None:  # type: ignore[override]
+            raise RuntimeError("no cause")
+
+    @app.task(name="nested")
+    async def nested(kind: str) -> None:
+        errors = {
+            "leaf": ValueError("leaf"),
+            "sql": psycopg.errors.QueryCanceled("a"),
+            "odd": OddError("odd"),
+        }
+        error: Exception = errors[kind]
+        for _ in range(0 if kind == "odd" else 3000):
+            error = ExceptionGroup("one", [error])
+        raise error
+
+    kinds = ["leaf", "sql", "odd"]
+    ids = [await nested.defer_async(kind=kind) for kind in kinds]
+    await run_out(app)
+    found = [await job(aconn, job_id) for job_id in ids]
+    assert [each["status"] for each in found] == ["failed"] * 3
+    assert found[0]["message"].startswith("ExceptionGroup: one")
+    assert found[2]["message"].startswith("OddError")

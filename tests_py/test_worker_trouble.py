@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import json
 import logging
+import os
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -17,9 +21,11 @@ import pytest
 
 import oracle
 from pljobs import App, outage
+from pljobs.answers import RunEnd
 from pljobs.embedded import PORT, THROW_AWAY, Server, StopMode, environment
-from pljobs.exceptions import DatabaseUnavailable
-from pljobs.link import KEEPALIVES
+from pljobs.exceptions import ConnectorException, DatabaseUnavailable
+from pljobs.finisher import Finisher
+from pljobs.link import KEEPALIVES, Link
 from proxy import Proxy, running_proxy
 from waiting import wait_until_async
 from workers import DEADLINE, HASTY, NOTIFIED, job, request, row, running, until
@@ -236,9 +242,9 @@ async def test_a_database_that_is_away_is_said_once_and_so_is_its_return(
     tries: Counter[str] = Counter()
     connect, connect_async = app.connector.connect, app.connector.connect_async
 
-    def counted(**options: Any) -> psycopg.Connection[Any]:
+    def counted(*hooks: Any, **options: Any) -> psycopg.Connection[Any]:
         tries["control"] += 1
-        return connect(**options)
+        return connect(*hooks, **options)
 
     async def counted_async(**options: Any) -> psycopg.AsyncConnection[Any]:
         tries["work"] += 1
@@ -363,9 +369,11 @@ async def test_a_frozen_line_is_noticed_and_what_was_missed_is_seen(
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("statement", "line"), [("LISTEN", 0), ("pg_backend_pid", 1), ("pg_backend_pid", 2)])
 async def test_a_line_that_freezes_while_it_is_set_up_is_noticed_too(
-    app: App, aconn: Conn, proxied: Proxy
+    app: App, aconn: Conn, proxied: Proxy, statement: str, line: int
 ) -> None:
+    """Be it the control thread's or the event loop's; when it registers it would fail at once."""
     through = App(proxied.url(aconn.info.dbname))
     started = asyncio.Event()
 
@@ -375,8 +383,11 @@ async def test_a_line_that_freezes_while_it_is_set_up_is_noticed_too(
         await asyncio.get_running_loop().create_future()
 
     job_id = await app.configure_task("long").defer_async()
-    proxied.swallow_reply_to = b"LISTEN"
-    async with through.open_async(), running(through, **NOTIFIED):
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(through.open_async())
+        proxied.swallow_after = line
+        proxied.swallow_reply_to = statement.encode()
+        await stack.enter_async_context(running(through, **NOTIFIED))
         await asyncio.wait_for(started.wait(), DEADLINE)
         await app.job_manager.cancel_job_by_id_async(job_id, abort=True)
         assert (await until(aconn, job_id))["status"] == "aborted"
@@ -483,3 +494,99 @@ def test_an_outage_is_said_once_however_late_an_idle_part_sees_its_broken_connec
     away.met("fetch", error, opened_at=time.monotonic())
     away.met("work", error)
     assert caplog.text.count("can't reach") == 2
+
+
+async def test_threads_that_tasks_have_left_behind_keep_no_worker_from_ending(
+    db_url: str, aconn: Conn
+) -> None:
+    """Not even as many as the event loop's executor has."""
+    app, let_go = App(db_url), threading.Event()
+    many = min(32, (os.cpu_count() or 1) + 4) + 4
+
+    @app.task(name="stuck")
+    async def stuck() -> None:
+        await asyncio.to_thread(let_go.wait, DEADLINE)
+
+    try:
+        async with asyncio.timeout(DEADLINE / 2):
+            async with app.open_async(), running(app, concurrency=many, **NOTIFIED):
+                ids = await stuck.batch_defer_async(*[{}] * many)
+                for job_id in ids:
+                    await until(aconn, job_id, "doing")
+                for job_id in ids:
+                    await app.job_manager.cancel_job_by_id_async(job_id, abort=True)
+                for job_id in ids:
+                    await until(aconn, job_id, "aborted")
+    finally:
+        let_go.set()
+
+
+async def test_an_end_whose_batch_failed_is_reported_though_the_reporting_is_cancelled(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one then; what was not sent yet when it was cancelled is sent by who goes on."""
+    answered: list[tuple[int, str | None]] = []
+    link = Link(app.connector, outage.Outage("Worker w"))
+    original = Link.execute
+    cut = asyncio.Event()
+
+    async def execute(link: Link, call: Any) -> Any:
+        runs = json.loads(call.params["runs"])
+        if len(runs) > 1:
+            raise ConnectorException("no room", sqlstate="53100")
+        if runs[0]["job_id"] == 3 and not cut.is_set():
+            cut.set()
+            await asyncio.sleep(DEADLINE)
+        return await original(link, call)
+
+    monkeypatch.setattr(Link, "execute", execute)
+
+    def note(job_id: int, status: str | None) -> None:
+        answered.append((job_id, status))
+
+    finisher = Finisher(link)
+    for job_id in range(1, 6):
+        end = RunEnd(job_id=job_id, run_id=job_id, outcome="succeeded")
+        finisher.report(end, functools.partial(note, job_id))
+    task = asyncio.create_task(finisher.run())
+    await asyncio.wait_for(cut.wait(), DEADLINE)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    finisher.close(patience=DEADLINE)
+    await asyncio.wait_for(finisher.run(), DEADLINE)
+    await link.close()
+    assert sorted(answered) == [(job_id, "not_found") for job_id in range(1, 6)]
+
+
+def test_a_task_of_a_job_that_exits_ends_neither_its_worker_nor_its_neighbours(db_url: str) -> None:
+    app = App(db_url)
+    words: list[str] = []
+
+    async def exits() -> None:
+        raise SystemExit(0)
+
+    @app.task(name="vandal")
+    async def vandal() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(exits())
+
+    async def last_words() -> None:
+        await asyncio.sleep(0.5)
+        words.append("said")
+
+    @app.task(name="neighbour")
+    async def neighbour() -> None:
+        await asyncio.shield(asyncio.create_task(last_words()))
+
+    with app.open():
+        app.configure_task("neighbour").defer()
+        app.configure_task("vandal").defer()
+    app.run_worker(wait=False, concurrency=2)
+    with psycopg.connect(db_url) as conn:
+        found = conn.execute("SELECT task, status, message FROM pljobs.jobs ORDER BY id").fetchall()
+    assert found == [
+        ("neighbour", "succeeded", None),
+        ("vandal", "failed", "SystemExit: 0 (a task can't end its worker)"),
+    ]
+    assert words == ["said"]

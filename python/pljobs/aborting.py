@@ -48,7 +48,10 @@ class AbortRequest:
 
 
 class AbortFlag:
-    """Carry from the worker to the task why it should stop; raised from any thread, never lowered."""
+    """Carry from the worker to the task why it should stop; raised from any thread, never lowered.
+
+    Until the body has ended, which closes it.
+    """
 
     # One for all: it is held for a moment only, and most flags are never raised. Reentrant, for the garbage
     # collector may call anything.
@@ -60,10 +63,19 @@ class AbortFlag:
         self._raised_at: float | None = None
         self._request: AbortRequest | None = None
         self._callbacks: list[Callable[[], object]] = []
+        self._closed = False
+
+    def close(self) -> None:
+        """Leave the flag as it is from now on: the body has ended, and what it left to be called is not."""
+        with self._lock:
+            self._closed = True
+            self._callbacks.clear()
 
     def set(self, reason: AbortReason, request: AbortRequest | None = None) -> bool:
         """Raise the flag; say whether that changed the reason: only a stronger one replaces another."""
         with self._lock:
+            if self._closed:
+                return False
             if request is not None:
                 self._request = request
             if self._reason is not None and STRENGTH[self._reason] >= STRENGTH[reason]:
@@ -135,7 +147,16 @@ class AbortFlag:
                     return  # the loop was closed: nobody is left to tell
 
         with self._lock:
+            if self._closed:
+                return
             if self._reason is None:
                 self._callbacks.append(start)
                 return
         start()
+
+
+def reason_of(verdict: Verdict) -> AbortReason:
+    """Return what a verdict means to a task."""
+    if verdict.verdict == "lost":
+        return AbortReason.RUN_LOST
+    return AbortReason.DEADLINE if verdict.source == "deadline" else AbortReason.USER_REQUEST

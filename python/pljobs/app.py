@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import logging
 from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
@@ -18,6 +19,8 @@ from pljobs.exceptions import LoadFromPathError, TaskNotFound, WorkerTainted
 from pljobs.jobs import DeleteJobCondition
 from pljobs.manager import JobManager
 from pljobs.tasks import DeferOptions, configure
+
+logger = logging.getLogger(__name__)
 
 
 class WorkerOptions(TypedDict, total=False):
@@ -237,11 +240,25 @@ def run_unless_tainted(main: Coroutine[object, object, None]) -> None:
     """Run this in an event loop of its own, as `asyncio.run` does.
 
     But after `WorkerTainted` leave the loop as it is: to close it would be to wait for the task that can't be
-    stopped.
+    stopped. And a `sys.exit()` in a task that a job has made, which asyncio lets through to here, does not
+    end it: that job fails, its neighbours go on.
     """
     runner = asyncio.Runner()
+    task: asyncio.Task[None] | None = None
+
+    async def go_on() -> None:
+        nonlocal task
+        task = task or asyncio.create_task(main, name="pljobs worker")
+        await task
+
     try:
-        runner.run(main)
+        while task is None or not task.done():
+            try:
+                runner.run(go_on())
+            except SystemExit as error:
+                if task is None or task.done():
+                    raise
+                logger.warning("A task called sys.exit(%s): a task can't end its worker", error.code)
     except WorkerTainted:
         raise
     except BaseException:

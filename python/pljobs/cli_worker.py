@@ -205,18 +205,25 @@ def manager(
 
 
 async def _work(app: App, options: WorkerOptions) -> None:
-    async with app.open_async():
-        await _require_schema(app)
-        await app.run_worker_async(**options)
-    threading.Thread(target=_leave_late, name="pljobs-leave", daemon=True).start()
+    code = 1
+    try:
+        async with app.open_async():
+            await _require_schema(app)
+            await app.run_worker_async(**options)
+        code = 0
+    except WorkerTainted:
+        code = Exit.TAINTED
+        raise
+    finally:
+        threading.Thread(target=_leave_late, args=[code], name="pljobs-leave", daemon=True).start()
 
 
-def _leave_late() -> None:
+def _leave_late(code: int) -> None:
     """End the process: asyncio and the interpreter wait for the threads of `asyncio.to_thread`, for ever."""
     time.sleep(THREADS_PATIENCE)
     click.echo("pljobs: the worker has ended; threads that a task has left behind are left alone", err=True)
     logging.shutdown()
-    os._exit(0)
+    os._exit(code)
 
 
 async def _manage(app: App, manager: Manager) -> None:

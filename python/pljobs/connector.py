@@ -7,7 +7,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import psycopg
@@ -20,6 +21,7 @@ from pljobs.answers import Call
 from pljobs.arguments import JsonDumps, JsonLoads
 from pljobs.pings import Notify, Pings, choice
 from pljobs.pools import OwnPool
+from pljobs.threads import in_a_thread
 from pljobs.watching import Watches
 
 T = TypeVar("T")
@@ -153,11 +155,11 @@ class PsycopgConnector:
         self._drop_if_forked()
         pool = self._async.forget()
         self._loop = None
-        await asyncio.to_thread(self.pings.close)
+        await in_a_thread(self.pings.close)
         if pool is not None:
             await pool.close()
         if not self._sync.wanted:
-            await asyncio.to_thread(self.close)
+            await in_a_thread(self.close)
 
     # In a process of its own, for one job
 
@@ -219,23 +221,39 @@ class PsycopgConnector:
 
     # Connections of one's own
 
-    def connect(self, **extra: object) -> psycopg.Connection[TupleRow]:
-        """Make a new connection in autocommit, with these settings besides the connector's own."""
+    def connect(
+        self, on_connected: Callable[[psycopg.Connection[Any]], object] | None = None, /, **extra: object
+    ) -> psycopg.Connection[TupleRow]:
+        """Make a new connection in autocommit, with these settings besides the connector's own.
+
+        `on_connected`: called with it before its first statement, whose answer may never come.
+        """
         with db.translated():
             conn = psycopg.connect(self._conninfo, **(self._kwargs | extra))
             try:
+                if on_connected is not None:
+                    on_connected(conn)
                 self._adopt(conn)
             except BaseException:
                 conn.close()
                 raise
             return conn
 
-    async def connect_async(self, **extra: object) -> psycopg.AsyncConnection[TupleRow]:
-        """Make a new async connection in autocommit, with these settings besides the connector's own."""
+    async def connect_async(
+        self,
+        *,
+        during: Callable[[psycopg.AsyncConnection[Any]], AbstractContextManager[object]] = nullcontext,
+        **extra: object,
+    ) -> psycopg.AsyncConnection[TupleRow]:
+        """Make a new async connection in autocommit, with these settings besides the connector's own.
+
+        `during`: entered with it for its first statement, whose answer may never come.
+        """
         with db.translated():
             conn = await psycopg.AsyncConnection.connect(self._conninfo, **(self._kwargs | extra))
             try:
-                await self._adopt_async(conn)
+                with during(conn):
+                    await self._adopt_async(conn)
             except BaseException:
                 await conn.close()
                 raise

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 
 from pljobs import calls, calls_read, calls_sql, db, session
-from pljobs.aborting import AbortRequest
+from pljobs.aborting import AbortRequest, reason_of
 from pljobs.answers import Call, RunEnd, Verdict
 from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
@@ -158,9 +158,8 @@ class Control:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def _serve(self) -> None:
-        with db.translated(), self._connector.connect(**KEEPALIVES) as conn:
-            self._conn, self._busy_since = conn, time.monotonic()
-            try:
+        try:
+            with db.translated(), self._connector.connect(self._connected, **KEEPALIVES) as conn:
                 if (pins := session.pin(conn)) is not None:
                     conn.execute(pins.encode())
                 db.run(conn, calls_read.require_writes())
@@ -179,19 +178,21 @@ class Control:
                     while not self._stopping.is_set():
                         self._wait_and_look(conn, selector)
                 self._timed(conn, calls.unregister_worker(self._worker_id))
-            finally:
-                self._conn = self._busy_since = None
+        finally:
+            self._conn = self._busy_since = None
 
     @contextlib.contextmanager
     def _elsewhere(self) -> Iterator[psycopg.Connection[Any]]:
         """Lend another connection for a moment, which is cut as this thread's own is if it freezes."""
         own = self._conn
-        with self._connector.connect(**KEEPALIVES) as conn:
-            self._conn = conn
-            try:
+        try:
+            with self._connector.connect(self._connected, **KEEPALIVES) as conn:
                 yield conn
-            finally:
-                self._conn = own
+        finally:
+            self._conn = own
+
+    def _connected(self, conn: psycopg.Connection[Any]) -> None:
+        self._conn, self._busy_since = conn, time.monotonic()
 
     def _wait_and_look(self, conn: psycopg.Connection[Any], selector: selectors.BaseSelector) -> None:
         interval = self._heartbeat_interval
@@ -273,14 +274,20 @@ class Control:
 
     def _ended_themselves(self, conn: psycopg.Connection[Any], verdicts: Sequence[Verdict]) -> set[int]:
         """Return those runs that are not their jobs' any more for having ended them, by `context.finish`."""
-        # A lost run's report changes nothing; one that had succeeded already is answered so.
-        ends = [
-            RunEnd(job_id=run.job.id or 0, run_id=v.run_id, outcome="succeeded")
+        lost = {
+            v.run_id: run
             for v in verdicts
             if v.verdict == "lost" and (run := self._runs.get(v.run_id)) is not None and not run.ended
-        ]
-        answers = self._timed(conn, calls.finish_jobs(ends, wait=False)) if ends else []
-        return {answer.run_id for answer in answers if answer.status == "succeeded"}
+        }
+        if not lost:
+            return set()
+        # A lost run's report changes nothing; one that had succeeded already is answered so.
+        ends = [RunEnd(job_id=run.job.id or 0, run_id=n, outcome="succeeded") for n, run in lost.items()]
+        answers = self._timed(conn, calls.finish_jobs(ends, wait=False))
+        ended = {answer.run_id for answer in answers if answer.status == "succeeded"}
+        for run_id in ended:
+            lost[run_id].look_at = None  # nothing is to come for it, however long its body goes on
+        return ended
 
     def _cancel_sql(self, conn: psycopg.Connection[Any], verdict: Verdict) -> None:
         """Cancel a run's SQL where that is left to its worker: the database may not, or the run is lost."""
@@ -341,10 +348,3 @@ class Control:
     def _in_loop(self, function: Callable[..., object], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody is left to tell
             self._loop.call_soon_threadsafe(function, *args)
-
-
-def reason_of(verdict: Verdict) -> AbortReason:
-    """Return what a verdict means to a task."""
-    if verdict.verdict == "lost":
-        return AbortReason.RUN_LOST
-    return AbortReason.DEADLINE if verdict.source == "deadline" else AbortReason.USER_REQUEST

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,16 @@ class Ended:
 
 def run_end(context: JobContext, ended: Ended, *, delete_jobs: DeleteJobCondition) -> RunEnd:
     """Say what to report: facts only, what was delivered and what the body raised; SQL decides the rest."""
+    try:
+        return _run_end(context, ended, delete_jobs)
+    except BaseException as error:  # noqa: BLE001 - an exception that can't be looked at: its job ends
+        text = f"{type(ended.exception).__name__} (it can't be looked at: {type(error).__name__})"
+        return RunEnd(
+            job_id=context.job.id or 0, run_id=context.job.run_id or 0, outcome="failed", message=text
+        )
+
+
+def _run_end(context: JobContext, ended: Ended, delete_jobs: DeleteJobCondition) -> RunEnd:
     error, job = ended.exception, context.job
     if job.id is None or job.run_id is None:
         raise ValueError(f"{job.call_string} is not a run: it has no id")
@@ -79,30 +90,60 @@ def outcome(reason: AbortReason | None, error: BaseException | None) -> Outcome:
     return "failed"
 
 
+# Groups are nested as deep as a body's task groups were: nothing here may recurse.
+
+
 def sql_was_cancelled(error: BaseException | None) -> bool:
-    """Say whether the server cancelled a statement, and this is what came of it."""
+    """Say whether the server cancelled a statement, and this is what came of it.
+
+    Of a group, as a TaskGroup raises: if there is nothing in it but that, and aborts.
+    """
+    todo = [] if error is None else [error]
+    was_cancelled, seen = False, set[int]()
+    while todo:
+        found = _cancel_or_group(todo.pop())
+        if isinstance(found, BaseExceptionGroup):
+            if id(found) in seen:
+                continue
+            seen.add(id(found))
+            others = [each for each in _leaves(found) if not isinstance(each, STOPS)]
+            if not others:
+                return False
+            todo.extend(others)
+        elif found is None:
+            return False
+        else:
+            was_cancelled = True
+    return was_cancelled
+
+
+def _cancel_or_group(error: BaseException) -> BaseException | None:
+    """Return the first of either among what led to this error."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, psycopg.errors.QueryCanceled):
-            return True
-        if isinstance(error, BaseExceptionGroup):
-            return _sql_was_cancelled_in(error)
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        if isinstance(following, psycopg.errors.QueryCanceled | BaseExceptionGroup):
+            return following
+        seen.add(id(following))
+        following = following.__cause__ or following.__context__
+    return None
 
 
-def _sql_was_cancelled_in(group: BaseExceptionGroup[BaseException]) -> bool:
-    """Say so of a group, as a TaskGroup raises, if there is nothing in it but that, and aborts."""
-    others = [each for each in group.exceptions if not isinstance(_stop_in(each), STOPS)]
-    return bool(others) and all(sql_was_cancelled(each) for each in others)
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield what a group holds that is no group, in order; or else the error."""
+    todo = [error]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, BaseExceptionGroup):
+            todo.extend(reversed(each.exceptions))
+        else:
+            yield each
 
 
 def _stop_in(error: BaseException) -> BaseException:
     """Return the first abort of a group of nothing but aborts, as a TaskGroup raises; else the error."""
-    if isinstance(error, BaseExceptionGroup) and error.split(STOPS)[1] is None:
-        return _stop_in(error.exceptions[0])
-    return error
+    leaves = list(_leaves(error))
+    return leaves[0] if all(isinstance(each, STOPS) for each in leaves) else error
 
 
 def message(error: BaseException) -> str | None:

@@ -53,7 +53,8 @@ class LocalRun(Run):
         if is_async(self.task.func):
             self._await(call)
         else:
-            self._environment.run(self._threads.submit, functools.partial(_call, call), self._returned)
+            work = functools.partial(_call, call, self.context)
+            self._environment.run(self._threads.submit, work, self._returned)
 
     @property
     def handling(self) -> bool:
@@ -112,6 +113,7 @@ class LocalRun(Run):
             return Ended(exception=error)
         finally:
             self._in_body = False
+            self.context.abort_flag.close()
 
     def _returned(self, ended: Ended) -> None:
         # A partial, a method or a callable object may return an awaitable: what came back tells, not what was
@@ -135,10 +137,16 @@ class LocalRun(Run):
             self.swallowed = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 self._loop.call_soon_threadsafe(self._log_swallowed)
-            if self._body is not None and threading.get_ident() == self._thread_id:
-                # The task goes on as if never cancelled: else its own timeouts and task groups would mistake
-                # this for theirs.
-                self._body.uncancel()
+                if threading.get_ident() == self._thread_id:
+                    self._uncancel()
+                else:
+                    self._loop.call_soon_threadsafe(self._uncancel)
+
+    def _uncancel(self) -> None:
+        # The task goes on as if never cancelled: else its own timeouts and task groups would mistake this for
+        # theirs.
+        if self._body is not None and self._in_body:
+            self._body.uncancel()
 
     def _log_swallowed(self) -> None:
         logs.swallowed(self.job)
@@ -168,8 +176,12 @@ def is_async(function: Callable[..., object]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-def _call(call: Callable[[], object]) -> Ended:
+def _call(call: Callable[[], object], context: JobContext) -> Ended:
     try:
-        return Ended(call())
+        value = call()
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt, too
+        context.abort_flag.close()
         return Ended(exception=error)
+    if not _is_awaitable(value):
+        context.abort_flag.close()
+    return Ended(value)

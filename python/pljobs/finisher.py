@@ -32,6 +32,7 @@ class _Pending:
     on_answer: OnAnswer
     pause: float = FIRST_PAUSE
     is_late: bool = False
+    is_alone: bool = False
 
 
 class Finisher:
@@ -71,10 +72,16 @@ class Finisher:
         """Work until `close`."""
         while not (self._closing and self._unanswered == 0):
             if self._queue:
-                await self._send([self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))])
+                await self._send(self._next())
                 continue
             self._wake.clear()
             await self._wake.wait()
+
+    def _next(self) -> list[_Pending]:
+        batch = [self._queue.popleft()]
+        while len(batch) < BATCH and self._queue and not (batch[0].is_alone or self._queue[0].is_alone):
+            batch.append(self._queue.popleft())
+        return batch
 
     def _put(self, pending: _Pending) -> None:
         self._queue.append(pending)
@@ -91,8 +98,9 @@ class Finisher:
             self._again(batch)
         except Exception as error:  # noqa: BLE001 - an own json_dumps may raise anything
             if len(batch) > 1:  # find the one that it is about; the others must not suffer
-                for pending in batch:
-                    await self._send([pending])
+                for pending in reversed(batch):
+                    pending.is_alone = True
+                    self._queue.appendleft(pending)
             else:
                 self._refused(batch[0], error)
         else:

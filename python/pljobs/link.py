@@ -91,7 +91,7 @@ class Link:
             await self._drop()
         if self._conn is None or self._conn.closed:
             self._opened_at = None
-            self._conn = conn = await self._connector.connect_async(**KEEPALIVES)
+            self._conn = conn = await self._connector.connect_async(during=_deadline, **KEEPALIVES)
             try:
                 with db.translated(), _deadline(conn):
                     if (pins := session.pin(conn)) is not None:

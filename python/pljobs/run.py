@@ -116,6 +116,7 @@ class Run(ABC):
         """Report the end, once."""
         if not self.ended:
             self.ended = True
+            self.context.abort_flag.close()
             self._on_end(self, ended)
 
     def end_unstarted(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import queue
 import threading
@@ -10,6 +11,32 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+async def in_a_thread(function: Callable[[], None]) -> None:
+    """Run a function in a thread of its own, and wait for it.
+
+    Not in the event loop's executor: that may be full of threads that tasks have left there, for ever.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[BaseException | None] = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result(error)
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            function()
+        except BaseException as raised:  # noqa: BLE001 - raised where it is waited for
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
+            loop.call_soon_threadsafe(tell, error)
+
+    threading.Thread(target=work, name="pljobs-aside", daemon=True).start()
+    if (error := await done) is not None:
+        raise error
 
 
 class Threads:

@@ -11,8 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pljobs import checks, logs
+from pljobs.aborting import reason_of
 from pljobs.answers import RunEnd
-from pljobs.control import Control, reason_of
+from pljobs.control import Control
 from pljobs.endings import Ended
 from pljobs.exceptions import WorkerTainted
 from pljobs.fetching import Fetcher
