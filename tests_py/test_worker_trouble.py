@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -27,7 +28,7 @@ from pljobs.exceptions import ConnectorException, DatabaseUnavailable
 from pljobs.finisher import Finisher
 from pljobs.link import KEEPALIVES, Link
 from proxy import Proxy, running_proxy
-from waiting import wait_until_async
+from waiting import wait_until, wait_until_async
 from workers import DEADLINE, HASTY, NOTIFIED, job, request, row, running, until
 
 Conn = psycopg.AsyncConnection[Any]
@@ -590,3 +591,29 @@ def test_a_task_of_a_job_that_exits_ends_neither_its_worker_nor_its_neighbours(d
         ("vandal", "failed", "SystemExit: 0 (a task can't end its worker)"),
     ]
     assert words == ["said"]
+
+
+def test_an_exit_in_a_signal_handler_of_the_applications_ends_the_worker(db_url: str) -> None:
+    app = App(db_url)
+
+    def leave(*_: object) -> None:
+        raise SystemExit(7)
+
+    def kill() -> None:
+        wait_until(is_registered, DEADLINE)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def is_registered() -> bool:
+        with psycopg.connect(db_url) as conn:
+            return conn.execute("SELECT FROM pljobs.workers").rowcount > 0
+
+    former = signal.signal(signal.SIGTERM, leave)
+    person = threading.Thread(target=kill)
+    try:
+        person.start()
+        with pytest.raises(SystemExit) as caught:
+            app.run_worker(install_signal_handlers=False)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        person.join()
+    assert caught.value.code == 7

@@ -48,10 +48,7 @@ class AbortRequest:
 
 
 class AbortFlag:
-    """Carry from the worker to the task why it should stop; raised from any thread, never lowered.
-
-    Until the body has ended, which closes it.
-    """
+    """Carry from the worker to the task why it should stop; raised from any thread, never lowered."""
 
     # One for all: it is held for a moment only, and most flags are never raised. Reentrant, for the garbage
     # collector may call anything.
@@ -66,7 +63,7 @@ class AbortFlag:
         self._closed = False
 
     def close(self) -> None:
-        """Leave the flag as it is from now on: the body has ended, and what it left to be called is not."""
+        """Call nobody from now on: the body has ended."""
         with self._lock:
             self._closed = True
             self._callbacks.clear()
@@ -74,8 +71,6 @@ class AbortFlag:
     def set(self, reason: AbortReason, request: AbortRequest | None = None) -> bool:
         """Raise the flag; say whether that changed the reason: only a stronger one replaces another."""
         with self._lock:
-            if self._closed:
-                return False
             if request is not None:
                 self._request = request
             if self._reason is not None and STRENGTH[self._reason] >= STRENGTH[reason]:
@@ -147,10 +142,9 @@ class AbortFlag:
                     return  # the loop was closed: nobody is left to tell
 
         with self._lock:
-            if self._closed:
-                return
             if self._reason is None:
-                self._callbacks.append(start)
+                if not self._closed:
+                    self._callbacks.append(start)
                 return
         start()
 

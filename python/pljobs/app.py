@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import traceback
 from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
@@ -16,6 +17,7 @@ from pljobs.blueprints import Blueprint
 from pljobs.connector import AsyncPool, PsycopgConnector, SyncPool
 from pljobs.deferring import JobDeferrer
 from pljobs.exceptions import LoadFromPathError, TaskNotFound, WorkerTainted
+from pljobs.job_context import current
 from pljobs.jobs import DeleteJobCondition
 from pljobs.manager import JobManager
 from pljobs.tasks import DeferOptions, configure
@@ -256,15 +258,26 @@ def run_unless_tainted(main: Coroutine[object, object, None]) -> None:
             try:
                 runner.run(go_on())
             except SystemExit as error:
-                if task is None or task.done():
+                if not _is_a_jobs(error):
                     raise
                 logger.warning("A task called sys.exit(%s): a task can't end its worker", error.code)
+                if task is not None and task.done():
+                    task.result()
     except WorkerTainted:
         raise
     except BaseException:
         runner.close()
         raise
     runner.close()
+
+
+def _is_a_jobs(error: BaseException) -> bool:
+    """Say whether this came through the event loop from what a job does there, not from a signal handler."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is asyncio.Handle._run.__code__:  # noqa: SLF001
+            context = getattr(frame.f_locals.get("self"), "_context", None)
+            return context is not None and context.get(current) is not None
+    return False
 
 
 class Opening:

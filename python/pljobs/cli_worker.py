@@ -205,17 +205,20 @@ def manager(
 
 
 async def _work(app: App, options: WorkerOptions) -> None:
-    code = 1
+    code: int | None = 0
     try:
         async with app.open_async():
             await _require_schema(app)
             await app.run_worker_async(**options)
-        code = 0
-    except WorkerTainted:
-        code = Exit.TAINTED
+    except asyncio.CancelledError:
+        code = Exit.INTERRUPTED
+        raise
+    except BaseException:
+        code = None
         raise
     finally:
-        threading.Thread(target=_leave_late, args=[code], name="pljobs-leave", daemon=True).start()
+        if code is not None:
+            threading.Thread(target=_leave_late, args=[code], name="pljobs-leave", daemon=True).start()
 
 
 def _leave_late(code: int) -> None:

@@ -36,14 +36,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PART = "control"
-PROBE_PATIENCE = 5.0
-FROZEN_AFTER = 10.0
+PROBE_PATIENCE, FROZEN_AFTER = 5.0, 10.0
 ENDED_EVERY = 0.01
 T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-SHORTEST_PAUSE = 0.05
+SHORTEST_PAUSE, VOID_EVERY = 0.05, 1.0
 BLOCKED_AFTER = 0.2
-VOID_EVERY = 1.0
 
 
 class Control:
@@ -297,6 +295,8 @@ class Control:
         if verdict.sql_way == "asked" and verdict.level >= SQL:
             way = self._timed(conn, calls_sql.cancel_sql(verdict.run_id))
             run.context.sql_way.set("worker" if way == "server" else way)
+            # Soon: told late, it could be taken for what came of a cancel that was asked for later.
+            run.look_at = time.monotonic() + SHORTEST_PAUSE if way == "server" else run.look_at
             return
         # Nothing that it does counts any more, or it will be done again. For cleaning up it has some seconds.
         flag = run.context.abort_flag

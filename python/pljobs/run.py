@@ -91,8 +91,8 @@ class Run(ABC):
             handling = "handling"
         elif self.swallowed:
             handling = "swallowed"
-        # The database has nowhere to write the way before somebody asked; until then it is kept.
-        way = self.context.sql_way.take() if self.context.abort_flag.request is not None else None
+        # Before its SQL is due to be cancelled the database does not want to know.
+        way = self.context.sql_way.take() if self.level >= SQL else None
         progress = self.context.reported_progress.take()
         if handling is None and way is None and progress is None:
             return None

@@ -10,7 +10,7 @@ AS $$
 -- and from level 3 on again and again, but below that not what a task runs that is seen handling its abort.
 -- Skips requests that somebody holds, or that are resolved by now. SQL that takes long to cancel ('busy') is
 -- left to the next call. What a worker says of one connection ('pooled', 'denied') neither hides that another
--- one's statement was cancelled, nor keeps it from being so.
+-- one's statement was cancelled, nor keeps it from being so: 'denied' counts once SQL was tried.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_ids bigint[];
@@ -38,6 +38,8 @@ BEGIN
                handling = coalesce(v_seen.handling, r.handling),
                sql_way = CASE WHEN r.sql_way IN ('server', 'worker') AND v_seen.sql IS DISTINCT FROM 'worker'
                                    THEN r.sql_way
+                              WHEN v_seen.sql = 'denied'
+                                   AND coalesce(r.sql_way, '') NOT IN ('asked', 'none', 'busy') THEN r.sql_way
                               WHEN v_seen.sql = 'none' THEN coalesce(r.sql_way, 'none')
                               ELSE coalesce(v_seen.sql, r.sql_way) END
          WHERE r.id = v_seen.id;

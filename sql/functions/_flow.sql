@@ -39,14 +39,14 @@ AS $$
 BEGIN
     IF EXISTS (SELECT FROM pljobs.throttle) THEN
         RETURN true;
-    -- Without their indexes the questions would be scans, and then nothing waits for either.
-    ELSIF (SELECT count(*) FROM pg_index AS i
-            WHERE i.indexrelid IN (to_regclass('pljobs.job_turn'), to_regclass('pljobs.job_limit'))
-              AND i.indisvalid) < 2 THEN
-        RETURN false;
     END IF;
-    RETURN EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.waiting_for = 'turn')
-        OR EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.waiting_for = 'limit');
+    -- Without its index a question would be a scan.
+    RETURN EXISTS (SELECT FROM pg_index AS i
+                    WHERE i.indexrelid = to_regclass('pljobs.job_turn') AND i.indisvalid)
+           AND EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.waiting_for = 'turn')
+        OR EXISTS (SELECT FROM pg_index AS i
+                    WHERE i.indexrelid = to_regclass('pljobs.job_limit') AND i.indisvalid)
+           AND EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.waiting_for = 'limit');
 END
 $$;
 COMMENT ON FUNCTION pljobs._flows() IS 'Whether a fetch has to look at turns and throttles.';

@@ -122,13 +122,13 @@ SET jit = off
 AS $$
 -- Cancels the SQL of the run that the request is about, and records the way: 'server', 'busy', 'none' (kept
 -- only until there was another), or 'asked' where these rights don't reach: the worker, told in its
--- heartbeat, does it with its own; 'denied' stays where its rights don't reach either. Returns it. Locks the
--- request.
+-- heartbeat, does it with its own; 'denied' stays where its rights don't reach either, until it is asked
+-- again, at each call, from level 3 on. Returns it. Locks the request.
 DECLARE
     v_way text;
 BEGIN
-    SELECT CASE WHEN s.way = 'denied' AND r.sql_way IS DISTINCT FROM 'denied' THEN 'asked' ELSE s.way END
-      INTO v_way
+    SELECT CASE WHEN s.way = 'denied' AND (r.sql_way IS DISTINCT FROM 'denied' OR r.level >= 3) THEN 'asked'
+                ELSE s.way END INTO v_way
       FROM pljobs.request AS r CROSS JOIN LATERAL pljobs.cancel_sql_v1(r.run_id) AS s(way)
      WHERE r.id = _cancel_sql_of_request.request_id;
     UPDATE pljobs.request AS r SET sql_way = v_way

@@ -245,7 +245,11 @@ SELECT is(cardinality(started(:w, NULL, 9, ARRAY[:'t'])), 1, 'who fetches from a
 -- Where an index is not made yet, a fetch scans nothing, and nothing can be made that would need it.
 SELECT a_name('queue') AS q \gset
 SELECT a_todo_job(queue => :'q') AS job_id \gset
+SELECT a_name('queue') AS p \gset
+SELECT keyed_jobs(:'p', 'a', 1) AS ids \gset
 DELETE FROM pljobs.throttle;
+DROP INDEX pljobs.job_limit;
+SELECT is(started(:w, ARRAY[:'p'], 9), :'ids'::bigint[], 'without the one for limits, keys take turns');
 DROP INDEX pljobs.job_turn;
 SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'without an index fetches go on');
 SELECT throws_ok(format('SELECT keyed_jobs(%L, ''a'', 1)', :'q'), 'PJ013', 'fairness keys and throttles need index pljobs.job_turn, which is not there yet', 'but keys are refused');

@@ -45,6 +45,8 @@ UPDATE pljobs.request SET sql_way = 'denied' WHERE id = :request_id;
 SAVEPOINT denied;
 CREATE OR REPLACE FUNCTION pljobs.cancel_sql_v1(run_id bigint) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN 'denied'; END $$;
 SELECT is(pljobs._cancel_sql_of_request(:request_id), 'denied', 'its worker has tried: it is not asked again');
+UPDATE pljobs.request SET level = 3 WHERE id = :request_id;
+SELECT is(pljobs._cancel_sql_of_request(:request_id), 'asked', 'but from level 3 on, again and again');
 ROLLBACK TO SAVEPOINT denied;
 UPDATE pljobs.request SET sql_way = 'server' WHERE id = :request_id;
 SELECT is(pljobs._cancel_sql_of_request(:request_id), 'none', 'now it is in none');
