@@ -234,3 +234,20 @@ async def test_an_end_that_cant_be_written_keeps_its_slot_until_it_is(
             await other.rollback()
         for each in last:
             await until(aconn, each, "succeeded")
+
+
+async def test_a_worker_that_sleeps_learns_of_a_job_that_is_put_back_for_soon(app: App, aconn: Conn) -> None:
+    @app.task(name="fails")
+    async def fails() -> None:
+        raise ValueError
+
+    async with running(app, **NOTIFIED):
+        job_id = await fails.defer_async()
+        await until(aconn, job_id, "failed")
+        await asyncio.sleep(0.5)  # it has asked what is due, and sleeps for ten minutes
+        await aconn.execute("SELECT pljobs.retry_job(%s, clock_timestamp() + interval '1 s')", [job_id])
+
+        async def again() -> bool:
+            return bool((await job(aconn, job_id))["attempts"] == 2)
+
+        await wait_until_async(again, DEADLINE / 2)

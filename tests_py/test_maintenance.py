@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from pljobs import App, calls
 from pljobs.exceptions import DatabaseUnavailable, InvalidArgument, PljobsException
@@ -228,3 +230,53 @@ async def test_maintenance_goes_on_after_whatever_failed(app: App, caplog: pytes
 def test_a_manager_without_an_interval_is_refused() -> None:
     with pytest.raises(InvalidArgument):
         Manager(App("postgresql:///nowhere"), interval=0)
+
+
+async def test_a_periodic_task_that_cant_be_deferred_keeps_no_other_waiting(
+    app: App, aconn: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.periodic(cron="* * * * * *", task_kwargs={"folder": Path("/data")})
+    @app.task(name="bad")
+    def bad(timestamp: int, folder: object) -> None: ...
+
+    @app.periodic(cron="* * * * * *")
+    @app.task(name="good")
+    def good(timestamp: int) -> None: ...
+
+    async def is_deferred() -> bool:
+        cursor = await aconn.execute("SELECT FROM pljobs.jobs WHERE task = 'good'")
+        return cursor.rowcount >= 2
+
+    async with managing(app):
+        await wait_until_async(is_deferred, DEADLINE)
+    assert "Periodic task bad, planned for" in caplog.text
+
+
+async def test_a_periodic_task_of_a_queue_that_is_others_keeps_none_of_ones_own_waiting(
+    admin_url: str, aconn: Conn
+) -> None:
+    await aconn.execute("DROP ROLE IF EXISTS pljobs_mail_only")
+    await aconn.execute("CREATE ROLE pljobs_mail_only LOGIN; GRANT pljobs_worker TO pljobs_mail_only")
+    await aconn.execute("SELECT pljobs.limit_queues('pljobs_mail_only', 'fetch', '{mail}')")
+    app = App(make_conninfo(admin_url, user="pljobs_mail_only"))
+
+    @app.periodic(cron="* * * * * *", queue="reports")
+    @app.task(name="theirs")
+    def theirs(timestamp: int) -> None: ...
+
+    @app.periodic(cron="* * * * * *", queue="mail")
+    @app.task(name="ours")
+    def ours(timestamp: int) -> None: ...
+
+    async def is_deferred() -> bool:
+        cursor = await aconn.execute("SELECT FROM pljobs.jobs WHERE task = 'ours'")
+        return cursor.rowcount >= 2
+
+    try:
+        async with app.open_async(), managing(app):
+            await wait_until_async(is_deferred, DEADLINE)
+        cursor = await aconn.execute("SELECT FROM pljobs.jobs WHERE task = 'theirs'")
+        assert cursor.rowcount == 0
+    finally:
+        await aconn.execute("SELECT pljobs.limit_queues('pljobs_mail_only', 'fetch', NULL)")
+        await aconn.execute("DROP ROLE pljobs_mail_only")

@@ -74,6 +74,17 @@ async def test_a_crashed_process_is_started_again_and_the_others_are_not(
     assert (starts(tmp_path, 1), starts(tmp_path, 2)) == (2, 1)
 
 
+async def test_one_that_somebody_sent_away_has_another_in_its_place(command: Command, tmp_path: Path) -> None:
+    supervisor = Supervisor(command("wait"), 2, QUICK, forever=True)
+    running = asyncio.create_task(supervisor.run())
+    await wait_until_async(lambda: starts(tmp_path, 1) and starts(tmp_path, 2))
+    os.kill(int((tmp_path / "1.start1").read_text().split()[0]), signal.SIGTERM)
+    await wait_until_async(lambda: starts(tmp_path, 1) == 2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, 60) == 0
+    assert (starts(tmp_path, 1), starts(tmp_path, 2)) == (2, 1)
+
+
 async def test_a_killed_process_is_started_again(command: Command, tmp_path: Path) -> None:
     assert await Supervisor(command("killed once"), 1, QUICK).run() == 0
     assert starts(tmp_path, 1) == 2

@@ -124,7 +124,8 @@ def worker(
     app = load_app(app_path, url)
     if process_count > 1:
         # The App has been loaded once here, so that what is wrong with it is said once.
-        supervisor = processes.Supervisor(functools.partial(_command, name), process_count)
+        forever = app.worker_defaults.get("wait", True) if wait is None else wait
+        supervisor = processes.Supervisor(functools.partial(_command, name), process_count, forever=forever)
         raise click.exceptions.Exit(asyncio.run(supervisor.run()))
     options: WorkerOptions = {}
     if queues is not None:

@@ -37,7 +37,7 @@ SHORTEST_SLEEP, LONGEST_SLEEP_IN_VAIN = 0.005, 0.25
 ASK_EVERY = 0.05
 """Seconds at least from one question when there may be something to the next."""
 ASK_AGAIN = 60.0
-"""Seconds from a question that can't be asked to the next one."""
+"""Seconds from one question to the next where nothing happens meanwhile."""
 GIVE_BACK_AFTER, SURE_AFTER = 0.1, 0.01
 """Seconds for which a job may wait for its slot here, while others may have one free."""
 
@@ -65,7 +65,7 @@ class Fetcher:
         self._due, self._more, self._poll_at = True, False, 0.0
         self._ahead, self._ended, self._answered_at = 0, 0, 0.0
         # Whether to ask when there may be something, and from when on; how long to sleep if that is now.
-        self._to_ask, self._ask_at, self._in_vain = False, 0.0, SHORTEST_SLEEP
+        self._to_ask, self._asked_at, self._ask_at, self._in_vain = False, 0.0, 0.0, SHORTEST_SLEEP
         self._patience: asyncio.TimerHandle | None = None
 
     def look(self) -> None:
@@ -179,18 +179,18 @@ class Fetcher:
         seconds = AHEAD + min(now - sent_at, ANSWER_AT_MOST)
         self._more, self._ahead = full, int(pace * seconds) if full else 0
         self._ended, self._answered_at = 0, now
-        self._to_ask = not full and self._worker.wait
+        self._to_ask, self._ask_at = not full and self._worker.wait, self._asked_at + ASK_EVERY
 
     async def _ask(self, worker_id: int) -> None:
         """Find out when what can't run now may be able to, and look then if the next poll is later."""
         worker, loop = self._worker, asyncio.get_running_loop()
-        self._to_ask, self._ask_at = False, loop.time() + ASK_EVERY
+        # Once more in a minute: nobody notifies of what will be due later than that.
+        self._asked_at, self._ask_at = loop.time(), loop.time() + ASK_AGAIN
         tasks = list(worker.app.tasks) if worker.unknown_tasks == "leave" else None
         try:
             call = calls_wake.next_fetch(worker_id, queues=worker.queues, tasks=tasks)
             answer = await self._link.execute(call)
         except NotPermitted:  # rights that were given by hand, before there was this one: then it polls
-            self._ask_at = loop.time() + ASK_AGAIN
             return
         if answer is None:
             return

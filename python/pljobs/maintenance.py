@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pljobs import calls, calls_prune, calls_read
 from pljobs.answers import Call
-from pljobs.exceptions import DatabaseUnavailable, InvalidArgument, PljobsException
+from pljobs.exceptions import DatabaseUnavailable, InvalidArgument, NotPermitted, PljobsException
 from pljobs.link import Link
 from pljobs.outage import Outage
-from pljobs.periodic import MAX_DELAY, due_ticks, next_tick
+from pljobs.periodic import MAX_DELAY, Tick, due_ticks, next_tick
 from pljobs.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class Maintenance:
         self._max_crashes = max_crashes
         self._max_delay = timedelta(seconds=app.periodic_defaults.get("max_delay", MAX_DELAY.total_seconds()))
         self._ticked_until: datetime | None = None
+        self._refused: list[Tick] = []
         self._jobs_since: datetime | None = None
         self._history_since: datetime | None = None
         self._anew_at = 0.0
@@ -154,18 +155,43 @@ class Maintenance:
         # The database's time: many machines' clocks are wrong, and all workers must agree on what is due.
         now = await self._execute(calls_read.server_time())
         registry = self._app.periodic_registry
-        for tick in due_ticks(registry, now=now, since=self._ticked_until, max_delay=self._max_delay):
-            task, answer = tick.periodic.task.name, await self._execute(tick.call())
-            if answer.outcome != "already_deferred":
-                logger.info(
-                    "Periodic task %s, planned for %s: %s", task, tick.at.isoformat(), answer.outcome,
-                    extra={"task": task, "tick": tick.at.isoformat(), "job_id": answer.job_id},
-                )  # fmt: skip
-        self._ticked_until = now
+        due = due_ticks(registry, now=now, since=self._ticked_until, max_delay=self._max_delay)
+        again = [tick for tick in self._refused if tick.at > now - self._max_delay]
+        refused = [tick for tick in again if not await self._defer_tick(tick, first=False)]
+        refused += [tick for tick in due if not await self._defer_tick(tick, first=True)]
+        self._ticked_until, self._refused = now, refused
         upcoming = next_tick(registry, after=now)
-        if upcoming is None:
-            return self._interval
-        return min(self._interval, (upcoming - now).total_seconds() + 0.01)
+        pause = LONGEST_PAUSE if refused else self._interval
+        return pause if upcoming is None else min(pause, (upcoming - now).total_seconds() + 0.01)
+
+    async def _defer_tick(self, tick: Tick, *, first: bool) -> bool:
+        """Defer one tick's job; say whether that is settled. One that can't be must keep no other waiting."""
+        name, at = tick.periodic.task.name, tick.at.isoformat()
+        extra = {"task": name, "tick": at}
+        try:
+            answer = await self._execute(tick.call())
+        except DatabaseUnavailable:
+            raise
+        except NotPermitted as error:
+            # Limited to other queues: who works for this one does it.
+            logger.log(
+                logging.INFO if first else logging.DEBUG,
+                "Periodic task %s, planned for %s, is left to others: %s", name, at, error, extra=extra,
+            )  # fmt: skip
+            return True
+        except Exception as error:
+            if first:
+                logger.warning(
+                    "Periodic task %s, planned for %s, can't be deferred, trying again: %s", name, at, error,
+                    exc_info=not isinstance(error, PljobsException), extra=extra,
+                )  # fmt: skip
+            return False
+        if answer.outcome != "already_deferred":
+            logger.info(
+                "Periodic task %s, planned for %s: %s", name, at, answer.outcome,
+                extra=extra | {"job_id": answer.job_id},
+            )  # fmt: skip
+        return True
 
 
 class Manager:

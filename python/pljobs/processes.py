@@ -41,6 +41,8 @@ class Supervisor:
     command: Callable[[int], Sequence[str]]
     processes: int
     backoff: Backoff = field(default_factory=Backoff)
+    # Whether one that ends well was sent away by somebody, and another is to take its place.
+    forever: bool = False
     _running: dict[int, asyncio.subprocess.Process] = field(default_factory=dict, init=False)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _lifeline: int = field(default=-1, init=False)
@@ -61,7 +63,7 @@ class Supervisor:
             lived = time.monotonic() - started
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
             extra = {"process_number": number, "exit_code": code}
-            if code == 0 or self._stopping.is_set():
+            if (code == 0 and not self.forever) or self._stopping.is_set():
                 logger.info("Worker process %s %s", number, how, extra=extra)
                 # One that the first signal met while it started had no job, and no handler yet.
                 return 0 if code in {-signal.SIGTERM, -signal.SIGINT} and self._signals_seen == 1 else code

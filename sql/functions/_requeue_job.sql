@@ -9,7 +9,7 @@ SET plan_cache_mode = force_generic_plan
 SET lock_timeout = '500ms'
 AS $$
 -- any state but todo -> todo.  Writes how the attempt before ended as a job_event of `kind`, and notifies the
--- queue's workers if the job can run at once. `charged` false takes the attempt back. A queueing lock that
+-- queue's workers if the job can run within a minute. `charged` false takes the attempt back. A queueing lock that
 -- another waiting job holds meanwhile is given up: else a bulk rescue could never succeed. So is one that a
 -- transaction has been inserting for longer than the lock_timeout above: no person's open transaction may
 -- stop a worker's heartbeat. Only a job that no worker received keeps its start_by. Who requeues many does so
@@ -49,7 +49,8 @@ BEGIN
             v_queueing_lock := NULL;
         END;
     END LOOP;
-    IF v_waiting_for IS DISTINCT FROM 'schedule' THEN
+    -- Due soon: who sleeps learns when.
+    IF v_waiting_for IS DISTINCT FROM 'schedule' OR _requeue_job.scheduled_at < v_now + interval '1 min' THEN
         PERFORM pljobs._notify_todo(ARRAY[v_queue]);
     END IF;
 END

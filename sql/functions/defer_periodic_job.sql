@@ -18,7 +18,11 @@ BEGIN
         RAISE EXCEPTION 'a periodic job needs a tick, and a task and a periodic_id of at most 255 characters'
             USING ERRCODE = 'PJ002';
     END IF;
-    IF pljobs._own_roles('pljobs_producer', 'pljobs_operator') IS NOT NULL THEN
+    IF pljobs._own_roles('pljobs_producer', 'pljobs_operator') IS NOT NULL
+       -- What others have done needs no right.
+       AND NOT EXISTS (SELECT FROM pljobs.periodic AS p
+                        WHERE p.task = v_task AND p.periodic_id = defer_periodic_job_v1.periodic_id
+                          AND p.last_tick >= defer_periodic_job_v1.tick) THEN
         PERFORM pljobs._refuse_queues(
             'fetch', ARRAY[coalesce(defer_periodic_job_v1.job ->> 'queue', 'default')],
             'nothing was deferred');

@@ -27,8 +27,8 @@ AS $$
 -- Deletes requests that were resolved, workers that stopped, idempotency keys that were used first, buckets
 -- of rates that were full, what keeps cancelled trees closed, and what ties jobs to their trees whose parents
 -- were deleted, longer than older_than ago; at most max_rows of each.
--- What keeps a child from starting that still waits (it may be scheduled, or its queue paused) stays, and
--- what ties jobs together that are still there. Returns how many in all: call again until it is 0, with
+-- What keeps a child from starting that still waits (it may be scheduled, or its queue paused) stays, as does
+-- what lets one start that was put back by hand, and what ties jobs together that are still there. Returns how many in all: call again until it is 0, with
 -- `since` => the reached_at of the call before: then it does not pass again over what those before it have
 -- deleted, or left. Once an hour, say, call it without `since`.
 -- Raises PJ004 for a null or negative older_than or a max_rows below 1, PJ010 for a role limited to queues:
@@ -66,6 +66,10 @@ BEGIN
         DELETE FROM pljobs.request AS r WHERE r.id = ANY (ARRAY(
             SELECT o.id FROM pljobs.request AS o
              WHERE o.resolved_at >= v_since AND o.resolved_at < v_before
+               -- What lets a job run although its tree was cancelled.
+               AND (o.kind <> 'retry' OR NOT EXISTS (
+                    SELECT FROM pljobs.job AS j
+                     WHERE j.id = o.job_id AND j.status IN ('todo', 'doing') AND j.parent_id IS NOT NULL))
              ORDER BY o.resolved_at LIMIT prune_history_v2.max_rows FOR UPDATE SKIP LOCKED))
         RETURNING r.resolved_at AS at
     )

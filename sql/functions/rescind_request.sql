@@ -9,9 +9,10 @@ AS $$
 -- 'already_delivered' (the task may be stopping).  Nothing open -> unchanged, 'no_request'.  Unknown id,
 -- or another's job for who is neither canceller nor operator -> 'not_found'. A run whose timeout had joined a
 -- person's request is asked anew, for its timeout; where only its timeout asked, it has all the time it
--- wants. request_id is the request that is, or was, open. Locks the job, then its request, waiting for a
--- heartbeat that is delivering it: heartbeat_v1 answers no request that it could not record as delivered.
--- Notifies nobody.
+-- wants. One that was asked by cancel_tree may have children again; those that were cancelled stay so.
+-- request_id is the request that is, or was, open. Locks the job, then its request, waiting for a heartbeat
+-- that is delivering it: heartbeat_v1 answers no request that it could not record as delivered. Notifies
+-- nobody.
 DECLARE
     v_own text[] := pljobs._own_roles('pljobs_canceller', 'pljobs_operator');
     v_job record;
@@ -41,6 +42,8 @@ BEGIN
            timeout_at = CASE WHEN v_source <> 'deadline'
                              THEN coalesce(j.timeout_at, j.started_at + j.timeout) END
      WHERE j.id = rescind_request_v1.job_id;
+    -- What runs is marked only by a cancel_tree that asked for this, or joined who did.
+    DELETE FROM pljobs.closed_tree AS t WHERE t.job_id = rescind_request_v1.job_id;
     PERFORM pljobs._record_request('rescind', rescind_request_v1.job_id, v_job.queue, v_job.task,
                                    rescind_request_v1.reason, rescind_request_v1.actor, 'rescinded',
                                    run_id => v_job.run_id, worker_id => v_job.worker_id);

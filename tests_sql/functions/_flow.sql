@@ -252,7 +252,7 @@ DROP INDEX pljobs.job_limit;
 SELECT is(started(:w, ARRAY[:'p'], 9), :'ids'::bigint[], 'without the one for limits, keys take turns');
 DROP INDEX pljobs.job_turn;
 SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'without an index fetches go on');
-SELECT throws_ok(format('SELECT keyed_jobs(%L, ''a'', 1)', :'q'), 'PJ013', 'fairness keys and throttles need index pljobs.job_turn, which is not there yet', 'but keys are refused');
+SELECT throws_ok(format('SELECT keyed_jobs(%L, ''a'', 1)', :'q'), 'PJ013', 'fairness keys and throttles need index pljobs.job_limit, which is not there yet', 'but keys are refused');
 SELECT throws_ok(format('SELECT pljobs.throttle_queue(%L, 1)', :'q'), 'PJ013', NULL, 'and throttles');
 
 SELECT * FROM finish();

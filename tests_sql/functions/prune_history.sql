@@ -65,5 +65,13 @@ SELECT matches(as_login(:'ann', 'SELECT pljobs.prune_history_v1(''100 years'')')
 SELECT pljobs.limit_queues(:'ann', 'fetch', '{mail}') \g /dev/null
 SELECT is(as_login(:'ann', 'SELECT pljobs.prune_history_v1(''100 years'')'), 'PJ010', 'one that is limited does not, for it is that of all');
 
+-- What was put back by hand runs, however late, though its tree was cancelled.
+SELECT a_finished_job('succeeded') AS root \gset
+SELECT a_child_of(:root) AS child \gset
+SELECT pljobs.cancel_tree(:root) \g /dev/null
+SELECT pljobs.retry_job(:child) \g /dev/null
+SELECT pljobs.prune_history_v1('0') \g /dev/null
+SELECT is(fetch_ids((SELECT queue FROM pljobs.job WHERE id = :child)), ARRAY[:child]::bigint[], 'a child that was put back starts after its history was pruned');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -41,6 +41,15 @@ SELECT is(h.verdict, 'ok', 'then the run has all the time it wants') FROM verdic
 SELECT * FROM a_timed_out_job() \gset
 SELECT is(pljobs.rescind_request(:job_id), 'already_delivered', 'not once it was delivered');
 
+-- One of a tree that was cancelled by mistake.
+SELECT * FROM a_doing_job() \gset
+SELECT a_child_of(:job_id) AS child \gset
+SELECT pljobs.cancel_tree(:job_id, abort => true) \g /dev/null
+SELECT is(pljobs.rescind_request(:job_id), 'rescinded', 'asked by cancel_tree: taken back');
+SELECT is(status_of(:child), 'cancelled', 'its children that were cancelled stay so');
+SELECT lives_ok(format('SELECT a_child_of(%s)', :job_id), 'but it may have others');
+SELECT is(fetch_ids((SELECT queue FROM pljobs.job WHERE parent_id = :job_id AND status = 'todo')), (SELECT array_agg(id) FROM pljobs.job WHERE parent_id = :job_id AND status = 'todo'), 'which run');
+
 -- Whose job it is.
 SELECT a_login('pljobs_producer') AS ann, a_login('pljobs_producer') AS bob, a_login('pljobs_canceller') AS guard, a_login('pljobs_operator') AS ops \gset
 SELECT as_login(:'ann', format('SELECT pljobs.defer_job(''t'', queue => %L)', a_name('queue'))) AS job_id \gset
