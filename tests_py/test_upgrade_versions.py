@@ -269,7 +269,8 @@ SELECT pljobs._refuse_old_workers(2);
 $migration$);
 """
 DROP = "DROP FUNCTION pljobs.register_worker_v1(text, text, integer, text[], integer, interval, bigint);"
-HOLD = "SELECT pg_advisory_xact_lock(3);"
+# For longer than a migration waits for a lock: a worker takes its time to start on a busy machine.
+HOLD = "SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock(3);"
 
 
 class FutureRelease:
