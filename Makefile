@@ -10,7 +10,7 @@ export FOLDER ?=
 ARGS ?=
 MAJORS ?= 14 15 16 17 18
 
-.PHONY: help demo test test-sql test-python test-pythons test-majors check bench bench-report chaos snapshot bootstrap node dev clean
+.PHONY: help demo test test-sql test-python test-pythons test-bench test-majors check bench bench-report chaos snapshot bootstrap node dev clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-python: .venv/.dev bootstrap node ## Run pytest on PostgreSQL 18 and on 15 
 
 test-pythons: ## Run the driver's cancel tests on each newer Python that this machine has
 	tools/newer_pythons
+
+test-bench: .venv/.bench ## See that each benchmark still runs, and its tables and charts are made
+	$(BIN)/python -m pytest -q -m bench tests_py/test_bench.py
 
 test-majors: .venv/.dev bootstrap node ## Run all of it on PostgreSQL 14 to 18, three at once: some 20 minutes (MAJORS='14 17')
 	$(BIN)/python tools/lanes.py --sql --args='$(ARGS)' $(MAJORS)

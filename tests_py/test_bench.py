@@ -17,7 +17,7 @@ import tables
 import targets
 
 # On a machine that is busy with other tests, too.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
 
