@@ -59,7 +59,8 @@ SELECT count(*) FROM pljobs.job AS j JOIN pljobs.worker AS w ON w.id = j.worker_
 # "quick": what waited when it was to be cancelled may have begun by then.
 EXPECTED = re.compile(
     r"ERROR:pljobs.jobs:Job work\[\d+\] failed: RuntimeError: as told"
-    r"|WARNING:pljobs.jobs:Job work\[\d+\] is now todo|WARNING:pljobs.jobs:Job (?:forever|quick)\[\d+\] is now aborted"
+    r"|WARNING:pljobs.jobs:Job work\[\d+\] is now todo"
+    r"|WARNING:pljobs.jobs:Job (?:forever|quick)\[\d+\] is now aborted"
     r"|WARNING:pljobs.signals:Received SIGTERM"
     r"|(WARNING|ERROR):pljobs.(control|worker|maintenance|finisher):.*:"
     r" canceling statement due to lock timeout$"
