@@ -224,7 +224,7 @@ BEGIN
     ('function', '_flows()', '3d54e546a84137063fd66af2f14512127dc8027a55b0476c9e14af1686f14314'),
     ('function', '_has_archive(name text)', '1578789359c7320a7aa7415078b007ed72de2690e3b24c08f986b45d8503b17a'),
     ('function', '_holders(relation regclass, since timestamp with time zone)', '982e9184701d3cf5cac6c4cffdb35a1555e9b43bd3d02a3eb3d02fc02905e902'),
-    ('function', '_inventory()', 'd6e31c2dddb24712e4fd11aad7eecfe6759bc18949b2d806842bd0be4d35dbdf'),
+    ('function', '_inventory()', '528929862d03b22c8f8650b3a446b4f2623187d996dbe8b19cb78365f064089b'),
     ('function', '_jump_ahead()', '8bedce60d23f3c6f239cd0dbed1d0dba295e3ef1f8bc1e13c784ab9fea55d71d'),
     ('function', '_keys_after(queue text, place integer, after text, until text, most integer)', '7735fdc8395a669e6e274aeff64f2be2cd38fd399d8cb12ff6aac50ced966615'),
     ('function', '_keys_in_turn(queue text, most integer)', 'a410a892324621bc73000796c318793c543362d6d79219e683d5c260363ebf8a'),

@@ -244,12 +244,15 @@ def test_an_upgrade_leaves_nobody_with_more_than_the_matrix(
     assert pinned == []
 
 
+@pytest.mark.parametrize("upgraded", [False, True], ids=["before the upgrade", "after it"])
 def test_the_schema_of_an_older_release_can_be_handed_to_the_owner_role(
-    server: Server, logins: psycopg.Connection, tmp_path: Path
+    server: Server, logins: psycopg.Connection, tmp_path: Path, upgraded: bool
 ) -> None:
     with zipfile.ZipFile(OLD) as wheel:
         wheel.extractall(tmp_path)
     with_psql(server, logins, tmp_path / "pljobs" / "sql")
+    if upgraded:
+        with_psql(server, logins)
     page = (REPO / "docs" / "security.md").read_text()
     (handing_over,) = [
         block.split("```")[0] for block in page.split("```sql\n")[1:] if block.startswith("DO $$")

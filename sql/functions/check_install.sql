@@ -47,7 +47,8 @@ SELECT 'constraint', format('%s.%s', c.relname, o.conname), pg_get_constraintdef
   FROM pg_constraint AS o JOIN pg_class AS c ON c.oid = o.conrelid
  WHERE o.connamespace = to_regnamespace('pljobs') AND o.contype <> 'n' AND NOT c.relispartition
 UNION ALL
-SELECT 'index', c.relname::text, pg_get_indexdef(c.oid)
+-- Without storage settings: those are whoever's it is.
+SELECT 'index', c.relname::text, regexp_replace(pg_get_indexdef(c.oid), ' WITH \([^()]*\)(?= WHERE |$)', '')
   FROM pg_class AS c
  WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind IN ('i', 'I') AND NOT c.relispartition
    AND NOT EXISTS (SELECT FROM pg_constraint AS o WHERE o.conindid = c.oid)

@@ -104,7 +104,7 @@ SELECT bag_eq($t$SELECT problem, fix FROM said('GRANT EXECUTE ON FUNCTION pljobs
 SELECT names('somebody may pass it on', 'GRANT EXECUTE ON FUNCTION pljobs.rescue_jobs() TO pljobs_tests_odd WITH GRANT OPTION', 'function', 'rescue_jobs', 'EXECUTE, to pass on, is granted to pljobs_tests_odd', 'REVOKE ALL ON ROUTINE pljobs.rescue_jobs() FROM pljobs_tests_odd;');
 SELECT is_empty($t$SELECT * FROM said('GRANT EXECUTE ON FUNCTION pljobs.rescue_jobs() TO pljobs_tests_odd; GRANT SELECT ON pljobs.jobs TO pljobs_tests_odd; GRANT USAGE ON SCHEMA pljobs TO pljobs_tests_odd')$t$,
                 'a DBA may let single roles use single functions and views');
-SELECT is_empty($t$SELECT * FROM said('ALTER TABLE pljobs.job SET (fillfactor = 70, autovacuum_vacuum_threshold = 1); ALTER TABLE pljobs.job ALTER args SET STORAGE EXTERNAL')$t$, 'and set how tables are stored');
+SELECT is_empty($t$SELECT * FROM said('ALTER TABLE pljobs.job SET (fillfactor = 70, autovacuum_vacuum_threshold = 1); ALTER TABLE pljobs.job ALTER args SET STORAGE EXTERNAL; ALTER INDEX pljobs.job_one_todo_per_queueing_lock SET (fillfactor = 70); ALTER INDEX pljobs.job_finished SET (fillfactor = 70)')$t$, 'and set how tables and indexes are stored');
 
 -- Who has no groups.
 SELECT is_empty($t$SELECT c.problem FROM said('ALTER ROLE pljobs_reader RENAME TO pljobs_reader_no_more') AS c WHERE c.problem !~ 'is granted to pljobs_reader_no_more'$t$, 'a group that does not exist is not missed');
