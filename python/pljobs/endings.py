@@ -36,33 +36,34 @@ class Ended:
 
 def run_end(context: JobContext, ended: Ended, *, delete_jobs: DeleteJobCondition) -> RunEnd:
     """Say what to report: facts only, what was delivered and what the body raised; SQL decides the rest."""
-    try:
-        return _run_end(context, ended, delete_jobs)
-    except BaseException as error:  # noqa: BLE001 - an exception that can't be looked at: its job ends
-        text = f"{type(ended.exception).__name__} (it can't be looked at: {type(error).__name__})"
-        return RunEnd(
-            job_id=context.job.id or 0, run_id=context.job.run_id or 0, outcome="failed", message=text
-        )
-
-
-def _run_end(context: JobContext, ended: Ended, delete_jobs: DeleteJobCondition) -> RunEnd:
-    error, job = ended.exception, context.job
+    job = context.job
     if job.id is None or job.run_id is None:
         raise ValueError(f"{job.call_string} is not a run: it has no id")
+    try:
+        return _run_end(context, ended, job.id, job.run_id, delete_jobs)
+    except BaseException as error:  # noqa: BLE001 - an exception that can't be looked at: its job ends
+        text = f"{type(ended.exception).__name__} (it can't be looked at: {type(error).__name__})"
+        return RunEnd(job_id=job.id, run_id=job.run_id, outcome="failed", message=text)
+
+
+def _run_end(
+    context: JobContext, ended: Ended, job_id: int, run_id: int, delete_jobs: DeleteJobCondition
+) -> RunEnd:
+    error = ended.exception
     reason, progress = context.abort_reason(), context.reported_progress.last()
     how = outcome(reason, error)
     if error is None:
         return RunEnd(
-            job_id=job.id,
-            run_id=job.run_id,
+            job_id=job_id,
+            run_id=run_id,
             outcome=how,
             result=ended.value,
             delete_job=delete_jobs != DeleteJobCondition.NEVER,
             progress=progress,
         )
     end = RunEnd(
-        job_id=job.id,
-        run_id=job.run_id,
+        job_id=job_id,
+        run_id=run_id,
         outcome=how,
         progress=progress,
         message=message(error),
@@ -74,7 +75,7 @@ def _run_end(context: JobContext, ended: Ended, delete_jobs: DeleteJobCondition)
     if end.outcome == "interrupted" or isinstance(error, SystemExit | KeyboardInterrupt):
         return end
     if end.outcome == "aborted" and reason is AbortReason.DEADLINE:
-        error = JobTimeout(f"job {job.id} ran longer than its timeout")
+        error = JobTimeout(f"job {job_id} ran longer than its timeout")
     return with_retry(end, context, error)
 
 

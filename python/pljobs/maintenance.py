@@ -172,14 +172,11 @@ class Maintenance:
             answer = await self._execute(tick.call())
         except DatabaseUnavailable:
             raise
-        except NotPermitted as error:
-            # Limited to other queues: who works for this one does it.
-            logger.log(
-                logging.INFO if first else logging.DEBUG,
-                "Periodic task %s, planned for %s, is left to others: %s", name, at, error, extra=extra,
-            )  # fmt: skip
-            return True
         except Exception as error:
+            if isinstance(error, NotPermitted) and error.sqlstate == NotPermitted.code:
+                # Limited to other queues: who works for this one does it.
+                logger.info("Periodic task %s is left to others: %s", name, error, extra=extra)
+                return True
             if first:
                 logger.warning(
                     "Periodic task %s, planned for %s, can't be deferred, trying again: %s", name, at, error,
