@@ -117,7 +117,9 @@ def show(conn: Connection, *, job_id: int, as_json: bool) -> None:
         _print_requests(None if requests is None else [from_json(row) for row in requests])
     if not jobs:
         told = "; the above is what is left of it" if history else ""
-        raise Failure(f"no job has the id {job_id}: it never existed, or was deleted{told}", Exit.NOT_FOUND)
+        raise Failure(
+            f"no job has the id {job_id}: it never existed, or was deleted or archived{told}", Exit.NOT_FOUND
+        )
 
 
 @click.command()

@@ -128,13 +128,19 @@ def _cancel_one(
     if result.sql_way is not None and not as_json:
         say(f"job {job_id}: {SQL_WAYS[result.sql_way]}")
     ended: dict[str, Json] = {}
+    in_vain: Failure | None = None
     if result and wait is not None and result.request_id is not None:
         if not as_json and result.outcome.startswith("abort_"):
             say(f"job {job_id}: {result.outcome}; waiting until it has ended")
-        ended = _wait(conn, job_id, result.request_id, wait)
+        try:
+            ended = _wait(conn, job_id, result.request_id, wait)
+        except Failure as failure:
+            in_vain = failure
     if as_json:
         click.echo(to_json(_told(job_id, result) | ({"request": ended} if ended else {})))
-    else:
+    if in_vain is not None:
+        raise in_vain
+    if not as_json:
         click.echo(_ended_line(job_id, ended) if ended else f"job {job_id}: {result.outcome}")
     if ended and ended["resolution"] not in STOPPED:
         raise Failure(f"job {job_id} was not stopped: {cell(ended['resolution'])}", Exit.REFUSED)
