@@ -25,6 +25,7 @@ WITH now AS MATERIALIZED (
     SELECT a.pid, a.datid, a.datname, a.state, a.backend_type, a.wait_event, a.xact_start, a.state_change,
            greatest(age(a.backend_xmin), age(a.backend_xid)) AS xid_age,
            coalesce(a.datname = current_database(), false) AS is_here,
+           coalesce(a.query LIKE '%pljobs.heartbeat_v1%', false) AS beats,
            concat_ws(', ', a.usename, nullif(a.application_name, ''),
                      'at ' || coalesce(a.client_hostname, host(a.client_addr)), a.state) AS who
       FROM pg_catalog.pg_stat_activity AS a
@@ -108,7 +109,8 @@ SELECT 'notification_queue',
  CROSS JOIN (SELECT pg_notification_queue_usage()::numeric AS used) AS u
  WHERE u.used >= 0.01
 UNION ALL
--- What an idle session writes to its client can only be notifications.
+-- What an idle session writes to its client can only be notifications; or one that has been answering a
+-- heartbeat, which is short, and is not idle before it has written those that have come meanwhile.
 SELECT 'listeners',
        CASE WHEN s.xact_start < n.at - n.patience * interval '10 s' OR pg_notification_queue_usage() >= 0.01
             THEN 'warning' ELSE 'notice' END,
@@ -118,7 +120,7 @@ SELECT 'listeners',
        format('is that process suspended? Else: SELECT pg_terminate_backend(%s); a worker reconnects', s.pid)
   FROM now AS n
  CROSS JOIN session AS s
- WHERE s.is_here AND s.state = 'idle' AND s.wait_event = 'ClientWrite'
+ WHERE s.is_here AND (s.state = 'idle' OR s.beats) AND s.wait_event = 'ClientWrite'
    AND coalesce(s.xact_start < n.at - n.patience * interval '1 s', true)
 UNION ALL
 SELECT 'open_transactions',

@@ -382,7 +382,7 @@ BEGIN
     ('view', '_health_jobs', '51b36605b2c7fd6f0a9eadc05badee021ae02b1be26f60f90654833baedaebe3'),
     ('view', '_health_now', '5ab08ccaab081088e277dd1217a77200a6da648296790d92bf263f536b29b2bd'),
     ('view', '_health_server', 'f146ecefca6d5b50e98c47790a6a339c7c96f43b9db82d28177e51dc150e307d'),
-    ('view', '_health_sessions', '121714c73a8cd58cd9bbefe9dd217419f0c538e282e460cf9ead095e9a1e1798'),
+    ('view', '_health_sessions', 'ad82a833378cbf4b5ad8bbd3d9c06da5c62dd5ac9ec8c6645bef782ec2a3e832'),
     ('view', '_health_storage', 'bb471f21910b24886299943e0465ed0fbd75f518912cc6dbd776e70da84f9d4e'),
     ('view', '_health_workers', 'd77ccd39dcae8892dd1e02a2397fffff02f558a194ccc66b565a7d58440838bc'),
     ('view', '_scope', '239145a81b388df287ef38ebaad3a41a3a98eee65ab03a4041d750d2c31dc193'),

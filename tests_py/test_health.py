@@ -314,3 +314,26 @@ def test_connections_that_are_nearly_used_up_are_shown(night: Server, conn: Conn
     for connection in opened:
         connection.close()
     gone(conn, "connections")
+
+
+def test_a_listener_that_went_deaf_while_its_heartbeat_was_answered_is_named(
+    night: Server, conn: Conn
+) -> None:
+    """Its server process is not idle before it has written what came meanwhile."""
+    deaf = psycopg.connect(night.url("night"), autocommit=True)
+    try:
+        deaf.execute("LISTEN here")
+        deaf.pgconn.send_query(b'SELECT pg_sleep(2) AS "pljobs.heartbeat_v1"')
+        assert deaf.pgconn.flush() == 0
+        conn.execute(
+            "DO $$ BEGIN FOR i IN 1..1000 LOOP"
+            " PERFORM pg_notify('here', lpad(i::text, 7000)); COMMIT; END LOOP; END $$"
+        )
+        name = f"pid {deaf.info.backend_pid}"
+        wait_until(lambda: name in found(conn, "listeners"), what="it is named")
+        state = "SELECT state FROM pg_stat_activity WHERE pid = %s"
+        assert conn.execute(state, [deaf.info.backend_pid]).fetchone() == ("active",)
+    finally:
+        conn.execute("SELECT pg_terminate_backend(%s, 10000)", [deaf.info.backend_pid])
+        deaf.close()
+    gone(conn, "listeners")
