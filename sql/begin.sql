@@ -38,8 +38,8 @@ BEGIN
     IF pg_catalog.current_setting('pljobs.installing', true) IS DISTINCT FROM 'yes' THEN
         RAISE EXCEPTION 'this has to run in one transaction'
             USING ERRCODE = 'PJ004',
-                  HINT = 'psql -1 -v ON_ERROR_STOP=1 -f ..., or between BEGIN and COMMIT. Nothing changed; this '
-                         'session can''t write any more until RESET default_transaction_read_only.';
+                  HINT = 'psql -1 -v ON_ERROR_STOP=1 -f ..., or between BEGIN and COMMIT. Nothing changed; '
+                         'this session can''t write any more until RESET default_transaction_read_only.';
     END IF;
 END
 $$;

@@ -9,11 +9,12 @@ SET plan_cache_mode = force_generic_plan
 SET lock_timeout = '500ms'
 AS $$
 -- any state but todo -> todo.  Writes how the attempt before ended as a job_event of `kind`, and notifies the
--- queue's workers if the job can run within a minute. `charged` false takes the attempt back. A queueing lock that
--- another waiting job holds meanwhile is given up: else a bulk rescue could never succeed. So is one that a
--- transaction has been inserting for longer than the lock_timeout above: no person's open transaction may
--- stop a worker's heartbeat. Only a job that no worker received keeps its start_by. Who requeues many does so
--- in order of queueing_lock. The caller holds the job's row locked, and wakes the lane that it was in.
+-- queue's workers if the job can run within a minute. `charged` false takes the attempt back. A queueing lock
+-- that another waiting job holds meanwhile is given up: else a bulk rescue could never succeed. So is one
+-- that a transaction has been inserting for longer than the lock_timeout above: no person's open transaction
+-- may stop a worker's heartbeat. Only a job that no worker received keeps its start_by. Who requeues many
+-- does so in order of queueing_lock. The caller holds the job's row locked, and wakes the lane that it was
+-- in.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_waiting_for text;

@@ -74,7 +74,8 @@ BEGIN
         FOR v_pid IN
             WITH lock AS MATERIALIZED (
                  SELECT l.pid, l.granted, l.mode,
-                        CASE l.locktype WHEN 'advisory' THEN l.classid::bigint << 32 | l.objid::bigint END AS key
+                        CASE l.locktype WHEN 'advisory'
+                             THEN l.classid::bigint << 32 | l.objid::bigint END AS key
                    FROM pg_locks AS l
                   WHERE l.pid <> pg_backend_pid()
                     AND CASE l.locktype

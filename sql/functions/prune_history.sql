@@ -28,9 +28,9 @@ AS $$
 -- of rates that were full, what keeps cancelled trees closed, and what ties jobs to their trees whose parents
 -- were deleted, longer than older_than ago; at most max_rows of each.
 -- What keeps a child from starting that still waits (it may be scheduled, or its queue paused) stays, as does
--- what lets one start that was put back by hand, and what ties jobs together that are still there. Returns how many in all: call again until it is 0, with
--- `since` => the reached_at of the call before: then it does not pass again over what those before it have
--- deleted, or left. Once an hour, say, call it without `since`.
+-- what lets one start that was put back by hand, and what ties jobs together that are still there. Returns
+-- how many in all: call again until it is 0, with `since` => the reached_at of the call before: then it does
+-- not pass again over what those before it have deleted, or left. Once an hour, say, call it without `since`.
 -- Raises PJ004 for a null or negative older_than or a max_rows below 1, PJ010 for a role limited to queues:
 -- the history is of all. Skips rows that somebody holds. Notifies nobody.
 DECLARE
