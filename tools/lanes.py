@@ -16,10 +16,8 @@ from collections.abc import Mapping
 from servers import REPO, WHEEL, bin_dir, debian_version
 
 AT_ONCE = 3
-# Each has a server of its own, and takes file after file. Where the others leave out much, the wheel's is the
-# longest by far, and ends alone.
-FEW, MORE = "2", "3"
-BY_FILE = ["--dist", "loadfile", "--no-loadscope-reorder"]
+# Each has a server of its own, and takes file after file.
+WORKERS = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 SQL, PYTHONS = "sql", "pythons"
 # Those that are supported; tools/newer_pythons knows one more.
 NEWER = ["3.12", "3.13"]
@@ -95,12 +93,9 @@ class Lanes:
             more["PLJOBS_TEST_SERVER_ONLY"] = "1"
         if version in self._paired:
             more["PLJOBS_TEST_BRIEFLY"] = "1"
-        workers = MORE if version == WHEEL and self._paired else FEW
         print(f"== {what}, {python}: begins", flush=True)
         return (
-            await _run(what, [python, "-m", "pytest", "-q", "-n", workers, *BY_FILE, *self._arguments], more)
-            != 0
-            or failed
+            await _run(what, [python, "-m", "pytest", "-q", *WORKERS, *self._arguments], more) != 0 or failed
         )
 
 
