@@ -111,9 +111,14 @@ class Proxy:
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = _Link()
+        connecting = asyncio.ensure_future(asyncio.open_unix_connection(self._path))
         try:
-            up_reader, up_writer = await asyncio.open_unix_connection(self._path)
+            up_reader, up_writer = await asyncio.shield(connecting)
         except OSError:
+            return
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                (await connecting)[1].transport.abort()
             return
         self._links.add(link)
         pumps = [

@@ -166,7 +166,7 @@ def test_staying_it_leaves_a_job_for_the_user_to_abort(texts: Path, home: Path, 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_takes_away_what_it_started(texts: Path, home: Path, number: signal.Signals) -> None:
     with subprocess.Popen(pljobs(str(texts), home=home), stderr=subprocess.PIPE, text=True) as demo:
-        wait_until((home / "worker.log").exists, 30)
+        wait_until((home / "worker.log").exists, 120)
         demo.send_signal(number)
         _, told = demo.communicate(timeout=60)
         assert demo.returncode == 130, told
@@ -177,7 +177,7 @@ def test_interrupted_it_takes_away_what_it_started(texts: Path, home: Path, numb
 @pytest.mark.slow
 def test_killed_it_leaves_no_worker_and_can_be_stopped(texts: Path, home: Path) -> None:
     with subprocess.Popen(pljobs(str(texts), home=home)) as demo:
-        wait_until((home / "worker.log").exists, 30)
+        wait_until((home / "worker.log").exists, 120)
         with database(home) as conn:
             wait_until(lambda: conn.execute("SELECT 1 FROM jobs WHERE status = 'doing'").fetchone(), 30)
             demo.kill()

@@ -28,6 +28,8 @@ def _run(rig: Rig, *, restarts: bool) -> None:
     # A body's own connection is cut, too.
     rig.expect_traceback(CUT)
     rig.let_leave()
+    # A worker that can't reach the database when it starts ends at once.
+    rig.expect_traceback(r"DatabaseUnavailable: ")
     for _ in range(WORKERS):
         rig.worker()
     deeds = [_defer] * 8 + [_cancel] * 8 + [_kill, _pause, _terminate, _terminate]
