@@ -284,7 +284,9 @@ class Rig:
                 raise Violation("died", f"ended with {worker.popen.returncode}:\n{_tail(worker)}")
 
     def _left(self, worker: Command) -> bool:
-        if not (self._may_leave and worker.said("leaves at once")):
+        # Or was cut off when it started.
+        is_over = worker.said("leaves at once") or worker.said("exceptions.DatabaseUnavailable: ")
+        if not (self._may_leave and is_over):
             return False
         self.gone(worker)
         self.notes["left at once"] += 1
