@@ -18,7 +18,7 @@ from pljobs import App, JobContext, calls_sql
 from pljobs.embedded import Server
 from pljobs.exceptions import InvalidArgument
 from waiting import wait_until, wait_until_async
-from workers import DEADLINE, HASTY, NOTIFIED, POLLING, job, request, row, running, until
+from workers import DEADLINE, HASTY, NOTIFIED, POLLING, job, look, request, row, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 SQL = Path(__file__).parent.parent / "sql"
@@ -96,9 +96,7 @@ async def test_a_statement_is_cancelled_when_half_of_the_grace_is_over(app: App,
         await in_sql(aconn)
         await cancel(aconn, job_id, "grace => '1 h'")
         await aconn.execute("UPDATE pljobs.request SET sql_at = requested_at WHERE job_id = %s", [job_id])
-        await aconn.execute(
-            "SELECT pg_notify('pljobs_worker_' || worker_id, '') FROM pljobs.jobs WHERE id = %s", [job_id]
-        )
+        await look(aconn, job_id)
         await until(aconn, job_id, "aborted")
     asked = await request(aconn, job_id)
     assert (asked["level"], asked["sql_way"], asked["resolution"]) == (2, "server", "aborted")

@@ -17,7 +17,7 @@ from pljobs.exceptions import WorkerTainted
 from pljobs.jobs import AbortReason
 from pljobs.worker import Worker
 from waiting import wait_until_async
-from workers import DEADLINE, NOTIFIED, POLLING, job, request, row, running, until
+from workers import DEADLINE, NOTIFIED, POLLING, job, look, request, row, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -38,13 +38,6 @@ async def is_at(conn: Conn, job_id: int, level: int) -> None:
         return ((await request(conn, job_id)).get("level") or 0) >= level
 
     await wait_until_async(reached, DEADLINE, f"the abort of job {job_id} is at level {level}")
-
-
-async def look(conn: Conn, job_id: int) -> None:
-    """Make the job's worker call its heartbeat, if it listens."""
-    await conn.execute(
-        "SELECT pg_notify('pljobs_worker_' || worker_id, '') FROM pljobs.jobs WHERE id = %s", [job_id]
-    )
 
 
 @pytest.mark.parametrize("options", [NOTIFIED, POLLING], ids=["notified", "polling"])

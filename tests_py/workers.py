@@ -97,6 +97,13 @@ async def until(
     return found or {}
 
 
+async def look(conn: psycopg.AsyncConnection[Any], job_id: int) -> None:
+    """Make the job's worker call its heartbeat, if it listens."""
+    await conn.execute(
+        "SELECT pg_notify('pljobs_worker_' || worker_id, '') FROM pljobs.jobs WHERE id = %s", [job_id]
+    )
+
+
 async def psql(server: Server, db_url: str, sql: str) -> str:
     """Run SQL in psql as a person does, with the schema on the search path; return what it printed."""
     # As input: of several statements in -c, psql 14 prints the last one's answer alone.

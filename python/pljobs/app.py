@@ -246,23 +246,20 @@ def run_unless_tainted(main: Coroutine[object, object, None]) -> None:
     end it: that job fails, its neighbours go on.
     """
     runner = asyncio.Runner()
-    task: asyncio.Task[None] | None = None
+    task = runner.get_loop().create_task(main, name="pljobs worker")
 
-    async def go_on() -> None:
-        nonlocal task
-        task = task or asyncio.create_task(main, name="pljobs worker")
+    async def end() -> None:
         await task
 
     try:
-        while task is None or not task.done():
+        while not task.done():
             try:
-                runner.run(go_on())
+                runner.run(end())
             except SystemExit as error:
                 if not _is_a_jobs(error):
                     raise
                 logger.warning("A task called sys.exit(%s): a task can't end its worker", error.code)
-                if task is not None and task.done():
-                    task.result()
+        task.result()
     except WorkerTainted:
         raise
     except BaseException:

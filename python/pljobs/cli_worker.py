@@ -206,28 +206,28 @@ def manager(
 
 
 async def _work(app: App, options: WorkerOptions) -> None:
-    code: int | None = 0
     try:
         async with app.open_async():
             await _require_schema(app)
             await app.run_worker_async(**options)
     except asyncio.CancelledError:
-        code = Exit.INTERRUPTED
+        _leave_late(Exit.INTERRUPTED)
         raise
-    except BaseException:
-        code = None
-        raise
-    finally:
-        if code is not None:
-            threading.Thread(target=_leave_late, args=[code], name="pljobs-leave", daemon=True).start()
+    _leave_late(Exit.DONE)
 
 
 def _leave_late(code: int) -> None:
-    """End the process: asyncio and the interpreter wait for the threads of `asyncio.to_thread`, for ever."""
-    time.sleep(THREADS_PATIENCE)
-    click.echo("pljobs: the worker has ended; threads that a task has left behind are left alone", err=True)
-    logging.shutdown()
-    os._exit(code)
+    """End the process soon: asyncio and the interpreter wait for threads of `asyncio.to_thread`, for ever."""
+
+    def leave() -> None:
+        time.sleep(THREADS_PATIENCE)
+        click.echo(
+            "pljobs: the worker has ended; threads that a task has left behind are left alone", err=True
+        )
+        logging.shutdown()
+        os._exit(code)
+
+    threading.Thread(target=leave, name="pljobs-leave", daemon=True).start()
 
 
 async def _manage(app: App, manager: Manager) -> None:
