@@ -58,7 +58,7 @@ def measure(server: Server, release: OldRelease, name: str, way: str, seconds: i
     with contextlib.ExitStack() as stack:
         conn = stack.enter_context(psycopg.connect(superuser, autocommit=True))
         logs = [stack.enter_context(worker(release, worker_url, name, turn)) for turn in range(WORKERS)]
-        producer = stack.enter_context(Producer(producer_url, TASKS, waiting=2000))
+        producer = stack.enter_context(Producer(producer_url, TASKS, waiting=2000, pause=0))
         probe, locks = stack.enter_context(Probe(worker_url)), stack.enter_context(Locks(superuser))
         wait_until(lambda: number(conn, ENDED) > 2000, 60, "the workers are warm")
         times, counts = [time.monotonic()], [number(conn, ENDED)]

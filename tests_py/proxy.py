@@ -121,6 +121,21 @@ class Proxy:
                 (await connecting)[1].transport.abort()
             return
         self._links.add(link)
+        try:
+            await self._pass_on(link, reader, writer, up_reader, up_writer)
+        finally:
+            # Also where it was cancelled while it was ending.
+            up_writer.transport.abort()
+            self._links.discard(link)
+
+    async def _pass_on(
+        self,
+        link: _Link,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        up_reader: asyncio.StreamReader,
+        up_writer: asyncio.StreamWriter,
+    ) -> None:
         pumps = [
             asyncio.create_task(self._pump(reader, up_writer, link, up=True)),
             asyncio.create_task(self._pump(up_reader, writer, link, up=False)),
@@ -141,7 +156,6 @@ class Proxy:
                 each.close()
                 with contextlib.suppress(OSError, asyncio.CancelledError):
                     await each.wait_closed()
-            self._links.discard(link)
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Link, *, up: bool

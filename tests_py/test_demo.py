@@ -157,7 +157,7 @@ def test_staying_it_leaves_a_job_for_the_user_to_abort(texts: Path, home: Path, 
             else:
                 demo.send_signal(signal.SIGINT)
             rest = demo.stdout.read()
-            assert demo.wait(30) == 0
+            assert demo.wait(60) == 0
             assert re.search(r"Job \d+ ended, [\d.]+ ms after it was asked to: aborted\.", rest)
             assert conn.execute("SELECT status FROM jobs ORDER BY id DESC LIMIT 1").fetchone() == ("aborted",)
 
@@ -179,11 +179,12 @@ def test_killed_it_leaves_no_worker_and_can_be_stopped(texts: Path, home: Path) 
     with subprocess.Popen(pljobs(str(texts), home=home)) as demo:
         wait_until((home / "worker.log").exists, 120)
         with database(home) as conn:
-            wait_until(lambda: conn.execute("SELECT 1 FROM jobs WHERE status = 'doing'").fetchone(), 30)
+            wait_until(lambda: conn.execute("SELECT 1 FROM jobs WHERE status = 'doing'").fetchone(), 120)
             demo.kill()
             demo.wait()
             alive = "SELECT count(*) FROM workers WHERE state = 'alive'"
-            wait_until(lambda: conn.execute(alive).fetchone() == (0,), 30)
+            # It gives its jobs 2 s to end, and the stubborn one 15 more before that is killed.
+            wait_until(lambda: conn.execute(alive).fetchone() == (0,), 120)
     assert run("--stop", home=home).returncode == 0
     assert not home.exists()
 

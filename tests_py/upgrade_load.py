@@ -85,19 +85,25 @@ class Repeated:
 
 
 class Producer(Repeated):
-    """Defers one of each task, as long as not too many wait."""
+    """Defers one of each task, as long as not too many wait; `pause`: between two such calls, in seconds."""
 
     def __init__(
-        self, url: str, tasks: list[tuple[str, dict[str, object]]] = TASKS, waiting: int = 60
+        self,
+        url: str,
+        tasks: list[tuple[str, dict[str, object]]] = TASKS,
+        waiting: int = 60,
+        pause: float = 0.03,
     ) -> None:
         super().__init__(url, "the producer")
         self.waiting = waiting
+        self.pause = pause
         self.deferred = 0
         self.jobs = json.dumps([{"task": task, "args": args} for task, args in tasks])
 
     def once(self, conn: psycopg.Connection) -> None:
         conn.execute(DEFER.encode(), [self.jobs])
         self.deferred += len(json.loads(self.jobs))
+        self._stop.wait(self.pause)
         while _count(
             conn, "SELECT sum(q.todo) FROM pljobs.queues AS q"
         ) > self.waiting and not self._stop.wait(0.01):
