@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export FOLDER ?=
 ARGS ?=
 MAJORS ?= 14 15 16 17 18
+# Tests start some hundred interpreters: each would compile all of it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-sql test-python test-pythons test-bench test-majors check bench bench-report chaos snapshot bootstrap node dev clean
 

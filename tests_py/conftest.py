@@ -49,7 +49,7 @@ if SERVER_ONLY:
     collect_ignore_glob += ["test_cli*.py"]
 if BRIEFLY:
     # Races of the functions, which SQL's own lane tries on this server, too; a million rows; the driver's own
-    # affairs; what the documentation shows.
+    # affairs; what the documentation shows; an upgrade under load.
     collect_ignore += [
         "test_docs.py",
         "test_examples.py",
@@ -63,6 +63,7 @@ if BRIEFLY:
         "test_readme.py",
         "test_scale.py",
         "test_stranger.py",
+        "test_upgrade.py",
         "test_worker_process.py",
         "test_worker_trouble.py",
     ]
