@@ -21,7 +21,7 @@ demo: .venv/.demo ## Run the main job on an embedded PostgreSQL (FOLDER=/some/te
 	$(BIN)/pljobs demo $(if $(FOLDER),"$$FOLDER") $(ARGS)
 
 test: .venv/.dev bootstrap node ## Run everything that a change must pass, installing what is missing
-	$(BIN)/python tools/lanes.py --pairs 18 sql debian pythons
+	$(BIN)/python tools/lanes.py --pairs 18 sql debian
 
 test-sql: .venv/.dev bootstrap ## Run pgTAP, isolation specs and PL/pgSQL coverage on PostgreSQL 18 and 15 (ARGS=FILES)
 	$(BIN)/python tools/run_tests.py $(ARGS)

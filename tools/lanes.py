@@ -1,4 +1,4 @@
-"""Run tests in lanes, some at once: each on one server, or on a newer Python, or all that is written in SQL.
+"""Run tests in lanes, some at once: each on one server, or all that is written in SQL.
 
 The tests wait as much as they compute, for a worker or a server: lanes side by side keep the machine busy.
 """
@@ -16,11 +16,10 @@ from collections.abc import Mapping
 from servers import REPO, WHEEL, bin_dir, debian_version
 
 AT_ONCE = 3
-# Each has a server of its own, and takes file after file.
-WORKERS = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
-SQL, PYTHONS = "sql", "pythons"
-# Those that are supported; tools/newer_pythons knows one more.
-NEWER = ["3.12", "3.13"]
+# Each has a server of its own, and takes file after file. The lane that leaves nothing out has one more.
+WORKERS, MOST_WORKERS = 2, 3
+SQL = "sql"
+NEWEST = "3.13"
 LONGEST_LINE = 2**24
 
 
@@ -29,22 +28,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "lanes", nargs="+",
-        help="14 to 18, debian: pytest on a server; sql: all of SQL on 18 and Debian's; pythons: newer ones",
+        help="14 to 18, debian: pytest on a server; sql: all of SQL on 18 and Debian's",
     )  # fmt: skip
     parser.add_argument("--sql", action="store_true", help="in the lanes of servers, the SQL tests first")
     parser.add_argument("--args", default="", help="more for pytest, in the lanes of servers")
     parser.add_argument(
         "--pairs", action="store_true",
-        help="Debian's server with the first newer Python, for what depends on either: not each with each",
+        help="Debian's server with the newest Python, for what depends on either: not each with each",
     )  # fmt: skip
     options = parser.parse_args()
     debian = debian_version()
     lanes = [debian if lane == "debian" else lane for lane in options.lanes]
     # Fetched before the first begins: a machine without a network says so at once.
     for lane in lanes:
-        if lane not in {SQL, PYTHONS}:
+        if lane != SQL:
             bin_dir(lane)
-    paired = {debian: NEWER[0]} if options.pairs else {}
+    paired = {debian: NEWEST} if options.pairs else {}
     return asyncio.run(Lanes(shlex.split(options.args), paired, sql_first=options.sql).run(lanes))
 
 
@@ -68,8 +67,6 @@ class Lanes:
             began = time.monotonic()
             if lane == SQL:
                 what, failed = "SQL", await self._sql("SQL")
-            elif lane == PYTHONS:
-                what, failed = "newer Pythons", await self._pythons("newer Pythons")
             else:
                 what, failed = f"PostgreSQL {lane}", await self._server(f"PostgreSQL {lane}", lane)
             took = time.monotonic() - began
@@ -79,23 +76,21 @@ class Lanes:
     async def _sql(self, what: str, *arguments: str) -> bool:
         return await _run(what, [sys.executable, str(REPO / "tools" / "run_tests.py"), *arguments]) != 0
 
-    async def _pythons(self, what: str) -> bool:
-        versions = [version for version in NEWER if version not in self._paired.values()]
-        return await _run(what, [str(REPO / "tools" / "newer_pythons"), *versions]) != 0
-
     async def _server(self, what: str, version: str) -> bool:
         failed = self._sql_first and await self._sql(what, "--server", version)
-        python, more = sys.executable, {"PLJOBS_TEST_PG": version}
+        python, more, workers = sys.executable, {"PLJOBS_TEST_PG": version}, MOST_WORKERS
         if version in self._paired:
             python = await _python(self._paired[version])
         if version != WHEEL:
             # What needs no server is the same there as in the lane of 18.
             more["PLJOBS_TEST_SERVER_ONLY"] = "1"
+            workers = WORKERS
         if version in self._paired:
             more["PLJOBS_TEST_BRIEFLY"] = "1"
         print(f"== {what}, {python}: begins", flush=True)
+        spread = ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
         return (
-            await _run(what, [python, "-m", "pytest", "-q", *WORKERS, *self._arguments], more) != 0 or failed
+            await _run(what, [python, "-m", "pytest", "-q", *spread, *self._arguments], more) != 0 or failed
         )
 
 
