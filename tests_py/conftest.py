@@ -49,7 +49,7 @@ if SERVER_ONLY:
     collect_ignore_glob += ["test_cli*.py"]
 if BRIEFLY:
     # Races of the functions, which SQL's own lane tries on this server, too; a million rows; the driver's own
-    # affairs; what the documentation shows; an upgrade under load.
+    # affairs; what the documentation shows; which workers an upgraded schema lets work, and under which load.
     collect_ignore += [
         "test_docs.py",
         "test_examples.py",
@@ -64,6 +64,7 @@ if BRIEFLY:
         "test_scale.py",
         "test_stranger.py",
         "test_upgrade.py",
+        "test_upgrade_versions.py",
         "test_worker_process.py",
         "test_worker_trouble.py",
     ]
