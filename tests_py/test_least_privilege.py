@@ -197,6 +197,7 @@ async def test_a_worker_whose_tasks_defer_jobs_is_a_producer_too(
                 assert "pljobs_producer" in done["error"]
             else:
                 # All of it is the application's to stop, for its job is the root.
+                await until(aconn, done["result"], "doing")
                 tree = await application.job_manager.cancel_tree_async(done["id"], abort=True)
                 assert {answer.job_id for answer in tree} == {done["id"], done["result"]}
                 assert (await until(aconn, done["result"]))["status"] == "aborted"
