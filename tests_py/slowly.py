@@ -19,6 +19,8 @@ from pljobs.answers import Call
 
 T = TypeVar("T")
 _run, _run_async = db.run, db.run_async
+# Some tests have another one.
+_sleep = time.sleep
 
 
 def if_asked() -> None:
@@ -32,11 +34,11 @@ def if_asked() -> None:
         return longest * random.random() ** 3
 
     def run(conn: psycopg.Connection[Any], call: Call[T]) -> T:
-        time.sleep(pause())
+        _sleep(pause())
         try:
             return _run(conn, call)
         finally:
-            time.sleep(pause())
+            _sleep(pause())
 
     async def run_async(conn: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
         await asyncio.sleep(pause())
