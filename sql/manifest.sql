@@ -217,7 +217,7 @@ BEGIN
     ('function', '_cursor_of(queue text)', '10c893dfd922123883b5cf27e7a03812ba81a0977d052dcbcaf4410a6d268cbf'),
     ('function', '_defer_follow_ups(job_ids bigint[], status text, reason text)', '29442524ef55386375aa366d161ecbdecf21f63ac170b6863d5550afe7a582d4'),
     ('function', '_delete_jobs(job_ids bigint[])', '5c457e57f4a615679ec1eb466412c278824ef2ba36ec66fa1081d038b6909d93'),
-    ('function', '_deliver_requests(request_ids bigint[], observed jsonb)', 'c5434850fbeab0932c1bcd760433eee1602fa1863a2798f918ce4f3307933224'),
+    ('function', '_deliver_requests(request_ids bigint[], observed jsonb)', '4fdb8732ca5df2614f8876dd3191a44fa946cab0d05bc7a9a7a05452c9a0e9a3'),
     ('function', '_end_job(job_id bigint, status text, message text, error text, result jsonb, ended_run_id bigint)', '040eeadf7b50d8ff4440b7aab213d7b45d4841f853194382f903e4d9b05a0ed6'),
     ('function', '_expire_jobs(max_jobs integer)', 'caa06ad3c4d5c712ea19121eac7f971646ee6cc078180f7e09893580e55096b4'),
     ('function', '_finish_run(job_id bigint, run_id bigint, outcome text, result jsonb, message text, error text, delete_job boolean, retry_at timestamp with time zone, retry_queue text, retry_priority integer, retry_lock text, sql_cancelled boolean)', '0f26d5c24d7ed916dd3a4cc0fe56e72a4105c284ba4a305e35e9cfb43a4d41a0'),

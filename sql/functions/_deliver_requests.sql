@@ -17,8 +17,10 @@ DECLARE
     v_id bigint;
     v_seen record;
 BEGIN
+    -- num_nulls hides the predicate of the index of open requests: the way to these is the primary key. There
+    -- each open one of all workers would be compared with each of these.
     v_ids := ARRAY(SELECT r.id FROM pljobs.request AS r WHERE r.id = ANY (_deliver_requests.request_ids)
-                      AND r.resolved_at IS NULL ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED);
+                      AND num_nulls(r.resolved_at) = 1 ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED);
     -- Row by row: as a join, statistics may make this read all requests, or take the square of their number.
     FOR v_seen IN
         SELECT r.id, x.handling, x.sql, n.level
