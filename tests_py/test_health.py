@@ -323,12 +323,19 @@ def test_a_listener_that_went_deaf_while_its_heartbeat_was_answered_is_named(
     deaf = psycopg.connect(night.url("night"), autocommit=True)
     try:
         deaf.execute("LISTEN here")
-        deaf.pgconn.send_query(b'SELECT pg_sleep(2) AS "pljobs.heartbeat_v1"')
+        conn.execute("SELECT pg_advisory_lock(1)")
+        deaf.pgconn.send_query(b'SELECT pg_advisory_lock(1) AS "pljobs.heartbeat_v1"')
         assert deaf.pgconn.flush() == 0
+        waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND pid = %s"
+        wait_until(
+            lambda: conn.execute(waits, [deaf.info.backend_pid]).fetchone() is not None,
+            what="its heartbeat is being answered",
+        )
         conn.execute(
             "DO $$ BEGIN FOR i IN 1..1000 LOOP"
             " PERFORM pg_notify('here', lpad(i::text, 7000)); COMMIT; END LOOP; END $$"
         )
+        conn.execute("SELECT pg_advisory_unlock(1)")
         name = f"pid {deaf.info.backend_pid}"
         wait_until(lambda: name in found(conn, "listeners"), what="it is named")
         state = "SELECT state FROM pg_stat_activity WHERE pid = %s"
