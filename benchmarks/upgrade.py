@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests_py"))
 
 from old_release import WHEEL, OldRelease, install_old, login, migrator  # noqa: E402
-from upgrade_load import Locks, Probe, Producer  # noqa: E402
+from upgrade_load import Probe, Producer, Repeated  # noqa: E402
 from waiting import wait_until  # noqa: E402
 
 WORKERS = 3
@@ -33,7 +34,35 @@ TASKS: list[tuple[str, dict[str, object]]] = [*[("noop", {})] * 90, *[("second_t
 ENDED = "SELECT count(*) FROM pljobs.job WHERE finished_at IS NOT NULL"
 OPEN = "SELECT count(*) FROM pljobs.job WHERE status IN ('todo', 'doing')"
 BAD = "SELECT count(*) FROM pljobs.job WHERE status <> 'succeeded' OR crashes > 0"
+HELD = """
+SELECT l.relation::regclass::text FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+ WHERE l.granted AND l.mode = 'AccessExclusiveLock' AND a.application_name = 'migrator'
+   AND l.relation IN ('pljobs.worker'::regclass, 'pljobs.job_event'::regclass, 'pljobs.jobs'::regclass)
+"""
 EXPECTED = re.compile(r"Job second_time\[\d+\] (failed: RuntimeError: as told|is now todo)")
+
+
+class Locks(Repeated):
+    """Looks again and again which tables the migrator holds exclusively."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, "who watches locks")
+        self.held: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self._since: dict[str, float] = {}
+
+    def once(self, conn: psycopg.Connection) -> None:
+        now = time.monotonic()
+        names = {name for (name,) in conn.execute(HELD.encode())}
+        for name in names - self._since.keys():
+            self._since[name] = now
+        for name in self._since.keys() - names:
+            self.held[name].append((self._since.pop(name), now))
+        # It is not to take a core from those that it watches.
+        self._stop.wait(0.002)
+
+    def longest(self, name: str) -> float:
+        """For how long this was held, at most, in one go; in seconds."""
+        return max((end - begin for begin, end in self.held[name]), default=0.0)
 
 
 def bench_upgrade(bench: Bench) -> None:

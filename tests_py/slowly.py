@@ -19,7 +19,7 @@ from pljobs.answers import Call
 
 T = TypeVar("T")
 _run, _run_async = db.run, db.run_async
-# Some tests have another one.
+# Some tests put another one in its place.
 _sleep = time.sleep
 
 

@@ -1,4 +1,4 @@
-"""Work that goes on while a schema is upgraded: who defers, who aborts, and who watches."""
+"""Work that goes on while a schema is upgraded: who defers, who aborts, and who fetches."""
 
 from __future__ import annotations
 
@@ -23,11 +23,6 @@ ABORTABLE = (
     "SELECT j.id FROM pljobs.job AS j WHERE j.task = 'forever' AND j.run_id > 0 AND j.request_id IS NULL"
 )
 CANCELLABLE = "SELECT j.id FROM pljobs.job AS j WHERE j.status = 'todo' AND j.task = 'quick' LIMIT 1"
-HELD = """
-SELECT l.relation::regclass::text FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
- WHERE l.granted AND l.mode = 'AccessExclusiveLock' AND a.application_name = 'migrator'
-   AND l.relation IN ('pljobs.worker'::regclass, 'pljobs.job_event'::regclass, 'pljobs.jobs'::regclass)
-"""
 TASKS: list[tuple[str, dict[str, object]]] = [
     ("quick", {}),
     ("quick", {}),
@@ -148,32 +143,6 @@ class Probe(Repeated):
     def longest(self, since: float = 0, until: float = float("inf")) -> float:
         """The longest of those that were under way between these two times."""
         return max(took for began, took in self.asked if began + took >= since and began <= until)
-
-
-class Locks(Repeated):
-    """Looks again and again which tables the migrator holds exclusively."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url, "who watches locks")
-        self.held: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        self._since: dict[str, float] = {}
-
-    def once(self, conn: psycopg.Connection) -> None:
-        now = time.monotonic()
-        names = {name for (name,) in conn.execute(HELD.encode())}
-        for name in names - self._since.keys():
-            self._since[name] = now
-        for name in self._since.keys() - names:
-            self.held[name].append((self._since.pop(name), now))
-        # It is not to take a core from those that it watches.
-        self._stop.wait(0.002)
-
-    def longest(self, name: str) -> float:
-        """For how long this was held, at most, in one go; in seconds."""
-        return max((end - begin for begin, end in self.held[name]), default=0.0)
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {1000 * self.longest(name):.0f}" for name in sorted(self.held))
 
 
 def until(condition: Callable[[], object], threads: list[Repeated], deadline: float, what: str) -> None:
