@@ -17,7 +17,7 @@ BATCH = 32
 def bench_drain(bench: Bench) -> None:
     """Drain a full queue: all sides take turns."""
     url = bench.database("ours")
-    jobs = bench.pick(200, 40_000, 100_000)
+    jobs = bench.pick(200, 60_000, 100_000)
     sides: dict[str, Callable[[], Mapping[str, float]]] = {
         ONE: partial(ours, bench, url, jobs),
         FLOOR: partial(floor, bench, url, bench.pick(320, 96_000, 192_000)),

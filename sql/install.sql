@@ -95,6 +95,7 @@
 \ir migrations/0004_expand_timeline.sql
 \ir migrations/0005_expand_flow.sql
 \ir migrations/0006_expand_archive.sql
+\ir migrations/0007_expand_job_shape.sql
 
 -- What people read, and who may do what.
 \ir views.sql

@@ -31,15 +31,7 @@ CREATE TABLE pljobs.job (
     result jsonb,
     error text,
     fairness_key text COLLATE pg_catalog."C",
-    throttled boolean,
-    CONSTRAINT job_counts_not_negative CHECK (((attempts >= 0) AND (crashes >= 0))),
-    CONSTRAINT job_finished_exactly_at_the_end CHECK (((finished_at IS NULL) = (status = ANY (ARRAY['todo'::text, 'doing'::text])))),
-    CONSTRAINT job_request_only_while_doing CHECK (((request_id IS NULL) OR (status = 'doing'::text))),
-    CONSTRAINT job_run_exactly_while_doing CHECK (((run_id IS NOT NULL) = (status = 'doing'::text))),
-    CONSTRAINT job_status_known CHECK ((status = ANY (ARRAY['todo'::text, 'doing'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'aborted'::text]))),
-    CONSTRAINT job_timeout_only_while_doing CHECK (((timeout_at IS NULL) OR (status = 'doing'::text))),
-    CONSTRAINT job_waits_only_while_todo CHECK (((waiting_for IS NULL) OR (status = 'todo'::text))),
-    CONSTRAINT job_worker_while_doing CHECK (((worker_id IS NOT NULL) OR (status <> 'doing'::text)))
+    throttled boolean
 )
 WITH (fillfactor='90', autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='10000', autovacuum_vacuum_cost_delay='0', autovacuum_analyze_scale_factor='0.02', autovacuum_analyze_threshold='10000', vacuum_truncate='false', toast.autovacuum_vacuum_scale_factor='0.01', toast.autovacuum_vacuum_threshold='10000', toast.autovacuum_vacuum_cost_delay='0', toast.vacuum_truncate='false');
 
@@ -294,17 +286,21 @@ ALTER TABLE ONLY pljobs.idempotency
 ALTER TABLE ONLY pljobs.job_archive
     ADD CONSTRAINT job_archive_pkey PRIMARY KEY (id, finished_at);
 
+ALTER TABLE pljobs.job
+    ADD CONSTRAINT job_is_as_its_status_says CHECK (((attempts >= 0) AND (crashes >= 0) AND
+CASE status
+    WHEN 'todo'::text THEN ((run_id IS NULL) AND (request_id IS NULL) AND (timeout_at IS NULL) AND (finished_at IS NULL) AND
+    CASE
+        WHEN (waiting_for IS NULL) THEN (fairness_key IS NULL)
+        WHEN (waiting_for = 'turn'::text) THEN (fairness_key IS NOT NULL)
+        ELSE (waiting_for = ANY (ARRAY['schedule'::text, 'lock'::text, 'limit'::text]))
+    END)
+    WHEN 'doing'::text THEN ((run_id IS NOT NULL) AND (worker_id IS NOT NULL) AND (waiting_for IS NULL) AND (finished_at IS NULL))
+    ELSE ((status = ANY (ARRAY['succeeded'::text, 'failed'::text, 'aborted'::text, 'cancelled'::text])) AND (run_id IS NULL) AND (request_id IS NULL) AND (timeout_at IS NULL) AND (waiting_for IS NULL) AND (finished_at IS NOT NULL))
+END)) NOT VALID;
+
 ALTER TABLE ONLY pljobs.job
     ADD CONSTRAINT job_pkey PRIMARY KEY (id);
-
-ALTER TABLE pljobs.job
-    ADD CONSTRAINT job_turn_is_a_keys CHECK (((waiting_for <> 'turn'::text) OR (fairness_key IS NOT NULL))) NOT VALID;
-
-ALTER TABLE pljobs.job
-    ADD CONSTRAINT job_waiting_for_known CHECK ((waiting_for = ANY (ARRAY['schedule'::text, 'lock'::text, 'turn'::text, 'limit'::text]))) NOT VALID;
-
-ALTER TABLE pljobs.job
-    ADD CONSTRAINT job_with_a_key_waits_for_its_turn CHECK (((fairness_key IS NULL) OR (status <> 'todo'::text) OR (waiting_for IS NOT NULL))) NOT VALID;
 
 ALTER TABLE ONLY pljobs.migration
     ADD CONSTRAINT migration_pkey PRIMARY KEY (name);

@@ -149,10 +149,11 @@ def test_an_old_worker_works_on_the_new_schema(
         assert worker.wait(DEADLINE) == 0
 
 
-def test_the_release_between_is_upgraded_while_its_worker_works(
-    server: Server, old_template: str, tmp_path: Path
+@pytest.mark.parametrize("version", ["0.2.0", "0.3.0"])
+def test_a_release_between_is_upgraded_while_its_worker_works(
+    server: Server, old_template: str, tmp_path: Path, version: str
 ) -> None:
-    with zipfile.ZipFile(HERE / "releases" / "pljobs-0.2.0-py3-none-any.whl") as wheel:
+    with zipfile.ZipFile(HERE / "releases" / f"pljobs-{version}-py3-none-any.whl") as wheel:
         wheel.extractall(tmp_path / "wheel")
     release = OldRelease(tmp_path / "wheel")
     server.run_sql(f"CREATE DATABASE between OWNER {OWNER}")

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 FETCH_AT_MOST = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-AHEAD, ANSWER_AT_MOST = 0.01, 0.05
+AHEAD, ANSWER_AT_MOST = 0.02, 0.05
 """Seconds of work to have at hand, besides what is started while a fetch is under way: so long at most."""
 SHORTEST_SLEEP, LONGEST_SLEEP_IN_VAIN = 0.005, 0.25
 """Seconds of sleep where something is said to be due, and a fetch does not find it: first, and at last."""

@@ -43,7 +43,8 @@ SELECT 'column', format('%s.%s', c.relname, a.attname),
   LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
  WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind IN ('r', 'p') AND NOT c.relispartition
 UNION ALL
-SELECT 'constraint', format('%s.%s', c.relname, o.conname), pg_get_constraintdef(o.oid)
+SELECT 'constraint', format('%s.%s', c.relname, o.conname),
+       regexp_replace(pg_get_constraintdef(o.oid), '\s+', ' ', 'g')
   FROM pg_constraint AS o JOIN pg_class AS c ON c.oid = o.conrelid
  WHERE o.connamespace = to_regnamespace('pljobs') AND o.contype <> 'n' AND NOT c.relispartition
 UNION ALL

@@ -40,6 +40,12 @@ DECLARE
     v_own bigint[] := pljobs._own_workers();
     v_allowed text[];
     v_ids bigint[];
+    v_plain_jobs bigint[];
+    v_plain_runs bigint[];
+    v_results jsonb[];
+    v_messages text[];
+    v_unstarted boolean;
+    v_progress boolean;
     v_mine bigint[];
     v_held bigint[];
     v_done_jobs bigint[];
@@ -65,8 +71,19 @@ BEGIN
              WHERE EXISTS (SELECT FROM pljobs.job AS j WHERE j.id = (e.run ->> 'job_id')::bigint
                               AND j.worker_id = ANY (v_own) OFFSET 0)), '[]');
     END IF;
+    -- Read once: most runs have just succeeded, and need no more than these.
+    SELECT array_agg(x.job_id), array_agg(x.job_id) FILTER (WHERE x.plain),
+           array_agg(x.run_id) FILTER (WHERE x.plain),
+           array_agg(CASE WHEN octet_length(x.result::text) <= 1048576 THEN x.result END)
+               FILTER (WHERE x.plain),
+           array_agg(left(x.message, 1000)) FILTER (WHERE x.plain),
+           bool_or(x.outcome = 'unstarted'), bool_or(num_nonnulls(x.progress, x.progress_message) > 0)
+      INTO v_ids, v_plain_jobs, v_plain_runs, v_results, v_messages, v_unstarted, v_progress
+      FROM (SELECT r.*, r.outcome = 'succeeded' AND r.delete_job IS NOT TRUE AS plain
+              FROM jsonb_to_recordset(finish_jobs_v1.runs) AS r(
+                   job_id bigint, run_id bigint, outcome text, result jsonb, message text, delete_job boolean,
+                   progress jsonb, progress_message jsonb)) AS x;
     -- A bulk UPDATE locks in the order of its plan, and two of them deadlock: lock first, in order.
-    v_ids := ARRAY(SELECT x.job_id FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(job_id bigint));
     IF finish_jobs_v1.wait IS NOT FALSE THEN
         SELECT array_agg(m.lock) FILTER (WHERE m.lock IS NOT NULL),
                array_agg(DISTINCT m.queue) FILTER (WHERE m.throttled)
@@ -85,8 +102,7 @@ BEGIN
         END IF;
     END IF;
 
-    IF finish_jobs_v1.runs @? '$[*] ? (@.outcome == "unstarted")'
-       AND EXISTS (SELECT FROM pljobs.throttle AS t WHERE t.rate IS NOT NULL) THEN
+    IF v_unstarted AND EXISTS (SELECT FROM pljobs.throttle AS t WHERE t.rate IS NOT NULL) THEN
         SELECT jsonb_agg(jsonb_build_object('queue', j.queue, 'key', coalesce(j.fairness_key, ''),
                                             'task', j.task, 'started_at', j.started_at)) INTO v_unused
           FROM (SELECT DISTINCT x.job_id, x.run_id
@@ -96,21 +112,18 @@ BEGIN
           JOIN pljobs.job AS j ON j.id = u.job_id AND j.run_id = u.run_id AND j.throttled
          WHERE j.id = ANY (v_ids) AND (j.id = ANY (v_held)) IS NOT TRUE;
     END IF;
-    IF finish_jobs_v1.runs @? '$[*] ? (@.progress != null || @.progress_message != null)' THEN
+    IF v_progress THEN
         PERFORM pljobs._store_progress(finish_jobs_v1.runs);
     END IF;
     WITH ended AS (
         UPDATE pljobs.job AS j
            SET status = 'succeeded', finished_at = v_now, run_id = NULL, last_run_id = j.run_id,
                timeout_at = NULL,
-               message = left(x.message, 1000), error = NULL,
-               result = CASE WHEN octet_length(x.result::text) <= 1048576 THEN x.result END
-          FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(
-               job_id bigint, run_id bigint, outcome text, result jsonb, message text, delete_job boolean)
+               message = x.message, error = NULL, result = x.result
+          FROM unnest(v_plain_jobs, v_plain_runs, v_results, v_messages) AS x(job_id, run_id, result, message)
          -- Both: where the planner believes in one row, the join alone may walk all there are.
-         WHERE j.id = ANY (v_ids) AND j.id = x.job_id AND j.run_id = x.run_id AND j.request_id IS NULL
-           AND (j.id = ANY (v_held)) IS NOT TRUE
-           AND x.outcome = 'succeeded' AND x.delete_job IS NOT TRUE
+         WHERE j.id = ANY (v_plain_jobs) AND j.id = x.job_id AND j.run_id = x.run_id
+           AND j.request_id IS NULL AND (j.id = ANY (v_held)) IS NOT TRUE
         RETURNING j.id, j.last_run_id
     )
     SELECT coalesce(array_agg(e.id), '{}'), coalesce(array_agg(e.last_run_id), '{}')
