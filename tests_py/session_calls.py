@@ -60,7 +60,9 @@ class Calls(Sessions):
     def defer_anew(self) -> None:
         """Put a new job in the place of one with which nothing more can happen."""
         for place, row in enumerate(self.rows):
-            if row.job.status in {"gone", "succeeded"} and self.quiet(place):
+            # A call that waits would be about the job that was there.
+            waited_for = any(f"key {place}" in tx.needs for tx in self.all if tx.blocker is not None)
+            if row.job.status in {"gone", "succeeded"} and self.quiet(place) and not waited_for:
                 self.ids[place], self.rows[place] = self.new_job(place), Row()
                 self.job_of = {run: at for run, at in self.job_of.items() if at != place}
                 return
