@@ -114,7 +114,7 @@ class JobModel(NamedTuple):
         ):
             person = False
         if person and outcome not in {"succeeded", "failed"}:
-            ended = self._aborted(run)
+            ended = self._gone() if delete else self._aborted(run)
             return ended, "deleted" if ended.status == "gone" else "aborted"
         if outcome == "interrupted":
             return self._todo(run, attempts=self.attempts - (not self.asked)), "todo"

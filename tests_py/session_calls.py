@@ -198,9 +198,9 @@ class Calls(Sessions):
             row = self.view(tx)[place]
             job, expected = row.job.cancel(abort=abort, delete=delete, force=force)
             assert answer.value == expected
-            self.write(tx, place, row._replace(job=job))
-            if row.job.status == "todo" or (row.job.status == "doing" and force):
-                self.write(tx, place, Row(job))
+            ends = row.job.status == "todo" or (row.job.status == "doing" and force)
+            self.write(tx, place, Row(job) if ends else row._replace(job=job))
+            if ends:
                 self.wake(tx)
 
         query = "SELECT pljobs.cancel_job(%(job)s, abort => %(a)s, delete_job => %(d)s, force => %(f)s)"

@@ -148,7 +148,7 @@ def test_a_worker_does_what_there_is_and_ends_when_told_to_not_wait(
 ) -> None:
     pljobs("defer", "add", '{"a": 1, "b": 2}')
     pljobs("defer", "add", '{"a": 1, "b": 2}', "--queue", "other")
-    command = [sys.executable, "-m", "pljobs", "--url", db_url, "worker", "--app", "shop:app"]
+    command = [sys.executable, "-m", "pljobs", "--url", db_url, "worker", "-a", "shop:app"]
     options = [
         "--one-shot",
         "-q",
@@ -159,6 +159,13 @@ def test_a_worker_does_what_there_is_and_ends_when_told_to_not_wait(
         "-v",
         "--delete-jobs",
         "never",
+        # By procrastinate's names.
+        "--fetch-job-polling-interval",
+        "0.2",
+        "--abort-job-polling-interval",
+        "0.2",
+        "--shutdown-graceful-timeout",
+        "1",
     ]
     done = subprocess.run(
         [*command, *options], capture_output=True, text=True, cwd=app_folder, check=False, timeout=120

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from pljobs import exceptions, install, install_check, install_files, release
+from pljobs import App, exceptions, install, install_check, install_files, release
 from pljobs.embedded import Server, environment
 from waiting import wait_until
 
@@ -399,3 +399,19 @@ def test_the_schema_says_which_release_it_is(migrated: psycopg.Connection) -> No
         tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"],
         release.CONTRACT,
     )
+
+
+async def test_an_app_installs_its_schema_as_it_did_with_procrastinate(empty_db_url: str) -> None:
+    async with App(empty_db_url).open_async() as app:
+        await app.schema_manager.apply_schema_async()
+        app.schema_manager.apply_schema()  # again: nothing is left to do
+        job_id = await app.configure_task("t").defer_async()
+        assert await app.job_manager.get_job_status_async(job_id) == "todo"
+        with pytest.raises(exceptions.NoResult):
+            await app.job_manager.get_job_status_async(job_id + 1)
+    assert app.schema_manager.get_schema() == install_files.one_file()
+
+
+def test_an_app_that_is_not_open_installs_nothing(empty_db_url: str) -> None:
+    with pytest.raises(exceptions.AppNotOpen):
+        App(empty_db_url).schema_manager.apply_schema()

@@ -436,7 +436,7 @@ async def test_the_error_of_a_job_shows_the_tasks_own_frames_only(app: App, acon
 
 @pytest.mark.parametrize(
     ("condition", "gone"),
-    [("never", set()), ("successful", {"succeeds"}), ("always", {"succeeds", "fails"})],
+    [("never", set()), ("successful", {"succeeds"}), ("always", {"succeeds", "fails", "aborted"})],
 )
 async def test_ended_jobs_are_deleted_as_told(app: App, aconn: Conn, condition: Any, gone: set[str]) -> None:
     @app.task(name="succeeds")
@@ -446,7 +446,12 @@ async def test_ended_jobs_are_deleted_as_told(app: App, aconn: Conn, condition: 
     async def fails() -> None:
         raise ValueError
 
-    ids = {name: await app.configure_task(name).defer_async() for name in ("succeeds", "fails")}
+    @app.task(name="aborted", pass_context=True)
+    async def aborted(context: JobContext) -> None:
+        await app.job_manager.cancel_job_by_id_async(context.job.id, abort=True)
+        await asyncio.sleep(60)
+
+    ids = {name: await app.configure_task(name).defer_async() for name in ("succeeds", "fails", "aborted")}
     await run_out(app, delete_jobs=condition)
     assert {name for name, each in ids.items() if (await job(aconn, each))["status"] == "gone"} == gone
 

@@ -20,6 +20,7 @@ from pljobs.exceptions import LoadFromPathError, TaskNotFound, WorkerTainted
 from pljobs.job_context import current
 from pljobs.jobs import DeleteJobCondition
 from pljobs.manager import JobManager
+from pljobs.schema_manager import SchemaManager
 from pljobs.tasks import DeferOptions, configure
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,11 @@ class App(Blueprint):
     def job_manager(self) -> JobManager:
         """Return what looks after jobs: cancel, retry, delete, list, pause."""
         return JobManager(self.connector)
+
+    @property
+    def schema_manager(self) -> SchemaManager:
+        """Return what installs and upgrades the schema."""
+        return SchemaManager(self.connector)
 
     def configure_task(
         self, name: str, *, allow_unknown: bool = True, **options: Unpack[DeferOptions]

@@ -175,6 +175,7 @@ def url_option(command: Callable[..., T]) -> Callable[..., T]:
 def app_option(command: Callable[..., T]) -> Callable[..., T]:
     """Add `--app`."""
     return click.option(
+        "-a",
         "--app",
         "app_path",
         envvar="PLJOBS_APP",

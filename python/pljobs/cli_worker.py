@@ -60,13 +60,26 @@ def logging_options(command: Callable[..., T]) -> Callable[..., T]:
     "--wait/--one-shot", default=None, help="Wait for jobs, or end when no job is left. Default: wait."
 )
 @click.option(
-    "-p", "--poll-interval", type=duration, help="At most so long until a new job is seen. Default: 5s."
+    "-p",
+    "--poll-interval",
+    "--fetch-job-polling-interval",
+    "poll_interval",
+    type=duration,
+    help="At most so long until a new job is seen. Default: 5s.",
 )
 @click.option(
-    "--abort-poll-interval", type=duration, help="The same for aborts. Default: that of --poll-interval."
+    "--abort-poll-interval",
+    "--abort-job-polling-interval",
+    "abort_poll_interval",
+    type=duration,
+    help="The same for aborts. Default: that of --poll-interval.",
 )
 @click.option(
-    "--shutdown-timeout", type=duration, help="How long jobs may go on after a stop. Default: for ever."
+    "--shutdown-timeout",
+    "--shutdown-graceful-timeout",
+    "shutdown_timeout",
+    type=duration,
+    help="How long jobs may go on after a stop. Default: for ever.",
 )
 @click.option(
     "--listen-notify/--no-listen-notify",

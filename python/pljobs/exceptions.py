@@ -16,7 +16,7 @@ class PljobsException(Exception):  # noqa: N818 - procrastinate's naming
           InvalidArgument       PJ004   a call with an argument that makes no sense (also a ValueError)
           KeyReused             PJ012   an idempotency key was used for another job
           TreeCancelled         PJ007   a job of a cancelled tree deferred another: stop
-          JobNotFound                   no job has this id
+          JobNotFound                   no job has this id (NoResult is another name for it)
           TaskNotFound                  no task has this name
           TaskAlreadyRegistered         two tasks of one name, or a periodic task twice
           UnboundTaskError              the task's blueprint was not added to an app
@@ -82,6 +82,9 @@ class KeyReused(PljobsException):
 
 class JobNotFound(PljobsException):
     """Say that no job has this id: it never existed, or was deleted."""
+
+
+NoResult = JobNotFound
 
 
 class TaskNotFound(PljobsException):

@@ -48,10 +48,15 @@ BEGIN
     END IF;
 
     IF v_request.source IN ('user', 'tree') AND v_outcome NOT IN ('succeeded', 'failed') THEN
-        RETURN pljobs._abort_job(
+        v_outcome := pljobs._abort_job(
             _finish_run.job_id, v_job.request_id,
             CASE WHEN v_outcome IN ('interrupted', 'unstarted') THEN 'aborted' ELSE v_outcome END,
             coalesce(v_message, v_request.reason), _finish_run.error, _finish_run.run_id);
+        IF v_outcome = 'aborted' AND _finish_run.delete_job THEN
+            PERFORM pljobs._delete_jobs(ARRAY[_finish_run.job_id]);
+            RETURN 'deleted';
+        END IF;
+        RETURN v_outcome;
     ELSIF v_job.request_id IS NOT NULL THEN
         PERFORM pljobs._resolve_request(v_job.request_id, CASE v_outcome
             WHEN 'succeeded' THEN 'finished_first' WHEN 'failed' THEN 'failed_first'

@@ -24,7 +24,7 @@ AS $$
 -- sql_cancelled: it failed because a statement was cancelled; if its request cancelled one, that is
 -- 'aborted'. retry_in: an interval from now, by the database's clock, cut to ten years; a negative one, or
 -- what is no interval, means at once: it never keeps the call from ending its runs. delete_job: gone, where
--- it would have ended. Returns the status written, or 'deleted', for each run. A run that isn't this job's
+-- it would have ended, aborted ones too. Returns the status written, or 'deleted', for each run. A run that isn't this job's
 -- changes nothing: it is answered the status then written if that run itself ended the job (so a lost reply
 -- can be replayed), else 'stale'; 'not_found' if the job is gone, or its worker another's and the caller's
 -- role limited to queues; such a role retries a job in none but these, or in the job's own queue. With wait

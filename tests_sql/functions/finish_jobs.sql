@@ -76,6 +76,8 @@ INSERT INTO asked VALUES
     ('failed', '{"retry_at": "2001-01-01T00:00:00Z"}', 'failed', 'failed_first', 'a run that was asked to abort is never retried'),
     ('aborted', '{"message": "mine"}', 'aborted', 'aborted', 'a run that was asked to abort and does is aborted'),
     ('aborted', '{"retry_at": "2001-01-01T00:00:00Z"}', 'aborted', 'aborted', 'an aborted run is never retried'),
+    ('aborted', '{"delete_job": true}', 'deleted', 'aborted', 'a job that deletes itself at its end does so where it is aborted, and its request says what became of it'),
+    ('interrupted', '{"delete_job": true}', 'deleted', 'aborted', 'also by a shutdown'),
     ('interrupted', '{}', 'aborted', 'aborted', 'a shutdown does not rescue a run that was asked to abort'),
     ('succeeded', '{"delete_job": true}', 'deleted', 'finished_first', 'a job that deletes itself on success does so');
 CREATE FUNCTION end_asked(outcome text, more jsonb) RETURNS text
