@@ -21,6 +21,7 @@
 
 -- Helpers: granted to nobody.
 \ir functions/_caller.sql
+\ir functions/_ago.sql
 \ir functions/_roles.sql
 \ir functions/_notify.sql
 \ir functions/_lanes.sql

@@ -24,6 +24,13 @@ def defer(conn: psycopg.Connection, count: int, job: str) -> None:
     )
 
 
+def know_empty(conn: psycopg.Connection, *relations: str) -> None:
+    """As if a table and its indexes had been counted before they were filled."""
+    conn.execute(
+        "UPDATE pg_class SET reltuples = 0, relpages = 1 WHERE oid = ANY (%s::regclass[])", ([*relations],)
+    )
+
+
 def test_a_heartbeat_finds_each_request_by_its_key(conn: psycopg.Connection) -> None:
     conn.execute(
         "INSERT INTO pljobs.request (job_id, run_id, requested_at, kind, queue, requested_by) "
@@ -31,10 +38,7 @@ def test_a_heartbeat_finds_each_request_by_its_key(conn: psycopg.Connection) -> 
         (MANY,),
     )
     # As if they had been counted while one transaction had written all of them, and not committed.
-    conn.execute(
-        "UPDATE pg_class SET reltuples = 0, relpages = 1 "
-        "WHERE oid IN ('pljobs.request'::regclass, 'pljobs.request_pkey'::regclass)"
-    )
+    know_empty(conn, "pljobs.request", "pljobs.request_pkey")
     with conn.transaction():
         conn.execute("SELECT pljobs._deliver_requests(ARRAY(SELECT r.id FROM pljobs.request AS r), '[]')")
         read = conn.execute(
@@ -44,6 +48,35 @@ def test_a_heartbeat_finds_each_request_by_its_key(conn: psycopg.Connection) -> 
     assert read == (0,)
     delivered = conn.execute("SELECT count(*) FROM pljobs.request AS r WHERE r.level = 1").fetchone()
     assert delivered == (MANY,)
+
+
+@pytest.mark.parametrize("are_known", [False, True])
+def test_any_number_of_runs_ends_in_one_call(conn: psycopg.Connection, are_known: bool) -> None:
+    conn.execute("ALTER TABLE pljobs.job SET (autovacuum_enabled = false)")
+    if are_known:
+        know_empty(conn, "pljobs.job", "pljobs.job_pkey")
+    defer(conn, MANY, '{"task": "t"}')
+    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1, lease => '1 h')")
+    done = conn.execute(
+        "SELECT count(*) FROM pljobs.finish_jobs_v1((SELECT jsonb_agg(jsonb_build_object('job_id', f.job_id, "
+        "'run_id', f.run_id, 'outcome', 'succeeded', 'result', f.job_id)) FROM pljobs.fetch_jobs_v1(1, %s) "
+        "AS f)) AS a WHERE a.status = 'succeeded'",
+        (MANY,),
+    ).fetchone()
+    assert done == (MANY,)
+    own = conn.execute("SELECT count(*) FROM pljobs.jobs AS j WHERE j.result = to_jsonb(j.id)").fetchone()
+    assert own == (MANY,)
+
+
+def test_any_number_of_keys_is_used_in_one_call(conn: psycopg.Connection) -> None:
+    know_empty(conn, "pljobs.idempotency", "pljobs.idempotency_pkey")
+    call = (
+        "SELECT count(*), count(DISTINCT d.job_id), bool_and(d.is_new) FROM pljobs.defer_jobs_v2((SELECT "
+        "jsonb_agg(jsonb_build_object('task', 't', 'idempotency_key', n::text)) FROM generate_series(1, %s) "
+        "AS n)) AS d"
+    )
+    assert conn.execute(call, (MANY // 3,)).fetchone() == (MANY // 3, MANY // 3, True)
+    assert conn.execute(call, (MANY // 3,)).fetchone() == (MANY // 3, MANY // 3, False)
 
 
 def test_any_number_is_cancelled_in_one_call(conn: psycopg.Connection) -> None:

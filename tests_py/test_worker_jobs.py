@@ -448,6 +448,7 @@ async def test_ended_jobs_are_deleted_as_told(app: App, aconn: Conn, condition: 
 
     @app.task(name="aborted", pass_context=True)
     async def aborted(context: JobContext) -> None:
+        assert context.job.id is not None
         await app.job_manager.cancel_job_by_id_async(context.job.id, abort=True)
         await asyncio.sleep(60)
 

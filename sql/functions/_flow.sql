@@ -51,6 +51,32 @@ END
 $$;
 COMMENT ON FUNCTION pljobs._flows() IS 'Whether a fetch has to look at turns and throttles.';
 
+CREATE OR REPLACE FUNCTION pljobs._throttle_key(name text) RETURNS bigint
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- The advisory lock of a throttle: one of 1,024, which leaves room in the server's table of locks; not those
+-- of trees.
+BEGIN
+    RETURN 7205759020000 + (hashtextextended(_throttle_key.name, 7205759) & 1023);
+END
+$$;
+COMMENT ON FUNCTION pljobs._throttle_key(text) IS 'The advisory lock key of a throttle.';
+
+CREATE OR REPLACE FUNCTION pljobs._latest_full(burst integer, rate integer, period interval)
+RETURNS timestamptz
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- By when an empty bucket of this rate is full, and a second: one that says later was written while the clock
+-- was ahead, and counts as full.
+BEGIN
+    RETURN clock_timestamp() + interval '1 s'
+           + _latest_full.burst * (_latest_full.period / _latest_full.rate);
+END
+$$;
+COMMENT ON FUNCTION pljobs._latest_full(integer, integer, interval) IS 'By when an empty bucket is full.';
+
 CREATE OR REPLACE FUNCTION pljobs._take_throttles(queues text[], tasks text[]) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -59,10 +85,9 @@ SET lock_timeout = '1s'
 AS $$
 -- Takes the throttles of these queues, and of these tasks (null: of all), so that what is counted next holds
 -- until the commit; in order of their keys. Waits for fetches that hold one; false if that took a second.
--- One of 1,024 locks each, which leaves room in the server's table of locks; not those of trees.
 BEGIN
     PERFORM pg_advisory_xact_lock(k.key)
-       FROM (SELECT DISTINCT 7205759020000 + (hashtextextended(t.name, 7205759) & 1023) AS key
+       FROM (SELECT DISTINCT pljobs._throttle_key(t.name) AS key
                FROM pljobs.throttle AS t
               WHERE CASE t.scope WHEN 'task' THEN (t.name = ANY (_take_throttles.tasks)) IS NOT FALSE
                                  ELSE t.name = ANY (_take_throttles.queues) END
@@ -119,11 +144,13 @@ BEGIN
     IF v_throttle.rate IS NOT NULL THEN
         SELECT b.full_at INTO v_full_at FROM pljobs.bucket AS b
          WHERE b.scope = _room.scope AND b.name = _room.name AND b.key = _room.key
-           AND b.set_at = v_throttle.set_at;
+           AND b.set_at = v_throttle.set_at
+           AND b.full_at <= pljobs._latest_full(v_throttle.burst, v_throttle.rate, v_throttle.period);
         v_each := extract(epoch FROM v_throttle.period)::double precision / v_throttle.rate;
-        -- What is lacking to a full bucket, in tokens; a microsecond is what a time may be off.
-        v_room := least(v_room, v_throttle.burst, greatest(0, floor(v_throttle.burst - (
-            coalesce(extract(epoch FROM v_full_at - clock_timestamp()), 0) - 0.000001) / v_each)::integer));
+        -- What is lacking to a full bucket, in tokens; a microsecond is what a time may be off. One that
+        -- rests for long would have more than an integer can be.
+        v_room := least(v_room, greatest(0, least(v_throttle.burst, floor(v_throttle.burst - (
+            coalesce(extract(epoch FROM v_full_at - clock_timestamp()), 0) - 0.000001) / v_each)))::integer);
     END IF;
     RETURN v_room;
 END
@@ -135,21 +162,26 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- Takes a token for each of these jobs from each bucket that it starts under. The caller has taken their
--- throttles, so nobody else makes these rows. Does not wait for who is just forgetting a full one.
+-- throttles, so nobody else makes these rows; but for those that were set since, which it tries to take, or
+-- leaves alone. Does not wait for who is just forgetting a full one.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_used record;
 BEGIN
     FOR v_used IN
-        SELECT t.scope, t.name, u.key, t.set_at, count(*) * t.period / t.rate AS lasts
+        SELECT t.scope, t.name, u.key, t.set_at, count(*) * t.period / t.rate AS lasts,
+               pljobs._latest_full(t.burst, t.rate, t.period) AS latest
           FROM pljobs.job AS j
          CROSS JOIN LATERAL (VALUES ('queue', j.queue, ''), ('key', j.queue, coalesce(j.fairness_key, '')),
                                     ('task', j.task, '')) AS u(scope, name, key)
           JOIN pljobs.throttle AS t ON t.scope = u.scope AND t.name = u.name AND t.rate IS NOT NULL
          WHERE j.id = ANY (_use_buckets.job_ids)
-         GROUP BY t.scope, t.name, u.key, t.set_at, t.period, t.rate
+         GROUP BY t.scope, t.name, u.key, t.set_at, t.period, t.rate, t.burst
     LOOP
-        UPDATE pljobs.bucket AS b SET full_at = greatest(b.full_at, v_now) + v_used.lasts
+        CONTINUE WHEN NOT pg_try_advisory_xact_lock(pljobs._throttle_key(v_used.name));
+        UPDATE pljobs.bucket AS b
+           SET full_at = v_used.lasts
+                         + CASE WHEN b.full_at <= v_used.latest THEN greatest(b.full_at, v_now) ELSE v_now END
          WHERE b.ctid = ANY (ARRAY(
                SELECT o.ctid FROM pljobs.bucket AS o
                 WHERE o.scope = v_used.scope AND o.name = v_used.name AND o.key = v_used.key
@@ -310,8 +342,8 @@ END
 $$;
 COMMENT ON FUNCTION pljobs._open_queues(text[]) IS 'The queues that something may start of now.';
 
-CREATE OR REPLACE FUNCTION pljobs._next_in_turn(
-    queues text[], rooms integer[], tasks text[], want integer, at timestamptz
+CREATE OR REPLACE FUNCTION pljobs._next_in_turn_but(
+    queues text[], rooms integer[], tasks text[], want integer, at timestamptz, refused bigint[]
 ) RETURNS TABLE (id bigint, lock text, parent_id bigint, crashes integer)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -319,8 +351,8 @@ AS $$
 -- At most `want` jobs of these queues (with their rooms, as _open_queues has them) that can run now and for
 -- which the throttles leave room, locked, in the order in which they are to start: by priority; in a queue
 -- the keys take turns, each with its oldest (jobs without a key are one key of their own); between queues the
--- older first. Parks what waits for a task that is at its limit. The caller has taken the throttles in an
--- earlier statement.
+-- older first; none of `refused`. Parks what waits for a task that is at its limit. The caller has taken the
+-- throttles in an earlier statement.
 DECLARE
     v_ahead integer := 8;                          -- of what others may be starting at this moment
     v_found bigint;
@@ -335,10 +367,10 @@ BEGIN
     WHILE v_ahead < 10000 LOOP
         WITH RECURSIVE task_room AS MATERIALIZED (
             SELECT t.name, pljobs._room('task', t.name) AS room FROM pljobs.throttle AS t
-             WHERE t.scope = 'task' AND (t.name = ANY (_next_in_turn.tasks)) IS NOT FALSE
+             WHERE t.scope = 'task' AND (t.name = ANY (_next_in_turn_but.tasks)) IS NOT FALSE
         ), queue AS MATERIALIZED (
             SELECT q.name, q.room, k.name IS NOT NULL AS by_key
-              FROM unnest(_next_in_turn.queues, _next_in_turn.rooms) AS q(name, room)
+              FROM unnest(_next_in_turn_but.queues, _next_in_turn_but.rooms) AS q(name, room)
               LEFT JOIN pljobs.throttle AS k ON k.scope = 'key' AND k.name = q.name
         ), parked AS MATERIALIZED (
             SELECT q.name AS queue, (
@@ -356,10 +388,10 @@ BEGIN
         ), key_in_turn AS MATERIALIZED (
             SELECT q.name AS queue, k.place, k.key, k.turn,
                    CASE WHEN q.by_key THEN pljobs._room('key', q.name, k.key) END AS room,
-                   1 + (_next_in_turn.want + v_ahead) / count(*) OVER (PARTITION BY q.name) AS most
+                   1 + (_next_in_turn_but.want + v_ahead) / count(*) OVER (PARTITION BY q.name) AS most
               FROM queue AS q
              CROSS JOIN LATERAL pljobs._keys_in_turn(
-                   q.name, least(q.room, _next_in_turn.want) + v_ahead) AS k
+                   q.name, least(q.room, _next_in_turn_but.want) + v_ahead) AS k
         ), head AS MATERIALIZED (
             -- Without a key. The queue as a range, and first in the order: so that no statistics can make
             -- this walk all queues' jobs.
@@ -372,10 +404,11 @@ BEGIN
                    SELECT j.id, j.task, -j.priority AS place FROM pljobs.job AS j
                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue <= q.name
                       AND (j.queue, -j.priority, j.id) >= (q.name, -2147483648, 0)
-                      AND (j.start_by IS NULL OR j.start_by > _next_in_turn.at)
-                      AND (_next_in_turn.tasks IS NULL OR j.task = ANY (_next_in_turn.tasks))
+                      AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
+                      AND (_next_in_turn_but.tasks IS NULL OR j.task = ANY (_next_in_turn_but.tasks))
+                      AND (j.id = ANY (_next_in_turn_but.refused)) IS NOT TRUE
                     ORDER BY j.queue, -j.priority, j.id
-                    LIMIT least(q.room, _next_in_turn.want) + v_ahead) AS h
+                    LIMIT least(q.room, _next_in_turn_but.want) + v_ahead) AS h
              WHERE (r.room > 0) IS NOT FALSE
             UNION ALL
             SELECT h.id, h.task, k.place, k.queue, k.key, k.turn, k.room, false
@@ -384,8 +417,9 @@ BEGIN
                    SELECT j.id, j.task FROM pljobs.job AS j
                     WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue = k.queue
                       AND -j.priority = k.place AND j.fairness_key = k.key COLLATE "C"
-                      AND (j.start_by IS NULL OR j.start_by > _next_in_turn.at)
-                      AND (_next_in_turn.tasks IS NULL OR j.task = ANY (_next_in_turn.tasks))
+                      AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
+                      AND (_next_in_turn_but.tasks IS NULL OR j.task = ANY (_next_in_turn_but.tasks))
+                      AND (j.id = ANY (_next_in_turn_but.refused)) IS NOT TRUE
                     ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT least(k.room, k.most)) AS h
              WHERE (k.room > 0) IS NOT FALSE
             UNION ALL
@@ -398,11 +432,12 @@ BEGIN
                    SELECT j.id, -j.priority AS place, coalesce(j.fairness_key, '') AS key
                      FROM pljobs.job AS j
                     WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = p.queue
-                      AND j.task = p.task AND (j.start_by IS NULL OR j.start_by > _next_in_turn.at)
+                      AND j.task = p.task AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
+                      AND (j.id = ANY (_next_in_turn_but.refused)) IS NOT TRUE
                     ORDER BY j.queue, j.task, -j.priority, j.id
-                    LIMIT least(r.room, _next_in_turn.want + v_ahead)) AS h
+                    LIMIT least(r.room, _next_in_turn_but.want + v_ahead)) AS h
              WHERE p.task IS NOT NULL
-               AND (_next_in_turn.tasks IS NULL OR p.task = ANY (_next_in_turn.tasks))
+               AND (_next_in_turn_but.tasks IS NULL OR p.task = ANY (_next_in_turn_but.tasks))
         ), by_key AS (
             SELECT h.id, h.task, h.place, h.queue, h.key, h.turn, h.room, h.is_parked,
                    row_number() OVER (PARTITION BY h.queue, h.key ORDER BY h.place, h.id) AS nth,
@@ -429,7 +464,7 @@ BEGIN
                -- The last key of each queue that is had; where none was, the last one that was looked at.
                (SELECT jsonb_object_agg(k.queue, k.key ORDER BY k.turn) FROM key_in_turn AS k)
                || coalesce(jsonb_object_agg(p.queue, p.key ORDER BY p.nth)
-                               FILTER (WHERE p.key <> '' AND p.nth <= _next_in_turn.want), '{}')
+                               FILTER (WHERE p.key <> '' AND p.nth <= _next_in_turn_but.want), '{}')
           INTO v_found, v_park, v_ids, v_keys
           FROM placed AS p;
         UPDATE pljobs.job AS j SET waiting_for = 'limit'
@@ -443,8 +478,8 @@ BEGIN
              -- key. By ANY, for where the planner believes in one row the join alone may walk all there are.
              WHERE j.id = ANY (v_ids) AND j.status IS NOT DISTINCT FROM 'todo'
                AND coalesce(j.waiting_for, 'turn') NOT IN ('schedule', 'lock')
-             ORDER BY c.ord LIMIT _next_in_turn.want FOR UPDATE OF j SKIP LOCKED);
-        EXIT WHEN cardinality(v_taken) >= _next_in_turn.want
+             ORDER BY c.ord LIMIT _next_in_turn_but.want FOR UPDATE OF j SKIP LOCKED);
+        EXIT WHEN cardinality(v_taken) >= _next_in_turn_but.want
                OR v_found = v_found_before AND (v_found > 0 OR v_park IS NULL);
         v_found_before := v_found;
         v_ahead := v_ahead * 16;
@@ -457,6 +492,23 @@ BEGIN
      CROSS JOIN LATERAL (
            SELECT t.id, t.lock, t.parent_id, t.crashes FROM pljobs.job AS t WHERE t.id = c.id OFFSET 0) AS j
      ORDER BY c.ord;
+END
+$$;
+COMMENT ON FUNCTION pljobs._next_in_turn_but(text[], integer[], text[], integer, timestamptz, bigint[])
+    IS 'Locks the jobs that are to start next, as turns and throttles have it.';
+
+CREATE OR REPLACE FUNCTION pljobs._next_in_turn(
+    queues text[], rooms integer[], tasks text[], want integer, at timestamptz
+) RETURNS TABLE (id bigint, lock text, parent_id bigint, crashes integer)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- What _next_in_turn_but does with none refused: for fetches of 0.3.0 that an upgrade overtakes.
+BEGIN
+    RETURN QUERY SELECT n.id, n.lock, n.parent_id, n.crashes
+                   FROM pljobs._next_in_turn_but(
+                        _next_in_turn.queues, _next_in_turn.rooms, _next_in_turn.tasks, _next_in_turn.want,
+                        _next_in_turn.at, NULL) AS n;
 END
 $$;
 COMMENT ON FUNCTION pljobs._next_in_turn(text[], integer[], text[], integer, timestamptz)

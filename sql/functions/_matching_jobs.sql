@@ -16,7 +16,7 @@ AS $$
 -- filter is given. `statuses` alone is none, nor are args => '{}' and older_than => '0', which every job
 -- matches: a slip would mean everything.
 DECLARE
-    v_before timestamptz := clock_timestamp() - _matching_own_jobs.older_than;
+    v_before timestamptz := pljobs._ago(_matching_own_jobs.older_than);
 BEGIN
     IF num_nonnulls(_matching_own_jobs.job_ids, _matching_own_jobs.queue, _matching_own_jobs.task,
                     _matching_own_jobs.lock, nullif(_matching_own_jobs.args, '{}'),

@@ -44,7 +44,8 @@ SELECT 'column', format('%s.%s', c.relname, a.attname),
  WHERE c.relnamespace = to_regnamespace('pljobs') AND c.relkind IN ('r', 'p') AND NOT c.relispartition
 UNION ALL
 SELECT 'constraint', format('%s.%s', c.relname, o.conname),
-       regexp_replace(pg_get_constraintdef(o.oid), '\s+', ' ', 'g')
+       -- Whether somebody has validated it is theirs.
+       regexp_replace(regexp_replace(pg_get_constraintdef(o.oid), '\s+', ' ', 'g'), ' NOT VALID$', '')
   FROM pg_constraint AS o JOIN pg_class AS c ON c.oid = o.conrelid
  WHERE o.connamespace = to_regnamespace('pljobs') AND o.contype <> 'n' AND NOT c.relispartition
 UNION ALL

@@ -254,8 +254,10 @@ DECLARE
     v_new jsonb;
     v_ords bigint[];
     v_ids bigint[];
+    v_id_of jsonb;
 BEGIN
-    IF (defer_jobs_v2.jobs @? '$[*].idempotency_key ? (@ != null)') IS NOT TRUE THEN
+    IF jsonb_typeof(defer_jobs_v2.jobs) IS DISTINCT FROM 'array'
+       OR NOT defer_jobs_v2.jobs @? '$[*].idempotency_key ? (@ != null)' THEN
         RETURN QUERY SELECT i.id, true
                        FROM unnest(pljobs.defer_jobs_v1(defer_jobs_v2.jobs, defer_jobs_v2.notify))
                             WITH ORDINALITY AS i(id, ord) ORDER BY i.ord;
@@ -316,10 +318,13 @@ BEGIN
               FROM jsonb_array_elements(defer_jobs_v2.jobs) WITH ORDINALITY AS e(job, ord)) AS n
      WHERE n.job ->> 'idempotency_key' IS NULL OR n.place = 1 AND n.job ->> 'idempotency_key' = ANY (v_won);
     v_ids := pljobs.defer_jobs_v1(v_new, defer_jobs_v2.notify);
-    UPDATE pljobs.idempotency AS i SET job_id = d.id
-      FROM unnest(v_ords, v_ids) AS d(ord, id)
-     WHERE i.deferred_by = v_by AND i.key = ANY (v_keys)
-       AND i.key = defer_jobs_v2.jobs -> (d.ord - 1)::integer ->> 'idempotency_key';
+    -- By a map, for a join may compare each with each, where the planner believes that there are few.
+    SELECT jsonb_object_agg(n.key, n.id) INTO v_id_of
+      FROM (SELECT defer_jobs_v2.jobs -> (d.ord - 1)::integer ->> 'idempotency_key' AS key, d.id
+              FROM unnest(v_ords, v_ids) AS d(ord, id)) AS n
+     WHERE n.key IS NOT NULL;
+    UPDATE pljobs.idempotency AS i SET job_id = (v_id_of ->> i.key)::bigint
+     WHERE i.deferred_by = v_by AND i.key = ANY (v_keys) AND v_id_of ? i.key;
     RETURN QUERY
     SELECT coalesce(d.id, i.job_id), d.id IS NOT NULL
       FROM jsonb_array_elements(defer_jobs_v2.jobs) WITH ORDINALITY AS e(job, ord)

@@ -10,7 +10,7 @@ AS $$
 -- nothing has changed. Raises PJ004 for a null or negative older_than. Notifies nobody.
 DECLARE
     v_until timestamptz := clock_timestamp() + interval '5 s';
-    v_before timestamp := (clock_timestamp() - drop_archive.older_than) AT TIME ZONE 'UTC';
+    v_before timestamp := pljobs._ago(drop_archive.older_than) AT TIME ZONE 'UTC';
     v_names text[];
     v_name text;
     v_relation regclass;

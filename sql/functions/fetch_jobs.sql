@@ -119,7 +119,7 @@ DECLARE
     v_now timestamptz := clock_timestamp();
     v_allowed text[] := pljobs._allowed_queues('fetch');
     v_paused text[];
-    v_flows boolean := pljobs._flows();
+    v_flows boolean;
     v_in_turn boolean := false;                   -- keys take turns, or tasks have limits
     v_rooms integer[];                            -- how many of each queue may start; null: any number
     v_key text;                                   -- which walk a hint is about
@@ -136,6 +136,7 @@ DECLARE
     v_parents bigint[];
     v_crashes integer;
     v_take bigint[];
+    v_refused bigint[];                           -- what can't start now, and would be in the way of others
     v_tainted_at timestamptz;
 BEGIN
     IF coalesce(fetch_jobs_v1.max_jobs, 0) < 1 THEN
@@ -160,6 +161,8 @@ BEGIN
     IF EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.start_by <= v_now) THEN
         PERFORM pljobs._expire_jobs(1000);
     END IF;
+    -- Now: what has just become due may wait for its turn.
+    v_flows := pljobs._flows();
 
     IF v_allowed IS NOT NULL THEN
         v_queues := ARRAY(SELECT a.name FROM unnest(v_allowed) AS a(name)
@@ -219,7 +222,8 @@ BEGIN
         IF v_in_turn THEN
             SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes)
               INTO v_ids, v_locks, v_parents, v_crashes
-              FROM pljobs._next_in_turn(v_queues, v_rooms, fetch_jobs_v1.tasks, v_want, v_now) AS c;
+              FROM pljobs._next_in_turn_but(
+                   v_queues, v_rooms, fetch_jobs_v1.tasks, v_want, v_now, v_refused) AS c;
         ELSIF v_queues IS NULL THEN
             SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes)
               INTO v_ids, v_locks, v_parents, v_crashes
@@ -239,6 +243,7 @@ BEGIN
                        AND (j.queue, -j.priority, j.id) >= (v_queues[1], v_from_priority, v_from_id)
                        AND (j.start_by IS NULL OR j.start_by > v_now)
                        AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
+                       AND (j.id = ANY (v_refused)) IS NOT TRUE
                      ORDER BY j.queue, -j.priority, j.id LIMIT least(v_want, v_rooms[1])
                        FOR UPDATE SKIP LOCKED) AS c;
         ELSE
@@ -260,6 +265,7 @@ BEGIN
                                      AND (t.queue, -t.priority, t.id) >= (q.name, v_from_priority, v_from_id)
                                      AND (t.start_by IS NULL OR t.start_by > v_now)
                                      AND (fetch_jobs_v1.tasks IS NULL OR t.task = ANY (fetch_jobs_v1.tasks))
+                                     AND (t.id = ANY (v_refused)) IS NOT TRUE
                                    ORDER BY t.queue, -t.priority, t.id
                                    LIMIT least(v_want + v_ahead, q.room)) AS h))
                      ORDER BY -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
@@ -297,7 +303,11 @@ BEGIN
             v_take := pljobs._apart(fetch_jobs_v1.worker_id, v_take);
         END IF;
         -- Where it saw all there was, one more round: it may have woken the head of a sleeping lane.
-        EXIT WHEN v_take <> '{}' OR (cardinality(v_ids) < v_want AND v_round > 1);
+        -- Where a throttle leaves room for few, it has seen no more than these.
+        EXIT WHEN v_take <> '{}' OR (cardinality(v_ids) < v_want AND v_round > 1 AND NOT v_flows);
+        IF v_flows THEN
+            v_refused := v_refused || v_ids;
+        END IF;
         -- Twice as many: what it doesn't start, no other fetch can until this one commits.
         v_want := least(2 * v_want, greatest(v_want, 10000));
     END LOOP;

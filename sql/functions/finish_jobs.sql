@@ -24,26 +24,27 @@ AS $$
 -- sql_cancelled: it failed because a statement was cancelled; if its request cancelled one, that is
 -- 'aborted'. retry_in: an interval from now, by the database's clock, cut to ten years; a negative one, or
 -- what is no interval, means at once: it never keeps the call from ending its runs. delete_job: gone, where
--- it would have ended, aborted ones too. Returns the status written, or 'deleted', for each run. A run that isn't this job's
--- changes nothing: it is answered the status then written if that run itself ended the job (so a lost reply
--- can be replayed), else 'stale'; 'not_found' if the job is gone, or its worker another's and the caller's
--- role limited to queues; such a role retries a job in none but these, or in the job's own queue. With wait
--- => false a job that somebody else holds locked (a person's open transaction) is left as it is, and answered
--- 'locked': report it again a little later. Message and error are cut at 1,000 and 16,384 characters, a
--- result of more than 1 MiB is left out: what a task produced never keeps it from ending. Raises PJ004 for an
--- unknown outcome or a retry's queue or lock not of 1 to 255 characters. Locks the jobs by ascending id, then
--- their requests, then their lanes, then the throttles of what is unstarted, for which it waits for a second
--- at most. Notifies workers of retries, of woken lanes, and of throttled queues.
+-- it would have ended, aborted ones too. Returns the status written, or 'deleted', for each run. A run that
+-- isn't this job's changes nothing: it is answered the status then written if that run itself ended the job
+-- (so a lost reply can be replayed), else 'stale'; 'not_found' if the job is gone, or its worker another's
+-- and the caller's role limited to queues; such a role retries a job in none but these, or in the job's own
+-- queue. With wait => false a job that somebody else holds locked (a person's open transaction) is left as
+-- it is, and answered 'locked': report it again a little later. Message and error are cut at 1,000 and
+-- 16,384 characters, a result of more than 1 MiB is left out: what a task produced never keeps it from
+-- ending. Raises PJ004 for an unknown outcome or a retry's queue or lock not of 1 to 255 characters. Locks
+-- the jobs by ascending id, then their requests, then their lanes, then the throttles of what is unstarted,
+-- for which it waits for a second at most. Notifies workers of retries, of woken lanes, and of throttled
+-- queues.
 DECLARE
     c_longest CONSTANT interval := interval '10 years';
     v_now timestamptz := clock_timestamp();
     v_own bigint[] := pljobs._own_workers();
     v_allowed text[];
+    v_places bigint[];
     v_ids bigint[];
     v_plain_jobs bigint[];
     v_plain_runs bigint[];
-    v_results jsonb[];
-    v_messages text[];
+    v_left_of jsonb;                              -- run -> its result and message, if it left any
     v_unstarted boolean;
     v_progress boolean;
     v_mine bigint[];
@@ -58,27 +59,40 @@ DECLARE
     v_retry_in interval;
 BEGIN
     IF v_own IS NOT NULL THEN
+        -- Once, for what follows are statements of their own: a run is theirs in all of them, or in none.
+        -- Theirs is also what one of their workers has ended by a retry: it may be said again.
+        v_places := ARRAY(
+            SELECT e.place
+              FROM jsonb_array_elements(finish_jobs_v1.runs) WITH ORDINALITY AS e(run, place)
+             CROSS JOIN LATERAL (  -- one by one, whatever the statistics say
+                   SELECT FROM pljobs.job AS j
+                    WHERE j.id = (e.run ->> 'job_id')::bigint AND j.worker_id = ANY (v_own)
+                    UNION ALL
+                   SELECT FROM pljobs.job_event AS v
+                    WHERE v.job_id = (e.run ->> 'job_id')::bigint AND v.run_id = (e.run ->> 'run_id')::bigint
+                      AND v.worker_id = ANY (v_own)
+                    LIMIT 1) AS is_theirs);
         RETURN QUERY
-        SELECT x.job_id, x.run_id, 'not_found'
-          FROM jsonb_to_recordset(finish_jobs_v1.runs) AS x(job_id bigint, run_id bigint)
-         WHERE NOT EXISTS (SELECT FROM pljobs.job AS j WHERE j.id = x.job_id AND j.worker_id = ANY (v_own));
+        SELECT (e.run ->> 'job_id')::bigint, (e.run ->> 'run_id')::bigint, 'not_found'
+          FROM jsonb_array_elements(finish_jobs_v1.runs) WITH ORDINALITY AS e(run, place)
+         WHERE e.place <> ALL (v_places);
         -- Better put back to its own queue than not at all; but into no other by a role that is kept from it.
         v_allowed := pljobs._allowed_queues('fetch');
         runs := coalesce((
             SELECT jsonb_agg(CASE WHEN e.run ->> 'retry_queue' = ANY (v_allowed) THEN e.run
                                   ELSE e.run - 'retry_queue' END)
-              FROM jsonb_array_elements(finish_jobs_v1.runs) AS e(run)
-             WHERE EXISTS (SELECT FROM pljobs.job AS j WHERE j.id = (e.run ->> 'job_id')::bigint
-                              AND j.worker_id = ANY (v_own) OFFSET 0)), '[]');
+              FROM jsonb_array_elements(finish_jobs_v1.runs) WITH ORDINALITY AS e(run, place)
+             WHERE e.place = ANY (v_places)), '[]');
     END IF;
     -- Read once: most runs have just succeeded, and need no more than these.
     SELECT array_agg(x.job_id), array_agg(x.job_id) FILTER (WHERE x.plain),
            array_agg(x.run_id) FILTER (WHERE x.plain),
-           array_agg(CASE WHEN octet_length(x.result::text) <= 1048576 THEN x.result END)
-               FILTER (WHERE x.plain),
-           array_agg(left(x.message, 1000)) FILTER (WHERE x.plain),
+           jsonb_object_agg(x.run_id, jsonb_build_object(
+               'result', CASE WHEN octet_length(x.result::text) <= 1048576 THEN x.result END,
+               'message', left(x.message, 1000)))
+               FILTER (WHERE x.plain AND x.run_id IS NOT NULL AND num_nonnulls(x.result, x.message) > 0),
            bool_or(x.outcome = 'unstarted'), bool_or(num_nonnulls(x.progress, x.progress_message) > 0)
-      INTO v_ids, v_plain_jobs, v_plain_runs, v_results, v_messages, v_unstarted, v_progress
+      INTO v_ids, v_plain_jobs, v_plain_runs, v_left_of, v_unstarted, v_progress
       FROM (SELECT r.*, r.outcome = 'succeeded' AND r.delete_job IS NOT TRUE AS plain
               FROM jsonb_to_recordset(finish_jobs_v1.runs) AS r(
                    job_id bigint, run_id bigint, outcome text, result jsonb, message text, delete_job boolean,
@@ -119,11 +133,13 @@ BEGIN
         UPDATE pljobs.job AS j
            SET status = 'succeeded', finished_at = v_now, run_id = NULL, last_run_id = j.run_id,
                timeout_at = NULL,
-               message = x.message, error = NULL, result = x.result
-          FROM unnest(v_plain_jobs, v_plain_runs, v_results, v_messages) AS x(job_id, run_id, result, message)
-         -- Both: where the planner believes in one row, the join alone may walk all there are.
-         WHERE j.id = ANY (v_plain_jobs) AND j.id = x.job_id AND j.run_id = x.run_id
-           AND j.request_id IS NULL AND (j.id = ANY (v_held)) IS NOT TRUE
+               message = v_left_of -> j.run_id::text ->> 'message', error = NULL,
+               result = nullif(v_left_of -> j.run_id::text -> 'result', 'null')
+         WHERE j.id = ANY (v_plain_jobs) AND j.request_id IS NULL AND (j.id = ANY (v_held)) IS NOT TRUE
+           -- IS TRUE: looked up in a hash table. A join may compare each with each, where the planner
+           -- believes that there are few, or walk all jobs there are.
+           AND ((j.id, j.run_id) IN (SELECT x.job_id, x.run_id
+                                       FROM unnest(v_plain_jobs, v_plain_runs) AS x(job_id, run_id))) IS TRUE
         RETURNING j.id, j.last_run_id
     )
     SELECT coalesce(array_agg(e.id), '{}'), coalesce(array_agg(e.last_run_id), '{}')

@@ -32,13 +32,14 @@ BEGIN
              ORDER BY j.scheduled_at LIMIT c_looked_at) AS s;
     IF EXISTS (SELECT FROM pljobs.throttle) THEN
         SELECT min(n.at) INTO v_token_at
-          FROM (SELECT b.full_at - (t.burst - 1) * (t.period / t.rate) AS at
+          FROM (SELECT b.full_at - (t.burst - 1) * (t.period / t.rate) AS at,
+                       b.full_at <= pljobs._latest_full(t.burst, t.rate, t.period) AS is_known
                   FROM pljobs.throttle AS t
                   JOIN pljobs.bucket AS b ON b.scope = t.scope AND b.name = t.name AND b.set_at = t.set_at
                  WHERE t.rate IS NOT NULL
                    AND CASE t.scope WHEN 'task' THEN (t.name = ANY (next_fetch_v1.tasks)) IS NOT FALSE
                                     ELSE (t.name = ANY (next_fetch_v1.queues)) IS NOT FALSE END) AS n
-         WHERE n.at > clock_timestamp();
+         WHERE n.at > clock_timestamp() AND n.is_known;
     END IF;
     RETURN least(v_at, v_token_at) - clock_timestamp();
 END

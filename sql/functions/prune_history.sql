@@ -35,7 +35,7 @@ AS $$
 -- the history is of all. Skips rows that somebody holds. Notifies nobody.
 DECLARE
     -- Variables: an index can't be searched for a volatile value.
-    v_before timestamptz := clock_timestamp() - prune_history_v2.older_than;
+    v_before timestamptz := pljobs._ago(prune_history_v2.older_than);
     v_since timestamptz := coalesce(prune_history_v2.since, '-infinity');
     v_count bigint;
     v_last timestamptz;

@@ -41,7 +41,7 @@ AS $$
 -- somebody holds; leaves jobs whose month has no partition yet while another is making one. Notifies nobody.
 DECLARE
     -- Variables: an index can't be searched for a volatile value.
-    v_before timestamptz := clock_timestamp() - prune_jobs_v2.older_than;
+    v_before timestamptz := pljobs._ago(prune_jobs_v2.older_than);
     v_since timestamptz := coalesce(prune_jobs_v2.since, '-infinity');
     v_allowed text[] := pljobs._allowed_queues('fetch');
     v_ids bigint[];

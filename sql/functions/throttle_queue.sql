@@ -21,9 +21,12 @@ BEGIN
         RAISE EXCEPTION 'a rate needs its period, and the other way round' USING ERRCODE = 'PJ004',
             HINT = 'For example: rate => 100, period => ''1 min''.';
     ELSIF _set_throttle.rate > 1000000
-       OR _set_throttle.period NOT BETWEEN interval '1 s' AND c_longest THEN
-        RAISE EXCEPTION 'a rate is of 1 to 1000000 starts, a period of 1 s to 10 years'
-            USING ERRCODE = 'PJ004';
+       OR _set_throttle.period NOT BETWEEN interval '1 s' AND c_longest
+       OR _set_throttle.burst > 1000000
+       OR extract(epoch FROM _set_throttle.period) * _set_throttle.burst / _set_throttle.rate
+          > extract(epoch FROM c_longest) THEN
+        RAISE EXCEPTION 'a rate is of 1 to 1000000 starts, a period of 1 s to 10 years, a burst of 1 to '
+                        '1000000 starts, which come back within 10 years' USING ERRCODE = 'PJ004';
     END IF;
     PERFORM pljobs._require_flow();
 

@@ -33,6 +33,13 @@ AS $$ UPDATE pljobs.bucket SET full_at = full_at - make_interval(secs => seconds
 
 SELECT a_worker() AS w \gset
 
+-- Where nothing else is limited, nor waits for its turn.
+SELECT a_name('queue') AS q \gset
+SELECT d.job_id FROM pljobs.defer_jobs_v3(jsonb_build_array(jsonb_build_object('task', 't', 'queue', :'q', 'fairness_key', 'a', 'scheduled_in', '1 h'))) AS d \gset
+UPDATE pljobs.job SET scheduled_at = clock_timestamp() - interval '1 s' WHERE id = :job_id;
+SELECT is(pljobs._flows(), false, 'nothing flows');
+SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'a job with a key is fetched by the fetch that finds it due');
+
 -- The locks of throttles are nobody else's, of trees for instance: who holds one waits for nothing.
 SELECT pljobs.throttle_queue(a_name('queue'), max_running => 1) FROM generate_series(1, 20) \g /dev/null
 SELECT pljobs._take_throttles(ARRAY(SELECT t.name FROM pljobs.throttle AS t WHERE t.scope <> 'task'), NULL) \g /dev/null
@@ -124,6 +131,47 @@ SELECT pljobs.throttle_queue(a_name('another'), max_running => 1) \g /dev/null
 SELECT is(started(:w, ARRAY[:'q'], 1), '{}', 'an empty queue, while another is throttled');
 SELECT a_todo_job(queue => :'q') AS low, a_todo_job(queue => :'q', priority => 1) AS high \gset
 SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:high]::bigint[], 'the more urgent starts first, while another is throttled');
+
+-- What may not start now is not in the way of others: jobs that were lost twice start one after the other.
+SELECT pljobs.throttle_queue(a_name('another'), max_running => 1) \g /dev/null
+CREATE FUNCTION behind_suspects(queues integer, key text, VARIADIC throttle text[]) RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    v_queues text[] := ARRAY(SELECT a_name('queue') FROM generate_series(1, behind_suspects.queues));
+    v_worker bigint := a_worker();
+    v_ids bigint[] := ARRAY(SELECT d.job_id FROM pljobs.defer_jobs_v3((SELECT jsonb_agg(jsonb_build_object('task', v_queues[1], 'queue', v_queues[1], 'fairness_key', key)) FROM generate_series(1, 4))) AS d);
+    v_call text;
+BEGIN
+    UPDATE pljobs.job SET crashes = 2 WHERE id = ANY (v_ids[1:2]);
+    FOREACH v_call IN ARRAY throttle LOOP
+        EXECUTE format('SELECT pljobs.' || v_call, v_queues[1]);
+    END LOOP;
+    RETURN (SELECT string_agg(array_position(v_ids, f.job_id)::text, ' ' ORDER BY g.n, f.job_id)
+              FROM generate_series(1, 3) AS g(n) CROSS JOIN LATERAL pljobs.fetch_jobs_v1(v_worker, 1 + 0 * g.n, v_queues) AS f);
+END
+$$;
+SELECT is(behind_suspects(q, k, VARIADIC t), '1 3', format('of one queue of %s%s: %s', q, ', with a key' || left(k, 0), t))
+  FROM generate_series(1, 2) AS q, unnest('{NULL,a}'::text[]) AS k,
+       (VALUES (ARRAY['throttle_queue(%L, max_running => 2)']), (ARRAY['throttle_queue(%L, rate => 1, period => ''1 h'', burst => 2)']),
+               (ARRAY['throttle_queue(%L, max_running => 2, each_key => true)']), (ARRAY['throttle_task(%L, max_running => 2)'])) AS a(t);
+SELECT a_name('queue') AS q \gset
+SELECT (SELECT array_agg(a_todo_job(queue => :'q')) FROM generate_series(1, 3)) AS ids \gset
+SELECT is(ARRAY(SELECT n.id FROM pljobs._next_in_turn(ARRAY[:'q'], ARRAY[2], NULL, 10, now()) AS n), (:'ids'::bigint[])[1:2], 'a fetch of 0.3.0 that an upgrade overtakes goes on');
+
+-- A rate that has rested for long, and one whose bucket was written while the clock was ahead.
+SELECT a_name('queue') AS q \gset
+SELECT (SELECT array_agg(a_todo_job(queue => :'q')) FROM generate_series(1, 4)) AS ids \gset
+SELECT pljobs.throttle_queue(:'q', rate => 1000000, period => '1 s', burst => 1) \g /dev/null
+SELECT is(started(:w, ARRAY[:'q'], 10), (:'ids'::bigint[])[1:1], 'a rate is used');
+SELECT let_pass(1e9);
+SELECT is(started(:w, ARRAY[:'q'], 10), (:'ids'::bigint[])[2:2], 'thirty years later no more than its burst may start, and that does');
+SELECT let_pass(-1e9);
+SELECT is(coalesce(pljobs.next_fetch_v1(:w, ARRAY[:'q']) < interval '1 min', true), true, 'a bucket that is full only in years was written while the clock was ahead');
+SELECT is(started(:w, ARRAY[:'q'], 10), (:'ids'::bigint[])[3:3], 'and keeps nothing from starting');
+SELECT let_pass(2);
+SELECT is(started(:w, ARRAY[:'q'], 10), (:'ids'::bigint[])[4:4], 'but counts from then on');
+SELECT let_pass(-2);
 
 -- So many per period: a token bucket.
 SELECT a_name('queue') AS q \gset

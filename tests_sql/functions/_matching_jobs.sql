@@ -48,7 +48,7 @@ SELECT throws_ok('SELECT matching(' || a || ')', 'PJ004', NULL, 'no filter: ' ||
   FROM unnest('{"","args => ''{}''","older_than => ''0''","args => ''{}'', older_than => ''0 days''","statuses => ''{todo}''","after_id => 1"}'::text[]) AS a;
 SELECT throws_ok('SELECT matching(queue => ''q'', ' || a || ')', 'PJ004', NULL, 'refused: ' || a)
   FROM unnest('{"max_jobs => 0","max_jobs => -1","max_jobs => NULL","older_than => ''-1 s''"}'::text[]) AS a;
-SELECT throws_ok('SELECT matching(older_than => ''100000000 years'')', '22008', NULL, 'a time before all time');
+SELECT is(matching(older_than => '100000000 years'), '{}', 'a time before all time');
 
 SELECT results_eq(format('SELECT matching, others FROM pljobs._lock_matching_own_jobs(ARRAY[%s, -1, %s, %s]::bigint[], NULL, NULL, ''{todo}'', %L, NULL, NULL, NULL, NULL)', :three, :two, :four, :'l'),
                   format('SELECT ARRAY[%s]::bigint[], ARRAY[-1, %s, %s]::bigint[]', :two, :three, :four), 'what was locked and matches, and the others');

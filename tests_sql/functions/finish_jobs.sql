@@ -254,6 +254,13 @@ SELECT is(ended(:'ann', 1, 'succeeded'), 'succeeded', 'those of its own it ends'
 SELECT is(ended(:'ann', 1, 'succeeded'), 'succeeded', 'and may say so again');
 SELECT is(ended(:'ann', 2, 'failed', jsonb_build_object('retry_in', '0 s', 'retry_queue', 'money')), 'todo', 'it retries');
 SELECT results_eq('SELECT j.queue FROM pljobs.job AS j JOIN scene AS s ON s.job_id = j.id WHERE s.n = 2', ARRAY[:'mail'], 'but into no queue that it is kept from');
+SELECT is(ended(:'ann', 2, 'failed'), 'todo', 'and may say that again');
+CREATE TABLE scene_of_ann AS SELECT s.run_id FROM scene AS s WHERE s.n = 2;
+UPDATE scene AS s SET run_id = start_job(s.job_id, :bobs) WHERE s.n = 2;
+SELECT is(ended(:'ann', 2, 'failed'), 'not_found', 'but nothing of the run that another''s worker has begun since');
+SELECT is(as_login(:'ann', format('SELECT string_agg(f.status, '','' ORDER BY f.run_id) FROM pljobs.finish_jobs_v1(%L) AS f',
+             (SELECT jsonb_agg(jsonb_build_object('job_id', s.job_id, 'run_id', r.run_id, 'outcome', 'failed')) FROM scene AS s CROSS JOIN LATERAL (SELECT s.run_id UNION ALL SELECT a.run_id FROM scene_of_ann AS a) AS r WHERE s.n = 2))),
+          'todo,not_found', 'not beside its own, either');
 SELECT is(ended(:'ann', 3, 'failed', jsonb_build_object('retry_in', '0 s', 'retry_queue', :'news')), 'todo', 'into another of its own');
 SELECT results_eq('SELECT j.queue FROM pljobs.job AS j JOIN scene AS s ON s.job_id = j.id WHERE s.n = 3', ARRAY[:'news'], 'it does');
 SELECT is(as_login(:'ann', format('SELECT string_agg(format(''%%s %%s'', f.job_id, f.status), '', '' ORDER BY f.job_id) FROM pljobs.finish_jobs_v1(%L) AS f',

@@ -65,5 +65,7 @@ UPDATE pljobs.idempotency SET deferred_at = deferred_at - interval '2 h' WHERE k
 SELECT is(pljobs.prune_history_v1('1 h'), 1::bigint, 'a key is forgotten with the history');
 SELECT is((SELECT o.is_new FROM once(:'k') AS o), true, 'and free again');
 
+SELECT throws_ok(format('SELECT pljobs.defer_jobs_v2(%L)', j), 'PJ002', NULL, 'no array: ' || j) FROM unnest(ARRAY['{"task": "k", "idempotency_key": "x"}', '"idempotency_key"', 'null']) AS j;
+
 SELECT * FROM finish();
 ROLLBACK;

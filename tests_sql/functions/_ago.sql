@@ -1,0 +1,15 @@
+BEGIN;
+\ir ../lib/fixtures.sql
+SELECT * FROM no_plan();
+
+SELECT is(date_trunc('hour', pljobs._ago('3 days') - clock_timestamp() + interval '1 min'), interval '-3 days', 'the time so long ago');
+SELECT is(pljobs._ago(NULL), NULL, 'null for null');
+SELECT ok(pljobs._ago(i::interval) BETWEEN clock_timestamp() - interval '1 min' AND clock_timestamp(), 'never in the future: ' || i) FROM unnest('{0,-1 s,-300000 years}'::text[]) AS i;
+SELECT ok(pljobs._ago(i::interval) > '0001-01-01', 'never before what every client can read: ' || i) FROM unnest('{7000 years,178000000 years}'::text[]) AS i;
+SELECT is(pljobs.prune_jobs_v1('7000 years') + pljobs.prune_history_v1('7000 years') + pljobs.drop_archive('7000 years'), 0::bigint, 'nothing was that long ago');
+SELECT throws_ok('SELECT ' || f || '(''-300000 years'')', 'PJ004', NULL, 'not before now: ' || f) FROM unnest('{pljobs.prune_jobs_v1,pljobs.prune_history_v1,pljobs.drop_archive}'::text[]) AS f;
+SELECT throws_ok($$SELECT pljobs.cancel_jobs(older_than => '-300000 years')$$, 'PJ004', NULL, 'nor cancelled');
+SELECT is_empty($$SELECT pljobs.cancel_jobs(older_than => '7000 years')$$, 'that old is no job');
+
+SELECT * FROM finish();
+ROLLBACK;
