@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
+import sys
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
 
 import psycopg
 import pytest
 
+import workers
 from pljobs import App, JobAborted, JobContext, Status
+from pljobs.careful import careful_logger
+from pljobs.control import Control
 from pljobs.worker import Worker
 from waiting import wait_until_async
 
@@ -23,6 +29,10 @@ Body = Callable[[], Awaitable[object]]
 
 async def running(app: App, job_id: int) -> bool:
     return await app.job_manager.get_job_status_async(job_id) is Status.DOING
+
+
+async def all_run(app: App, job_ids: Iterable[int]) -> bool:
+    return all([await running(app, job_id) for job_id in job_ids])
 
 
 async def end_of(app: App, job_id: int) -> Status:
@@ -121,22 +131,168 @@ class Raises(logging.Filter):
         raise RuntimeError(f"a filter that raises: {record.name}")
 
 
-async def test_a_log_that_raises_keeps_no_job_from_ending(app: App) -> None:
+@pytest.fixture
+def unlucky() -> Iterator[None]:
+    """Every logger of pljobs that there is has a filter that raises."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("pljobs")]
+    raises = Raises()
+    for name in names:
+        logging.getLogger(name).addFilter(raises)
+    yield
+    for name in names:
+        logging.getLogger(name).removeFilter(raises)
+
+
+@pytest.mark.usefixtures("unlucky")
+async def test_a_log_that_raises_keeps_no_job_from_starting_or_ending(
+    app: App, capfd: pytest.CaptureFixture[str]
+) -> None:
     @app.task(name="fails")
     async def fails() -> None:
         raise ValueError("bad")
 
-    raised: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context))
-    log, unlucky = logging.getLogger("pljobs.jobs"), Raises()
-    ids = [await fails.defer_async() for _ in range(3)]
-    log.addFilter(unlucky)
-    try:
-        await app.run_worker_async(wait=False, concurrency=3, install_signal_handlers=False)
-    finally:
-        log.removeFilter(unlucky)
+    ids = [
+        await fails.defer_async(),
+        await app.configure_task("unknown").defer_async(),
+        await fails.defer_async(),
+    ]
+    await app.run_worker_async(wait=False, concurrency=3, install_signal_handlers=False)
     assert [await end_of(app, job_id) for job_id in ids] == [Status.FAILED] * 3
-    assert raised
+    assert "a filter that raises: pljobs.jobs" in capfd.readouterr().err
+
+
+def test_a_record_tells_who_wrote_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pljobs.a_test")
+    logger = careful_logger("pljobs.a_test")
+    logger.info("hello %s", "you", extra={"job_id": 7})
+    logger.debug("not this")
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        logger.exception("and that")
+    first, second = caplog.records
+    assert (first.getMessage(), first.funcName) == ("hello you", "test_a_record_tells_who_wrote_it")
+    assert vars(first)["job_id"] == 7
+    assert (second.levelno, second.exc_text or second.exc_info) != (logging.ERROR, None)
+
+
+async def test_a_callback_that_can_not_be_called_keeps_no_other_job_from_its_abort(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "pljobs-on-abort":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    @app.task(name="t", pass_context=True)
+    def t(context: JobContext) -> None:
+        context.on_abort(lambda: None)
+        context.abort_flag.wait(60)
+        raise JobAborted("seen")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    async with workers.running(app, concurrency=3) as worker:
+        ids = [await t.defer_async() for _ in range(3)]
+        await wait_until_async(lambda: all_run(app, ids))
+        worker.abort()
+        # By a shutdown: they go back.
+        await wait_until_async(lambda: not worker.is_busy)
+    for job_id in ids:
+        assert await app.job_manager.get_job_status_async(job_id) is Status.TODO
+
+
+async def test_a_worker_whose_control_thread_dies_ends(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Control, "_run", lambda control: None)
+    with pytest.raises(ExceptionGroup) as raised:
+        await app.run_worker_async(install_signal_handlers=False)
+    assert raised.group_contains(RuntimeError, match="control thread has died")
+
+
+async def test_the_one_who_cancels_a_worker_knows_its_cancel_again(app: App) -> None:
+    worker = Worker(app, install_signal_handlers=False)
+    task = asyncio.create_task(worker.run())
+    await wait_until_async(lambda: worker.worker_id is not None)
+    task.cancel("by me")
+    with pytest.raises(asyncio.CancelledError, match="by me"):
+        await task
+
+
+async def test_who_cancels_every_task_twice_leaves_no_lease_behind(
+    app: App, aconn: psycopg.AsyncConnection[Any]
+) -> None:
+    go_on = threading.Event()
+
+    @app.task(name="t")
+    def t() -> None:
+        go_on.wait(60)
+
+    job_id = await t.defer_async()
+    others = asyncio.all_tasks()
+    worker = Worker(app, install_signal_handlers=False, **workers.HASTY)
+    task = asyncio.create_task(worker.run())
+    await wait_until_async(lambda: running(app, job_id))
+    while not task.done():
+        for each in asyncio.all_tasks() - others:
+            each.cancel()
+        await asyncio.sleep(0.2)
+    await asyncio.gather(task, return_exceptions=True)
+    state = "SELECT state FROM pljobs.workers WHERE id = %s"
+
+    async def is_stalled() -> bool:
+        return await workers.row(aconn, state, worker.worker_id) == {"state": "stalled"}
+
+    await wait_until_async(is_stalled)
+    go_on.set()
+
+
+async def test_an_app_stays_open_for_the_last_of_its_workers(db_url: str) -> None:
+    app = App(db_url)
+
+    @app.task(name="t")
+    async def t() -> None:
+        await app.configure_task("none").defer_async()
+
+    first = asyncio.create_task(app.run_worker_async(queues=["a"], install_signal_handlers=False))
+    await wait_until_async(lambda: app.connector.is_open_async)
+    await app.run_worker_async(queues=["b"], wait=False, install_signal_handlers=False)
+    job_id = await t.configure(queue="a").defer_async()
+    assert await end_of(app, job_id) is Status.SUCCEEDED
+    first.cancel()
+    await asyncio.wait([first])
+    assert not app.connector.is_open_async
+
+
+async def test_a_job_that_runs_a_loop_of_its_own_closes_the_app_for_nobody(app: App) -> None:
+    @app.task(name="t")
+    def t() -> int:
+        async def inner() -> int:
+            async with app.open_async():
+                return 1
+
+        return asyncio.run(inner())
+
+    ids = [await t.defer_async() for _ in range(2)]
+    await app.run_worker_async(wait=False, install_signal_handlers=False)
+    assert [await end_of(app, job_id) for job_id in ids] == [Status.SUCCEEDED] * 2
+
+
+async def test_who_no_longer_waits_for_an_abort_leaves_nothing_behind(app: App) -> None:
+    left: list[int] = []
+
+    @app.task(name="t", pass_context=True)
+    async def t(context: JobContext) -> None:
+        for _ in range(3):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await context.aborted()
+        left.append(len(context.abort_flag._callbacks))
+
+    job_id = await t.defer_async()
+    await app.run_worker_async(wait=False, install_signal_handlers=False)
+    assert await end_of(app, job_id) is Status.SUCCEEDED
+    assert left == [0]
 
 
 def test_the_end_of_the_program_gives_running_jobs_back(db_url: str) -> None:
@@ -228,3 +384,55 @@ async def test_should_abort_is_seen_by_a_method_that_is_a_task(app: App) -> None
     assert await end_of(app, job_id) is Status.ABORTED
     worker.cancel()
     await asyncio.wait([worker])
+
+
+async def slow_to_clean_up(cleaning: asyncio.Event, go_on: asyncio.Event) -> None:
+    try:
+        await asyncio.sleep(1000)
+    finally:
+        cleaning.set()
+        await go_on.wait()
+
+
+async def fails() -> None:
+    raise ValueError("a child fails by itself")
+
+
+async def a_timeout_is_over(cleaning: asyncio.Event, go_on: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.05), asyncio.TaskGroup() as group:
+            group.create_task(slow_to_clean_up(cleaning, go_on))
+
+
+async def a_child_has_failed(cleaning: asyncio.Event, go_on: asyncio.Event) -> None:
+    with contextlib.suppress(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(slow_to_clean_up(cleaning, go_on))
+            await asyncio.sleep(0)
+            group.create_task(fails())
+
+
+OWN_CANCELS = [a_timeout_is_over]
+if sys.version_info >= (3, 13):  # before, a group forgets what came from outside; asyncio says so itself
+    OWN_CANCELS.append(a_child_has_failed)
+
+
+@pytest.mark.parametrize("own_cancel", OWN_CANCELS)
+async def test_an_abort_that_meets_a_cancel_of_the_bodys_own_is_not_lost(
+    app: App, own_cancel: Callable[[asyncio.Event, asyncio.Event], Awaitable[None]]
+) -> None:
+    cleaning, go_on, after = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @app.task(name="t", pass_context=True)
+    async def t(context: JobContext) -> None:
+        context.on_abort(lambda: asyncio.get_running_loop().call_later(0.1, go_on.set))
+        await own_cancel(cleaning, go_on)
+        await asyncio.sleep(0)
+        after.set()
+
+    async with workers.running(app):
+        job_id = await t.defer_async()
+        await cleaning.wait()
+        await app.job_manager.cancel_job_by_id_async(job_id, abort=True)
+        assert await end_of(app, job_id) is Status.ABORTED
+    assert not after.is_set()

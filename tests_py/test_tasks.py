@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -255,3 +255,15 @@ def test_the_log_of_a_defer_carries_the_id_and_no_arguments(
     assert record.getMessage() == f"Deferred job t[{job_id}]"
     assert "hunter2" not in str(vars(record))
     assert "hunter2" not in caplog.text
+
+
+def test_a_generator_function_is_no_task(app: App) -> None:
+    def generates() -> Iterator[int]:
+        yield 1
+
+    async def generates_async() -> AsyncIterator[int]:
+        yield 1
+
+    for function in (generates, generates_async):
+        with pytest.raises(InvalidArgument, match="generator"):
+            app.task(name="t")(function)

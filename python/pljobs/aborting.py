@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import dataclasses
-import logging
 import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
 
 from pljobs.answers import Verdict
+from pljobs.careful import careful_logger
 from pljobs.jobs import AbortReason
 
-logger = logging.getLogger("pljobs.jobs")
+logger = careful_logger("pljobs.jobs")
 
 STRENGTH = {reason: strength for strength, reason in enumerate(reversed(AbortReason))}
 
@@ -82,7 +83,10 @@ class AbortFlag:
         if raised is not None:
             raised.set()
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:  # no thread to be had: the abort goes on, to the others, too
+                logger.exception("A callback of on_abort can't be called")
         return True
 
     def is_set(self) -> bool:
@@ -113,8 +117,8 @@ class AbortFlag:
             raised = self._raised
         return raised.wait(timeout)
 
-    def call(self, callback: Callable[[], object]) -> None:
-        """Call back once when the flag goes up, at once if it is up.
+    def call(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call back once when the flag goes up, at once if it is up; return what takes that back.
 
         Registered in an event loop, the callback runs in that loop, else in a thread of its own: whoever
         raises the flag never waits for it. What it raises is logged.
@@ -141,12 +145,17 @@ class AbortFlag:
                 except RuntimeError:
                     return  # the loop was closed: nobody is left to tell
 
+        def forget() -> None:
+            with self._lock, contextlib.suppress(ValueError):  # it is being called, or was
+                self._callbacks.remove(start)
+
         with self._lock:
             if self._reason is None:
                 if not self._closed:
                     self._callbacks.append(start)
-                return
+                return forget
         start()
+        return forget
 
 
 def reason_of(verdict: Verdict) -> AbortReason:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import logging
 import traceback
 from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -14,6 +13,7 @@ from typing import Literal, Self, TypedDict, Unpack
 
 from pljobs import calls_read
 from pljobs.blueprints import Blueprint
+from pljobs.careful import careful_logger
 from pljobs.connector import AsyncPool, PsycopgConnector, SyncPool
 from pljobs.deferring import JobDeferrer
 from pljobs.exceptions import LoadFromPathError, TaskNotFound, WorkerTainted
@@ -23,7 +23,7 @@ from pljobs.manager import JobManager
 from pljobs.schema_manager import SchemaManager
 from pljobs.tasks import DeferOptions, configure
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 
 class WorkerOptions(TypedDict, total=False):
@@ -97,6 +97,7 @@ class App(Blueprint):
     ) -> None:
         super().__init__()
         self.connector = PsycopgConnector(connector) if isinstance(connector, str) else connector
+        self._workers = 0  # which have opened it
         self.import_paths = list(import_paths or ())
         self.worker_defaults: WorkerOptions = worker_defaults or {}
         self.periodic_defaults: PeriodicDefaults = periodic_defaults or {}
@@ -237,11 +238,18 @@ class App(Blueprint):
 
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[None]:
-        if self.connector.is_open_async:
+        # By the first worker for all of them, if nobody else has.
+        if self.connector.is_open_async and not self._workers:
             yield
             return
-        async with self.open_async():
+        self._workers += 1
+        try:
+            await self.open_async()
             yield
+        finally:
+            self._workers -= 1
+            if not self._workers:
+                await self.close_async()
 
 
 def run_unless_tainted(main: Coroutine[object, object, None]) -> None:

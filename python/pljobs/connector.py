@@ -153,8 +153,10 @@ class PsycopgConnector:
     async def close_async(self) -> None:
         """Close what `open_async()` opened, and the sync pool if a sync call opened it meanwhile."""
         self._drop_if_forked()
-        pool = self._async.forget()
-        self._loop = None
+        loop = self._loop
+        if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
+            return  # a worker's perhaps: what was opened here found it open
+        pool, self._loop = self._async.forget(), None
         await in_a_thread(self.pings.close)
         if pool is not None:
             await pool.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import selectors
 import socket
@@ -12,13 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
 from pljobs import calls, calls_read, calls_sql, db, session
 from pljobs.aborting import AbortRequest, reason_of
-from pljobs.answers import Call, RunEnd, Verdict
+from pljobs.answers import Call, Verdict
+from pljobs.careful import careful_logger
 from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
 from pljobs.lag import LoopLag
@@ -26,6 +27,7 @@ from pljobs.link import KEEPALIVES, cut
 from pljobs.listener import Listener
 from pljobs.pace import PAUSE
 from pljobs.run import KILL, LAST_WORDS, SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
+from pljobs.verdicts import ended_themselves
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from pljobs.outage import Outage
     from pljobs.run import Run
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 PART = "control"
 PROBE_PATIENCE, FROZEN_AFTER = 5.0, 10.0
@@ -88,11 +90,12 @@ class Control:
         self._told: set[tuple[int, str, int]] = set()
         self._early: dict[int, Verdict] = {}
         self._stopping = threading.Event()
+        self._leaving = False
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
         self._lag = LoopLag(worker_id, self._in_loop)
-        self._thread = threading.Thread(target=self._run, name=f"pljobs-control-{worker_id}", daemon=True)
+        self._thread = threading.Thread(target=self._live, name=f"pljobs-control-{worker_id}", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -120,8 +123,17 @@ class Control:
             self.cut_if_frozen()
             # Not in the loop's executor: that may be full of threads that a task has left there.
             await asyncio.sleep(ENDED_EVERY)
-        self._waker.close()
-        self._woken.close()
+
+    def leave(self) -> None:
+        """End the thread, and let the lease run out: jobs may still run here that nobody looks after."""
+        self._leaving = True
+        self._stopping.set()
+        self.runs_changed()
+
+    @property
+    def has_died(self) -> bool:
+        """Say whether the thread has ended, and nobody has told it to."""
+        return not self._thread.is_alive() and not self._stopping.is_set()
 
     def cut_if_frozen(self) -> bool:
         """Cut the connection if a call on it waits for too long, and say so; call it each second or so."""
@@ -133,6 +145,10 @@ class Control:
         return False
 
     # In the thread, from here on
+
+    def _live(self) -> None:
+        with self._waker, self._woken:
+            self._run()
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -167,6 +183,8 @@ class Control:
                     # No longer than from heartbeat to heartbeat: the lease runs on meanwhile.
                     patience = min(PROBE_PATIENCE, self._heartbeat_interval)
                     self._listener.start(conn, patience=patience, elsewhere=self._elsewhere)
+                if self._leaving:
+                    return
                 self._beat(conn)
                 # Whatever was said while nobody listened: look.
                 self._in_loop(self._on_todo)
@@ -175,7 +193,8 @@ class Control:
                     selector.register(self._woken, selectors.EVENT_READ)
                     while not self._stopping.is_set():
                         self._wait_and_look(conn, selector)
-                self._timed(conn, calls.unregister_worker(self._worker_id))
+                if not self._leaving:
+                    self._timed(conn, calls.unregister_worker(self._worker_id))
         finally:
             self._conn = self._busy_since = None
 
@@ -196,17 +215,14 @@ class Control:
         interval = self._heartbeat_interval
         if self._runs:
             interval = min(interval, self._abort_interval)
-        looks = [
-            run.look_at for run in dict(self._runs).values() if run is not None and run.look_at is not None
-        ]
+        looks = [run.look_at for run in dict(self._runs).values() if run and run.look_at is not None]
         due = min(self._beat_at + interval, *looks) if looks else self._beat_at + interval
         self._asked = self._heard(conn) or self._asked
         if not self._asked:
             ready = {key.fileobj for key, _ in selector.select(max(0.0, due - time.monotonic()))}
             if self._woken in ready:
                 with contextlib.suppress(BlockingIOError):
-                    while self._woken.recv(4096):
-                        pass
+                    self._woken.recv(65536)
                 return  # there are runs now, or it is time to stop
             self._asked = conn in ready and self._heard(conn)
             if not self._asked and time.monotonic() < due:
@@ -246,7 +262,7 @@ class Control:
         self._early = {
             v.run_id: v for v in verdicts if v.run_id not in runs and v.verdict in {"abort", "kill"}
         }
-        ended = self._ended_themselves(conn, verdicts)
+        ended = ended_themselves(self._runs, verdicts, partial(self._timed, conn))
         verdicts = [verdict for verdict in verdicts if verdict.run_id not in ended]
         told: set[tuple[int, str, int]] = {
             (v.run_id, v.verdict, v.level) for v in verdicts if v.verdict != "ok"
@@ -269,23 +285,6 @@ class Control:
             logger.warning("The lease of worker %s had run out: registering again", self._worker_id)
             self._timed(conn, self._register_again)
             return self._timed(conn, beat)
-
-    def _ended_themselves(self, conn: psycopg.Connection[Any], verdicts: Sequence[Verdict]) -> set[int]:
-        """Return those runs that are not their jobs' any more for having ended them, by `context.finish`."""
-        lost = {
-            v.run_id: run
-            for v in verdicts
-            if v.verdict == "lost" and (run := self._runs.get(v.run_id)) is not None and not run.ended
-        }
-        if not lost:
-            return set()
-        # A lost run's report changes nothing; one that had succeeded already is answered so.
-        ends = [RunEnd(job_id=run.job.id or 0, run_id=n, outcome="succeeded") for n, run in lost.items()]
-        answers = self._timed(conn, calls.finish_jobs(ends, wait=False))
-        ended = {answer.run_id for answer in answers if answer.status == "succeeded"}
-        for run_id in ended:
-            lost[run_id].look_at = None  # nothing is to come for it, however long its body goes on
-        return ended
 
     def _cancel_sql(self, conn: psycopg.Connection[Any], verdict: Verdict) -> None:
         """Cancel a run's SQL where that is left to its worker: the database may not, or the run is lost."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pljobs import calls, checks
 from pljobs.answers import Call
 from pljobs.arguments import encode_arguments
+from pljobs.careful import careful_logger
 from pljobs.exceptions import InvalidJob
 from pljobs.job_context import current_context
 from pljobs.jobs import Job
@@ -16,7 +17,7 @@ from pljobs.jobs import Job
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 BATCH_JOBS = 1_000
 BATCH_CHARACTERS = 4 * 1024 * 1024

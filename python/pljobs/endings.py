@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from pljobs.answers import Outcome, RunEnd
+from pljobs.careful import careful_logger
 from pljobs.exceptions import JobAborted, JobTimeout
 from pljobs.jobs import AbortReason, DeleteJobCondition
 
 if TYPE_CHECKING:
     from pljobs.job_context import JobContext
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 # The modules whose frames call a task: they tell nobody anything about its failure.
 CALLERS = {str(Path(__file__).with_name(name)) for name in ("execution.py", "isolated.py")}

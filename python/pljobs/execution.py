@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import sys
 import threading
 import types
 from collections.abc import Awaitable, Callable
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Seconds between two cancels, from level 3 on.
 CANCEL_FIRST, CANCEL_EVERY = 0.1, 1.0
+# Whether a task group cancels its task once more, where it has dropped a cancel from outside.
+RECANCELS = sys.version_info >= (3, 13)
 
 
 class LocalRun(Run):
@@ -41,6 +44,7 @@ class LocalRun(Run):
         self._body: asyncio.Task[Ended] | None = None
         self._in_body = False
         self._cancelled = self._terminated = self._lost = False
+        self._cancels = 0  # of this worker's, as the body's task counts them
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
         self._environment = contextvars.copy_context()
@@ -91,7 +95,9 @@ class LocalRun(Run):
         if not self._in_body or self._body is None or self._observed is None:
             return False
         self._observed.expect_abort()
-        return self._body.cancel()
+        is_sent = self._body.cancel()
+        self._cancels += is_sent
+        return is_sent
 
     def _await(self, call: Callable[[], object]) -> None:
         self._observed = Observed(self._guarded(call), self._swallowed)
@@ -119,7 +125,9 @@ class LocalRun(Run):
         # A partial, a method or a callable object may return an awaitable: what came back tells, not what was
         # called.
         value = ended.value
-        if _is_awaitable(value):
+        if self.ended and inspect.iscoroutine(value):
+            value.close()  # it was given up meanwhile: nothing more of it may begin
+        elif _is_awaitable(value):
             self._await(lambda: value)
         else:
             self.finish(ended)
@@ -133,7 +141,7 @@ class LocalRun(Run):
     def _swallowed(self) -> None:
         # Called when the abort dies, be it swallowed or because the body ended with it; by the garbage
         # collector perhaps, so that nothing may happen here but a note for the event loop.
-        if self._in_body:
+        if self._in_body and not self._is_passed_on():
             self.swallowed = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 self._loop.call_soon_threadsafe(self._log_swallowed)
@@ -142,11 +150,24 @@ class LocalRun(Run):
                 else:
                     self._loop.call_soon_threadsafe(self._uncancel)
 
+    def _is_passed_on(self) -> bool:
+        # Timeouts and task groups drop an abort that meets a cancel of their own, and look at the task's
+        # count to raise another in its place. So does a group on 3.13 whose child fails while it cleans up.
+        if self._body is None or self._body.cancelling() > self._cancels:
+            return True
+        frame = inspect.currentframe() if RECANCELS else None
+        for _ in range(4):
+            frame = frame and frame.f_back
+            if frame is not None and frame.f_code.co_filename == asyncio.taskgroups.__file__:
+                return True
+        return False
+
     def _uncancel(self) -> None:
         # The task goes on as if never cancelled: else its own timeouts and task groups would mistake this for
         # theirs.
         if self._body is not None and self._in_body:
             self._body.uncancel()
+            self._cancels -= 1
 
     def _log_swallowed(self) -> None:
         logs.swallowed(self.job)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pljobs import calls, calls_wake, logs
+from pljobs.careful import careful_logger
 from pljobs.endings import Ended
 from pljobs.exceptions import (
     DatabaseUnavailable,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pljobs.run import Run
     from pljobs.worker import Worker
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 FETCH_AT_MOST = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from pljobs import calls
 from pljobs.answers import RunEnd
 from pljobs.arguments import JsonDumps
+from pljobs.careful import careful_logger
 from pljobs.exceptions import ConnectorException, DatabaseUnavailable
 from pljobs.link import Link
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 BATCH = 100
 # More are waiting only where the database is slow: then no more jobs should be started.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +10,12 @@ from datetime import timedelta
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
+from pljobs.careful import careful_logger
 from pljobs.install_check import Connection, Target, connected, index_fixes, is_complete, ledger, rows
 from pljobs.install_check import check as check  # noqa: PLC0414 - part of what this module says
 from pljobs.install_files import install_files
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 _ANOTHER = 0.2  # seconds: how often it is looked whether another session's builds are done
 # Every name is qualified: nothing may be found in the search_path that the connection came with.

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import cast, get_args
 
 from pljobs.answers import Outcome, RunEnd
+from pljobs.careful import careful_logger
 from pljobs.endings import Ended, with_retry
 from pljobs.exceptions import JobTimeout, ProcessDied
 from pljobs.frames import LINE_LOST, Garbled, Line
@@ -25,7 +26,7 @@ from pljobs.job_context import JobContext, current
 from pljobs.jobs import AbortReason, DeleteJobCondition
 from pljobs.run import SHUTDOWN_GRACE, VOID_GRACE, OnEnd, Run
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 # Seconds for a process to stop on SIGTERM, and to die of SIGKILL.
 DEATH_TAKES = 5.0

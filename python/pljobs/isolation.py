@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import logging
 import multiprocessing.process
 import pickle
 import socket
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pljobs.careful import careful_logger
 from pljobs.frames import Garbled, Line
 from pljobs.nursery import Nursery
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pljobs.app import App
     from pljobs.isolated_run import IsolatedRun
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 # Seconds for the nursery to end: it waits for what it has killed.
 NURSERY_PATIENCE = 15.0

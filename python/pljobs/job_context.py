@@ -129,8 +129,11 @@ class JobContext:
             if not future.done():
                 future.set_result(None)
 
-        self.abort_flag.call(resolve)
-        await future
+        forget = self.abort_flag.call(resolve)
+        try:
+            await future
+        finally:
+            forget()
         reason = self.abort_flag.reason
         if reason is None:
             raise RuntimeError("an abort without a reason")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -14,12 +13,13 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from pljobs import calls_sql, db
+from pljobs.careful import careful_logger
 from pljobs.exceptions import ConnectorException, InvalidArgument, PljobsException, SchemaMissing
 
 if TYPE_CHECKING:
     from pljobs.job_context import JobContext
 
-logger = logging.getLogger("pljobs.jobs")
+logger = careful_logger("pljobs.jobs")
 
 Conn = psycopg.Connection[TupleRow]
 AsyncConn = psycopg.AsyncConnection[TupleRow]

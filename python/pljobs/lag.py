@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from pljobs.careful import careful_logger
+
 if TYPE_CHECKING:
     from pljobs.run import Run
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 FIRST_WARNING = 1.0
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from pljobs import calls
+from pljobs.careful import careful_logger
 from pljobs.exceptions import ConnectorException
 from pljobs.jobs import AbortReason, Job
 from pljobs.run import KILL, TERM, Run
 
 if TYPE_CHECKING:
+    from pljobs.control import Control
+    from pljobs.link import Link
     from pljobs.worker import Worker
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 # When this part of the lease is over since it was last renewed: ask, terminate, kill. When all of it is,
 # others may start the jobs.
@@ -68,7 +70,7 @@ class LeaseWatch:
     def __init__(
         self, lease: float, *, runs: Mapping[int, Run | None], give_up: Callable[[Run], None]
     ) -> None:
-        self.every = min(1.0, lease / 20)
+        self._every = min(1.0, lease / 20)
         # So little of it is left that no job should be started any more.
         self.running_out = False
         self._lease = lease
@@ -78,11 +80,22 @@ class LeaseWatch:
         self._steps: dict[int, tuple[int, float]] = {}
         self._said = False
 
-    async def wait(self, over: asyncio.Event) -> None:
-        """Wait until it is time to look again, or all is over."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.every):
-                await over.wait()
+    async def run(self, control: Control, links: Iterable[Link], over: asyncio.Event, *, stops: bool) -> None:
+        """Look after the line that keeps the lease, and, if its loss `stops` them, after the jobs.
+
+        Raises RuntimeError if the control thread has died: nobody would keep the lease.
+        """
+        while not over.is_set():
+            if control.has_died:
+                raise RuntimeError("the control thread has died, and with it the lease")
+            if control.cut_if_frozen():
+                for link in links:
+                    link.doubt()
+            if stops:
+                self.look(control.renewed_at)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every):
+                    await over.wait()
 
     def look(self, renewed_at: float) -> None:
         """Do what is due; `renewed_at`: when the last heartbeat that was answered was sent."""

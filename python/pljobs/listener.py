@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,8 +11,9 @@ import psycopg
 from psycopg import sql
 
 from pljobs import session
+from pljobs.careful import careful_logger
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 TODO_CHANNEL = "pljobs_todo"
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 from pljobs.answers import RunEnd, Verdict
+from pljobs.careful import careful_logger
 from pljobs.job_context import current
 from pljobs.jobs import AbortReason, Job, in_one_line
 
-logger = logging.getLogger("pljobs.jobs")
+logger = careful_logger("pljobs.jobs")
 
 LEVELS = {
     "succeeded": logging.INFO,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pljobs import calls, calls_prune, calls_read
 from pljobs.answers import Call
+from pljobs.careful import careful_logger
 from pljobs.exceptions import DatabaseUnavailable, InvalidArgument, NotPermitted, PljobsException
 from pljobs.link import Link
 from pljobs.outage import Outage
@@ -22,7 +22,7 @@ from pljobs.signals import stop_on_signals
 if TYPE_CHECKING:
     from pljobs.app import App
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 T = TypeVar("T")
 
 PRUNE_EVERY = 60.0

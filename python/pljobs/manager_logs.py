@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pljobs.answers import CancelResult, JobAnswer, TreeAnswer
 from pljobs.calls_people import StopOptions
+from pljobs.careful import careful_logger
 from pljobs.jobs import in_one_line
 
-logger = logging.getLogger("pljobs.manager")
+logger = careful_logger("pljobs.manager")
 
 # As much of them as the audit trail keeps.
 LONGEST = 1000

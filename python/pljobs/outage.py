@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from pljobs.careful import careful_logger
 from pljobs.exceptions import DatabaseReadOnly, DatabaseUnavailable
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 5.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import threading
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import psycopg
 
 from pljobs import calls_wake, db
+from pljobs.careful import careful_logger
 from pljobs.exceptions import InvalidArgument, PljobsException
 from pljobs.link import KEEPALIVES
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
     from pljobs.jobs import Job
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 Notify = Literal["transaction", "coalesced", "never"]
 CHOICES = ("transaction", "coalesced", "never")

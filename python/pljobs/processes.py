@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import threading
@@ -12,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-logger = logging.getLogger(__name__)
+from pljobs.careful import careful_logger
+
+logger = careful_logger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 USAGE = 2

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from pljobs.careful import careful_logger
 from pljobs.exceptions import JobAborted
 from pljobs.job_context import current
 
 if TYPE_CHECKING:
     from pljobs.job_context import JobContext
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 Listener = Callable[[signal.Signals], None]
 

@@ -85,6 +85,8 @@ class Task(Generic[P, R_co, Args]):
         isolation: Isolation | None = None,
     ) -> None:
         functools.update_wrapper(self, func, updated=())
+        if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+            raise InvalidArgument(f"{func!r} is a generator function: nobody would take what it yields")
         self.func = func
         self.blueprint = blueprint
         self.name = checks.name("the name of the task", name if name is not None else full_path(func))

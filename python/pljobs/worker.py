@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pljobs import checks, logs
 from pljobs.aborting import reason_of
 from pljobs.answers import RunEnd
+from pljobs.careful import careful_logger
 from pljobs.control import Control
 from pljobs.endings import Ended
 from pljobs.exceptions import WorkerTainted
@@ -30,7 +30,7 @@ from pljobs.starting import Starter, Unfit
 if TYPE_CHECKING:
     from pljobs.app import App
 
-logger = logging.getLogger(__name__)
+logger = careful_logger(__name__)
 
 REMIND_EVERY = 10.0
 
@@ -125,14 +125,15 @@ class Worker:
         """
         main = asyncio.create_task(self._main(), name="pljobs worker")
         main.add_done_callback(lambda _: self._over.set())
-        cancelled = False
+        cancelled: asyncio.CancelledError | None = None
         while not self._over.is_set():
             try:
                 # Nothing cancels what is inside: a fetch or a report that is cut off would lose its answer.
                 await self._over.wait()
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
                 task = asyncio.current_task()
-                cancelled = task is not None and task.cancelling() > 0
+                if task is not None and task.cancelling() > 0:
+                    cancelled = cancelled or error  # the first: by what it says anyio knows its own
                 if not main.done():
                     self.abort()
         if not main.done():
@@ -145,16 +146,15 @@ class Worker:
                 f"worker {self.worker_id} has stopped: it gave up {', '.join(self._given_up)}, whose code may"
                 " still run; end this process, and start another"
             )
-        if cancelled:
-            raise asyncio.CancelledError
+        if cancelled is not None:
+            raise cancelled
 
     def stop(self) -> None:
         """Fetch no more and stop once the running jobs have ended; called again: `abort()`."""
         if self._stopping.is_set():
             self.abort()
             return
-        who = self.worker_id or self.name
-        logger.info("Worker %s stops, with %s jobs", who, len(self._runs), extra=self.ids())
+        logger.info("Worker %s stops, with %s jobs", self.worker_id or "?", len(self._runs), extra=self.ids())
         self._stopping.set()
         self._wake()
 
@@ -211,18 +211,24 @@ class Worker:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._watch(), name="pljobs watch")
+                links, stops = (self._link, self._fetch_link), self.stop_without_database
+                watch = self._lease.run(self._control, links, self._drained, stops=stops)
+                group.create_task(watch, name="pljobs watch")
                 group.create_task(maintenance.run(self._stopping), name="pljobs maintenance")
                 group.create_task(self._finisher.run(), name="pljobs finisher")
                 group.create_task(self._fetch_then_drain(worker_id), name="pljobs fetch")
         finally:
             # Whatever happened, the lease must not be kept for jobs that nobody looks after.
             self.abort()
-            if not self._drained.is_set():
-                # A loop died, or somebody cancelled every task there is: what ends is reported all the same.
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._finisher.run(), name="pljobs finisher")
-                    group.create_task(self._drain(), name="pljobs drain")
+            try:
+                if not self._drained.is_set():
+                    # A loop died, or somebody cancelled every task: what ends is reported all the same.
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self._finisher.run(), name="pljobs finisher")
+                        group.create_task(self._drain(), name="pljobs drain")
+            except BaseException:
+                self._control.leave()
+                raise
             await self._control.stop()
         logger.info("Worker %s stopped", self.worker_id, extra=self.ids())
 
@@ -283,10 +289,10 @@ class Worker:
     # Ends
 
     def _refuse(self, job: Job, run_id: int, message: str) -> None:
-        logs.refused(job, message)
         self._runs[run_id] = None
         end = RunEnd(job_id=job.id or 0, run_id=run_id, outcome="failed", message=message)
         self._finisher.report(end, partial(self._reported, job, end))
+        logs.refused(job, message)
 
     def _ended(self, run: Run, ended: Ended | RunEnd) -> None:
         # First the report, then the log: an application's log may raise, and the job must end all the same.
@@ -325,24 +331,18 @@ class Worker:
             wake_at = remind_at if abort_at is None or self._aborting else min(abort_at, remind_at)
             self._look.clear()
             await self._sleep(max(0.0, wake_at - loop.time()))
-        self._finisher.close(patience=self.stalled_timeout)
+        self._finisher.close(patience=0.0 if self._over.is_set() else self.stalled_timeout)
         while self._runs:
             self._look.clear()
             await self._sleep(REMIND_EVERY)
 
-    async def _watch(self) -> None:
-        while not self._drained.is_set():
-            if self._control.cut_if_frozen():
-                self._link.doubt()
-                self._fetch_link.doubt()
-            if self.stop_without_database:
-                self._lease.look(self._control.renewed_at)
-            await self._lease.wait(self._drained)
-
     def _forget(self, run: Run) -> None:
-        # Not reported: its lease is over, and whoever rescues it will run it again.
+        # Not reported: its lease is over, whoever rescues it will run it again, and nobody must renew it.
         run.ended = True
         self._given_up.append(run.job.call_string)
+        self._runs.pop(run.job.run_id or 0, None)
+        self._control.leave()
+        self.abort()
         self._over.set()
 
     def ids(self) -> dict[str, object]:

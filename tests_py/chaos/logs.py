@@ -16,6 +16,7 @@ EXPECTED_STATES = frozenset({"08006", "57P01", "57P02", "57P03", "57014", "55P03
 DEADLOCK = "40P01"
 
 _ERROR = re.compile(r"\[\d+\] (\S*) ([0-9A-Z]{5}) (?:ERROR|FATAL|PANIC): .*")
+_RECORD = re.compile(r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):[\w.]+:")
 _FRAME = re.compile(r"^[\s|+]*(?:Exception Group )?Traceback \(most recent call last\)")
 
 
@@ -44,6 +45,8 @@ def tracebacks(said: str) -> list[str]:
     raised = []
     inside = False
     for line in said.splitlines():
+        if inside and _RECORD.match(line):
+            continue  # of another thread, meanwhile
         if _FRAME.match(line):
             inside = True
         elif inside and (text := line.lstrip(" |+")) and (line[:1] != " " or "|" in line[:6]):

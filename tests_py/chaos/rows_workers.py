@@ -110,6 +110,9 @@ class _Victim:
     def loses_its_runs(self) -> None:
         query = "SELECT count(*) FROM pljobs.jobs WHERE run_id = ANY (%s) AND status = 'doing'"
         wait_until(lambda: self.rig.count(query, self.runs) == 0, 30, "its jobs are rescued")
+        # But for those whose end was under way already.
+        ended = self.rig.rows("SELECT id FROM pljobs.job WHERE last_run_id = ANY (%s)", self.runs)
+        self.held = [job_id for job_id in self.held if (job_id,) not in ended]
         self.rig.notes[f"stalled: {self.point or 'at random'}"] += 1
 
     def wakes(self) -> bool:
