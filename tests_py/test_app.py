@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import types
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -192,3 +193,17 @@ async def test_one_process_serves_several_databases_that_know_nothing_of_each_ot
             assert await one.job_manager.wait_for_job_async(1, timeout=DEADLINE) == Status.ABORTED
             assert await two.job_manager.get_job_status_async(1) == Status.DOING
             assert heard[2:] == ["one stops"]
+
+
+def test_a_worker_that_its_event_loop_has_dropped_awaits_nothing(db_url: str) -> None:
+    async def main() -> Coroutine[object, object, None]:
+        working = App(db_url).run_worker_async(install_signal_handlers=False)
+        working.send(None)  # as a task's first step
+        return working
+
+    loop = asyncio.new_event_loop()
+    try:
+        working = loop.run_until_complete(main())
+        working.close()
+    finally:
+        loop.close()

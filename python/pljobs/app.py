@@ -243,12 +243,16 @@ class App(Blueprint):
             yield
             return
         self._workers += 1
+        is_dropped = False
         try:
             await self.open_async()
             yield
+        except GeneratorExit:  # by an event loop that ended without it: it may await nothing any more
+            is_dropped = True
+            raise
         finally:
             self._workers -= 1
-            if not self._workers:
+            if not self._workers and not is_dropped:
                 await self.close_async()
 
 
