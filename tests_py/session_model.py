@@ -156,6 +156,8 @@ class Sessions(RuleBasedStateMachine):
                 answer, then = other.session.answer(), other.then
                 other.blocker = other.then = None
                 gone = {f"row {place}" for place in (0, 1) if not self.row(other, place)}
+                if gone & set(other.needs):  # whose lane it was, it did not learn
+                    gone.add("lane")
                 other.holds.update(set(other.needs) - gone)
                 then(answer)
                 self.settle(other, failed=bool(answer.error))
