@@ -284,7 +284,7 @@ BEGIN
     ('function', 'enforce_limits()', '265b5cea8c97a68c87d12e38528e78bd71ec4edc53e41e963558638b7d4f7141'),
     ('function', 'enforce_limits_v1(max_jobs integer)', '61c70da464eba0ac2db4061ac4ad4583af6d5eb48e3abf94585014876ffbb192'),
     ('function', 'enter_sql_v1(run_id bigint, client_pid integer)', 'f9526d3997d6bd3572e800923835259fa03bd24ae021b569ee8f73b903512037'),
-    ('function', 'fetch_jobs_v1(worker_id bigint, max_jobs integer, queues text[], tasks text[])', '6660cbc7659103ac72d1889801ee581f86d31027873ac09218fa65e0bd1e6b08'),
+    ('function', 'fetch_jobs_v1(worker_id bigint, max_jobs integer, queues text[], tasks text[])', '189ac25a682339f9c096d28a15ab567a7be99dc9c383ce28c3a46770e5f2376b'),
     ('function', 'finish_job_v1(job_id bigint, run_id bigint, result jsonb, message text)', '66ceda7c95e7c6e780f81d6ba42990303511804cb4d78c4e2556f64142eb7cb0'),
     ('function', 'finish_jobs_v1(runs jsonb, wait boolean)', '1ca65d22e9a50c58076c06f5475dca0c437c279c2db3ebae036f9d3e2c792351'),
     ('function', 'get_contract_v1(OUT release text, OUT oldest integer, OUT newest integer)', '7250a739893e8d014165ed9a3fd600c77701f1c83f96eb657f8077f3c525be3a'),

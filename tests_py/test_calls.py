@@ -87,6 +87,7 @@ SAMPLES: dict[str, Call[object]] = {
     "has_schema": calls_read.has_schema(),
     "begin": calls_read.begin(),
     "next_fetch": calls_wake.next_fetch(1, queues=["q"]),
+    "look_at_all": calls_wake.look_at_all(),
     "notify_queues": calls_wake.notify_queues(["q"]),
     "server_time": calls_read.server_time(),
 }

@@ -31,3 +31,8 @@ def next_fetch(
         },
         lambda rows: length(rows[0]["seconds"]),
     )
+
+
+def look_at_all() -> Call[None]:
+    """Make this session's next fetch look at all there is, not only where it found something lately."""
+    return Call("SELECT set_config('pljobs.fetch_hint', '', false)", {}, lambda _: None)

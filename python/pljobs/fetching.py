@@ -67,6 +67,7 @@ class Fetcher:
         # Whether to ask when there may be something, and from when on; how long to sleep if that is now.
         self._to_ask, self._asked_at, self._ask_at, self._in_vain = False, 0.0, 0.0, SHORTEST_SLEEP
         self._patience: asyncio.TimerHandle | None = None
+        self._looked_at_all = False  # of a worker that ends when nothing is left
 
     def look(self) -> None:
         """Fetch as soon as a slot is free: there may be something new. Or a slot that was held is free."""
@@ -166,10 +167,19 @@ class Fetcher:
             raise
         self._learn(sent_at, full=len(jobs) >= wanted)
         if jobs:
+            self._looked_at_all = False
             self._pace.found()
             self._take(jobs)
         elif not worker.wait and not worker.is_busy:
-            worker.stop()
+            await self._end()
+
+    async def _end(self) -> None:
+        """Stop, where no job is left: by a fetch that has looked at all there is."""
+        if self._looked_at_all:
+            self._worker.stop()
+            return
+        await self._link.execute(calls_wake.look_at_all())
+        self._looked_at_all = self._due = True
 
     def _learn(self, sent_at: float, *, full: bool) -> None:
         """Find out how many jobs to have at hand, if there are more than were asked for."""

@@ -124,6 +124,7 @@ DECLARE
     v_rooms integer[];                            -- how many of each queue may start; null: any number
     v_key text;                                   -- which walk a hint is about
     v_hint text[];
+    v_past text[];                                -- the last one about this walk, whose time is over
     v_from_priority integer;                      -- where the walk starts, as (-priority, id)
     v_from_id bigint;
     v_began timestamptz;
@@ -187,7 +188,8 @@ BEGIN
         -- While somebody holds an old snapshot, every walk passes the index entries of all the jobs that are
         -- done since. The session keeps a hint: a walk was slow, and found its first row there. The next
         -- walks start there, for at most 20 times what that walk cost, and 5 s: so long may an older job wait
-        -- that was put back. Not a more urgent one: that is asked for. Nothing else depends on it.
+        -- that was put back. Not a more urgent one: that is asked for. Nothing else depends on it. One that
+        -- finds nothing there looks before it; if that was slow, and in vain, it does not again for a while.
         v_from_priority := -2147483648;
         v_from_id := 0;
         v_hint := string_to_array(current_setting('pljobs.fetch_hint', true), '|');
@@ -215,6 +217,7 @@ BEGIN
                 v_hint := NULL;
             END IF;
         ELSE
+            v_past := CASE WHEN v_hint[1] = v_key THEN v_hint END;
             v_hint := NULL;
         END IF;
 
@@ -274,10 +277,14 @@ BEGIN
         v_slow_ms := 0.3 + 0.01 * v_want;
 
         IF v_ids IS NULL AND v_hint IS NOT NULL THEN
-            -- Nothing behind the hint: look before it.
-            PERFORM set_config('pljobs.fetch_hint', '', false);
+            EXIT WHEN v_hint[5] IS NOT NULL;
+            PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, v_hint[2], v_hint[3], 0), false);
             CONTINUE;
         ELSIF v_ids IS NULL THEN
+            IF v_ms > v_slow_ms AND v_past IS NOT NULL THEN
+                PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, v_past[2], v_past[3],
+                            extract(epoch FROM clock_timestamp()) + least(v_ms * 0.02, 5), 'nothing'), false);
+            END IF;
             -- With several queues: perhaps others held all that it looked at. Look further ahead, then
             -- give up.
             EXIT WHEN v_in_turn OR coalesce(cardinality(v_queues), 0) < 2 OR v_ahead > 10000;
@@ -287,7 +294,8 @@ BEGIN
         IF NOT v_in_turn AND (v_ms > v_slow_ms OR v_ids[1] - v_from_id > 500 AND v_hint IS NOT NULL) THEN
             PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, -j.priority, j.id, coalesce(
                         v_hint[4],
-                        (extract(epoch FROM clock_timestamp()) + least(v_ms * 0.02, 5))::text)), false)
+                        (extract(epoch FROM clock_timestamp()) + least(v_ms * 0.02, 5))::text),
+                        v_hint[5]), false)
                FROM pljobs.job AS j WHERE j.id = v_ids[1];
         END IF;
 

@@ -132,12 +132,26 @@ SELECT fetch_ids(:'q') \g /dev/null
 
 -- Slow for sure: thousands of the best jobs are of another task. (plans.sql counts what it passes: not at the same time.)
 SELECT take_turns() \g /dev/null
+SELECT hashtextextended(concat_ws('|', ARRAY[:'q']::text, '{"a task"}'), 0)::text AS key2 \gset
 SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 'another task', 'queue', :'q'::text, 'priority', 1)) FROM generate_series(1, 20000))) \g /dev/null
 SELECT a_todo_job(queue => :'q') AS one, a_todo_job(queue => :'q') AS two \gset
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), ARRAY[:one]::bigint[], 'a long walk finds its job');
 SELECT results_eq($$SELECT (string_to_array(current_setting('pljobs.fetch_hint'), '|'))[2:3]$$, format('SELECT ARRAY[''0'', ''%s'']', :one), 'a slow walk leaves a hint: where it found its first job');
 SELECT ok((string_to_array(current_setting('pljobs.fetch_hint'), '|'))[4]::double precision BETWEEN extract(epoch FROM now()) AND extract(epoch FROM clock_timestamp()) + 5,
           'a hint is followed for at most 5 s');
+
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), ARRAY[:two]::bigint[], 'behind it is the next');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), '{}', 'then nothing, nor before it');
+SELECT is((string_to_array(current_setting('pljobs.fetch_hint'), '|'))[5], 'nothing', 'and that is remembered, too');
+SELECT finish_run(:one, (SELECT run_id FROM pljobs.job WHERE id = :one), 'interrupted') \g /dev/null
+UPDATE pljobs.job SET priority = -1 WHERE id = :one;
+SELECT a_todo_job(queue => :'q') AS three \gset
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), ARRAY[:three]::bigint[], 'a new job is found, before it is over');
+SELECT hint(:'key2', :three, 60), set_config('pljobs.fetch_hint', current_setting('pljobs.fetch_hint') || '|nothing', true) FROM (SELECT 1) AS x \g /dev/null
+UPDATE pljobs.job SET priority = 0 WHERE id = :one;
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), '{}', 'one that was put back before it is not, for a while');
+SELECT hint(:'key2', :three, -1) \g /dev/null
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), ARRAY[:one]::bigint[], 'then it is');
 
 -- The arguments of the call.
 SELECT throws_ok('SELECT pljobs.fetch_jobs_v1(' || a || ')', c, NULL, 'refused: ' || a)
