@@ -20,6 +20,7 @@ SQL, TERM, KILL = 2, 3, 4
 VOID_GRACE, SHUTDOWN_GRACE = 5.0, 10.0
 """Seconds for a run to stop by itself that is not its job's any more, or that a stopping worker waits for."""
 
+POOLED = "pooled"  # a way of `context.sql_way`
 LAST_WORDS = 1.0
 """Seconds at least from telling a task to giving it up: the levels of its abort may come all at once."""
 
@@ -93,6 +94,8 @@ class Run(ABC):
             handling = "swallowed"
         # Before its SQL is due to be cancelled the database does not want to know.
         way = self.context.sql_way.take() if self.level >= SQL else None
+        if way is None and self.level >= SQL and self.context.sql_way.last() == POOLED:
+            way = POOLED  # again, for it stays so: whoever held the request's row kept it from being noted
         progress = self.context.reported_progress.take()
         if handling is None and way is None and progress is None:
             return None
