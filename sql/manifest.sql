@@ -315,7 +315,7 @@ BEGIN
     ('function', 'retry_jobs(job_ids bigint[], queue text, task text, lock text, args jsonb, older_than interval, status text, parent_id bigint, reason text, actor text, dry_run boolean, max_jobs integer, after_id bigint)', '6510b18b8775fb5e8a94b04536dabfd336ae632d358a7513a1823a675a07d252'),
     ('function', 'retry_jobs_v1(job_ids bigint[], queue text, task text, lock text, args jsonb, older_than interval, status text, parent_id bigint, reason text, actor text, dry_run boolean, max_jobs integer, after_id bigint)', '1c10acd1e26b30a4908f04baf56c6feb032a9bed01dec06c75458ee5cb3656bc'),
     ('function', 'throttle_queue(queue text, max_running integer, rate integer, period interval, burst integer, each_key boolean)', '2c777c026c924d8632e0a38b11a09d3421d4f86e61bb2f1611be4309dc09ef94'),
-    ('function', 'throttle_queue_v1(queue text, max_running integer, rate integer, period interval, burst integer, each_key boolean)', '7e3fd19ec5399b5a600b54103878c7c1bca8ed9a0cc83b35f0f3b7bd529cfc83'),
+    ('function', 'throttle_queue_v1(queue text, max_running integer, rate integer, period interval, burst integer, each_key boolean)', '8330529dca079047c3b99bcc1ce213f3a45c2a4c4788bbf40d6511a17c5ea788'),
     ('function', 'throttle_task(task text, max_running integer, rate integer, period interval, burst integer)', 'e16dd280ccef564fe708820e62c99cc39a4dcaa9dc3b0ece899576dd7fa730f0'),
     ('function', 'throttle_task_v1(task text, max_running integer, rate integer, period interval, burst integer)', '5c680aab28a710b197afe435b4f0457dadc7b1d4ff983a09e62e08e86088336a'),
     ('function', 'unregister_worker_v1(worker_id bigint)', 'c83ee7f84a6077ff3d8e18452f3381d3d35cc30146fd14a4ac7ba1ce158ef09d'),

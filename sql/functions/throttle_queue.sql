@@ -77,7 +77,8 @@ AS $$
 -- 'unthrottled', or 'unchanged'. The rate is a token bucket: after a quiet time up to `burst` jobs (null: as
 -- many as the rate) start at once, then one each period / rate; so in any period at most burst + rate. Runs
 -- that are being fetched right now may be one limit too many, and are counted from their next start on.
--- Raises PJ004 for limits below 1, a rate without its period, or a name not of 1 to 255 characters; PJ013
+-- Raises PJ004 for limits below 1, a rate or burst above 1,000,000, a rate without its period, a period not
+-- of 1 s to 10 years, a burst that takes longer to come back, or a name not of 1 to 255 characters; PJ013
 -- while an index is missing. Locks the throttle; marks running jobs, skipping those that somebody holds.
 -- Notifies the queue's workers.
 DECLARE
