@@ -318,19 +318,6 @@ def test_a_wait_before_a_retry_counts_by_the_database_and_is_never_refused(
     assert (job.status, job.waiting_for) == (Status.TODO, waiting_for)
 
 
-def test_a_hundred_largest_results_fit_into_one_call(conn: psycopg.Connection) -> None:
-    jobs = db.run(conn, calls.defer_jobs([JOB] * 100))
-    fetched = db.run(conn, calls.fetch_jobs(a_worker(conn), max_jobs=100))
-    ends = [
-        RunEnd(
-            job_id=job.id or 0, run_id=job.run_id or 0, outcome="succeeded", result="x" * (1024 * 1024 - 2)
-        )
-        for job in fetched
-    ]
-    answers = db.run(conn, calls.finish_jobs(ends))
-    assert sorted(answer.job_id for answer in answers) == jobs
-
-
 def test_arguments_that_python_cant_read_come_as_args_error(conn: psycopg.Connection) -> None:
     conn.execute("SELECT pljobs.defer_job('huge', jsonb_build_object('n', repeat('9', 6000)::numeric))")
     conn.execute("SELECT pljobs.defer_job('fine', '{\"n\": 1}')")

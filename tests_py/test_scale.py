@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from pljobs import calls, db
+from pljobs.answers import RunEnd
+from pljobs.jobs import Job
+
 MANY = 60_000
 
 
@@ -96,3 +100,18 @@ def test_a_fetch_cancels_any_number_of_late_children(conn: psycopg.Connection, d
     defer(conn, 1, '{"task": "another"}')
     found = [conn.execute("SELECT f.task FROM pljobs.fetch_jobs_v1(1) AS f").fetchone() for _ in range(3)]
     assert next(filter(None, found)) == ("another",)
+
+
+def test_a_hundred_largest_results_fit_into_one_call(conn: psycopg.Connection) -> None:
+    jobs = db.run(conn, calls.defer_jobs([Job(task_name="t")] * 100))
+    worker = db.run(conn, calls.register_worker("w", host="h", pid=1, concurrency=100))
+    fetched = db.run(conn, calls.fetch_jobs(worker, max_jobs=100))
+    largest = "x" * (1024 * 1024 - 2)
+    ends = [
+        RunEnd(job_id=job.id or 0, run_id=job.run_id or 0, outcome="succeeded", result=largest)
+        for job in fetched
+    ]
+    answers = db.run(conn, calls.finish_jobs(ends))
+    assert sorted(answer.job_id for answer in answers) == jobs
+    kept = conn.execute("SELECT count(*) FROM pljobs.job WHERE length(result #>> '{}') = %s", (len(largest),))
+    assert kept.fetchone() == (100,)
