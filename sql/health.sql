@@ -189,7 +189,8 @@ WITH hot AS MATERIALIZED (
                * greatest(c.reltuples, 0) AS due_at_rows
       FROM (VALUES ('job', 1000000, 1073741824), ('request', 1000000, 1073741824),
                    ('job_event', 1000000, 1073741824), ('closed_tree', 1000000, 1073741824),
-                   ('deleted_parent', 1000000, 1073741824), ('progress', 100000, 67108864),
+                   ('deleted_parent', 1000000, 1073741824), ('idempotency', 1000000, 1073741824),
+                   ('progress', 100000, 67108864), ('bucket', 100000, 67108864),
                    ('worker', 100000, 67108864), ('queue', 10000, 67108864), ('periodic', 10000, 67108864)
            ) AS h(name, many_dead, many_bytes)
       JOIN pg_catalog.pg_class AS m ON m.relname = h.name AND m.relnamespace = 'pljobs'::regnamespace

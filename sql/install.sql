@@ -97,6 +97,7 @@
 \ir migrations/0005_expand_flow.sql
 \ir migrations/0006_expand_archive.sql
 \ir migrations/0007_expand_job_shape.sql
+\ir migrations/0008_expand_functions.sql
 
 -- What people read, and who may do what.
 \ir views.sql

@@ -111,7 +111,13 @@ def test_every_call_has_a_sample_here() -> None:
     modules = (
         calls, calls_flow, calls_many, calls_people, calls_prune, calls_read, calls_sql, calls_wake,
     )  # fmt: skip
+    # Those of calls_cli and calls_health are about views, and run by the command line's own tests.
     assert set().union(*map(made_by, modules)) == {name.partition(",")[0] for name in SAMPLES}
+
+
+@pytest.mark.parametrize(("job", "version"), [(JOB, 1), (JOB.evolve(fairness_key="k"), 3)])
+def test_a_job_is_deferred_by_the_first_version_that_knows_it(job: Job, version: int) -> None:
+    assert f"defer_jobs_v{version}(" in calls.defer_jobs([JOB, job]).statement
 
 
 @pytest.mark.parametrize("name", SAMPLES)

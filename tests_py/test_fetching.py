@@ -158,6 +158,7 @@ async def test_long_jobs_are_not_fetched_ahead(app: App, aconn: Conn) -> None:
     async with running(app, **NOTIFIED, concurrency=3):
         for each in ids[:3]:
             await until(aconn, each, "doing")
+        assert {(await job(aconn, each))["status"] for each in ids[3:]} == {"todo"}
         go.set()
         for each in ids:
             await until(aconn, each, "succeeded")

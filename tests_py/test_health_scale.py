@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import psycopg
 import pytest
 
@@ -64,9 +62,7 @@ def test_beside_half_a_million_jobs_it_walks_indexes_only(server: Server) -> Non
             elif statistics != "none":
                 conn.execute("DROP INDEX pljobs.job_turn")
             before = scans(conn)
-            began = time.monotonic()
             items = conn.execute("SELECT count(DISTINCT item) FROM pljobs.health").fetchall()[0][0]
-            took = time.monotonic() - began
             after = scans(conn)
             assert items == 28
             for table in ("job", "request", "job_event"):
@@ -75,7 +71,6 @@ def test_beside_half_a_million_jobs_it_walks_indexes_only(server: Server) -> Non
             assert max(walked.values()) < 5000, walked
             if statistics.endswith("index"):
                 continue  # costs of scans that are never done: a server with a JIT compiler compiles the view
-            assert took < 10
             # Above, compiling the view would take longer than all the rest.
             line = conn.execute("EXPLAIN SELECT * FROM pljobs.health").fetchall()[0][0]
             assert float(line.split("..")[1].split(" ")[0]) < 100_000, line

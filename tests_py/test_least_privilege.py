@@ -143,7 +143,7 @@ async def test_a_worker_retries_and_deletes_jobs(urls: Urls, application: App, a
         assert (await until(aconn, job_id))["status"] == "gone"
 
 
-async def test_a_worker_defers_periodic_jobs_rescues_and_prunes(urls: Urls, aconn: Conn) -> None:
+async def test_a_worker_defers_periodic_jobs_and_rescues(urls: Urls, aconn: Conn) -> None:
     app = App(urls["lp_worker"])
 
     @app.periodic(cron="* * * * * *")

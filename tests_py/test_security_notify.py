@@ -128,14 +128,13 @@ async def test_a_flood_of_notifications_costs_a_look_in_a_while(
 
             def flood() -> int:
                 sent = 0
-                while time.monotonic() < began + 1.5:
+                while sent < 200 or time.monotonic() < began + 1.5:
                     nobody.execute("SELECT pg_notify(%s, %s)", [name, DEFAULT_QUEUE])
                     sent += 1
                 return sent
 
             sent = await asyncio.to_thread(flood)
             looks, took = counted.count - before, time.monotonic() - began
-            assert sent > 100
             # One at once, then one each 50 ms; and what the flood's end and a heartbeat of its own add.
             assert 1 <= looks <= took / 0.05 + 5, f"{looks} looks for {sent} notifications in {took} s"
 

@@ -107,7 +107,9 @@ def test_killed_at_any_point_it_leaves_the_old_schema_or_the_new_one(
             began = time.monotonic()
             # The first of each way shows how long it takes undisturbed.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(None if turn < len(WAYS) else chance.uniform(0, longest[way]))
+                # The first that is killed has hardly begun.
+                wait = 0 if turn == len(WAYS) else chance.uniform(0, longest[way])
+                process.wait(None if turn < len(WAYS) else wait)
             if turn < len(WAYS):
                 longest[way] = time.monotonic() - began
             elif how == "kill -9":
@@ -254,7 +256,8 @@ def test_while_it_waits_for_a_reader_workers_work_and_then_it_gives_up(
             f"\n{way}, {read}: gave up after {gave_up - began:.1f} s; {then_done[0] - done[0]} runs ended"
             f" meanwhile, the longest fetch took {1000 * longest:.0f} ms"
         )
-        assert longest < 2
+        # What waits behind it waits for a moment, and not for as long as it does.
+        assert longest < (gave_up - began) / 2
     assert catalogue(superuser) == before
 
 

@@ -35,7 +35,7 @@ EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def encode_job(job: Job, dumps: JsonDumps | None = None) -> str:
-    """Return a job as the JSON object that defer_jobs_v3 takes; raise `InvalidJob` if it can't be."""
+    """Return a job as the JSON object that defer_jobs_vN take; raise `InvalidJob` if it can't be."""
     options = encode_options(job, parent_id=job.parent_id)
     return with_arguments(options, arguments.encode_arguments(job.task_name, job.task_kwargs, dumps))
 
@@ -79,17 +79,24 @@ def defer_jobs(
     jobs: Iterable[Job], *, notify: bool = True, dumps: JsonDumps | None = None
 ) -> Call[list[int]]:
     """Defer all of these jobs or none; answers the ids in the order given."""
-    return defer_encoded((encode_job(job, dumps) for job in jobs), notify=notify)
+    jobs = list(jobs)
+    return defer_encoded((encode_job(job, dumps) for job in jobs), version=defer_version(jobs), notify=notify)
+
+
+def defer_version(jobs: Iterable[Job], idempotency_key: str | None = None) -> Literal[1, 2, 3]:
+    """Return the first version of defer_jobs that knew all that these jobs have.
+
+    An older schema, which would overlook it, has not got that function.
+    """
+    if any(job.fairness_key is not None for job in jobs):
+        return 3
+    return 1 if idempotency_key is None else 2
 
 
 def defer_encoded(
     jobs: Iterable[str], *, version: Literal[1, 2, 3] = 1, notify: bool = True
 ) -> Call[list[int]]:
-    """Defer what `encode_job` made; answers the ids, with version 2 and 3 also of what was there.
-
-    The version of the function is 2 for jobs with idempotency keys, 3 for jobs with fairness keys: an older
-    schema, which would overlook these, has not got it.
-    """
+    """Defer what `encode_job` made; answers the ids, with version 2 and 3 also of what was there."""
     params = {"jobs": f"[{', '.join(jobs)}]", "notify": notify}
     if version == 1:
         return Call(

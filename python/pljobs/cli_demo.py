@@ -24,9 +24,10 @@ from pljobs.cli_base import Exit, Failure
 def demo(*, folder: Path | None, stay: bool, stop: bool, home: Path | None) -> None:
     """Show it on your own files, in an embedded PostgreSQL.
 
-    Hashes every text file under FOLDER, one job a file, and counts its words. Meanwhile it cancels a waiting
-    job, deletes one, and aborts two running ones, from psql and from Python. FOLDER is by default the
-    checkout that pljobs runs from, else the current folder.
+    Hashes every text file under FOLDER, one job a file, and counts its words. Meanwhile it stops six jobs:
+    it cancels a waiting one, deletes another, aborts two that run, cancels a statement, and kills a process,
+    from psql and from Python. FOLDER is by default the checkout that pljobs runs from, else the current
+    folder.
     """
     from pljobs import demo as story
 

@@ -107,7 +107,7 @@ def _versions(conn: Connection) -> Finding:
     oldest, newest = (int(str(contract[name])) for name in ("oldest", "newest"))
     if newest < release.CONTRACT:
         return Finding(
-            "versions", "warning", "schema", f"{said}: workers of this driver refuse it", "pljobs migrate"
+            "versions", "warning", "schema", f"{said}: it refuses workers of this driver", "pljobs migrate"
         )
     if oldest > release.CONTRACT:
         return Finding(

@@ -77,7 +77,7 @@ class JobDeferrer:
         options = self._options
         if parent is not None:
             options = calls.encode_options(self.job, parent_id=parent, idempotency_key=self._key)
-        version: Literal[1, 2, 3] = 3 if self.job.fairness_key is not None else 1 if self._key is None else 2
+        version = calls.defer_version([self.job], self._key)
         for task_kwargs in batch:
             args = {**self.job.task_kwargs, **task_kwargs}
             dumped = encode_arguments(self.job.task_name, args, self._connector.json_dumps)

@@ -25,6 +25,7 @@ class PljobsException(Exception):  # noqa: N818 - procrastinate's naming
           MissingExtra                  an optional part isn't installed (also an ImportError)
           JobTimeout                    a job ran longer than its timeout: for its retry strategy to see
           ProcessDied                   a job's own process ended without a word: likewise
+          EmbeddedServerError           of `pljobs.embedded`: a server could not be made, or reached
           AppNotOpen                    open the app before you use it
           ConnectorException            the database refused; `sqlstate` says why
             DatabaseUnavailable         no connection, or a broken one: trying again later may work

@@ -6,12 +6,12 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
--- todo, doing -> the given final status.  `ended_run_id` is the run that ended by its own finish, null where
+-- doing -> the given final status. `ended_run_id` is the run that ended by its own finish, null where
 -- it was ended from outside: its finish is then answered 'stale'. The caller holds the job's row locked, has
 -- closed its request, and wakes its lane.
 BEGIN
     UPDATE pljobs.job AS j
-       SET status = _end_job.status, finished_at = clock_timestamp(), waiting_for = NULL,
+       SET status = _end_job.status, finished_at = clock_timestamp(),
            run_id = NULL, request_id = NULL, timeout_at = NULL,
            last_run_id = coalesce(_end_job.ended_run_id, j.last_run_id),
            message = _end_job.message, error = _end_job.error, result = _end_job.result

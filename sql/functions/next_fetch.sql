@@ -11,24 +11,25 @@ SET enable_bitmapscan = off
 AS $$
 -- How long until a fetch with these arguments may find something that it doesn't find now: until the next
 -- job is due, of `queues` and `tasks` (null: all), that waits for its schedule; or until a rate that is used
--- up lets the next one start. Zero or less is 'now'; null:
--- nothing is known, or the worker gets nothing (not registered, tainted). A hint, after which to fetch once
--- more, besides polling: where the next hundred are for others, it says when the last of them is due; and
--- that job may be gone by then. Changes, locks and notifies nothing.
+-- up lets the next one start. Zero or less is 'now'; null: nothing is known, or the worker gets nothing (not
+-- registered, stopped, tainted). A hint, after which to fetch once more, besides polling: where the next
+-- hundred are for others, it says when the last of them is due; and that job may be gone by then. Changes,
+-- locks and notifies nothing.
 DECLARE
     c_looked_at CONSTANT integer := 100;
     v_at timestamptz;
     v_token_at timestamptz;
 BEGIN
+    IF NOT EXISTS (SELECT FROM pljobs.worker AS w
+                    WHERE w.id = next_fetch_v1.worker_id AND w.stopped_at IS NULL AND w.tainted_at IS NULL) THEN
+        RETURN NULL;
+    END IF;
     SELECT coalesce(min(s.scheduled_at) FILTER (
                WHERE (next_fetch_v1.queues IS NULL OR s.queue = ANY (next_fetch_v1.queues))
                  AND (next_fetch_v1.tasks IS NULL OR s.task = ANY (next_fetch_v1.tasks))),
                CASE WHEN count(*) = c_looked_at THEN max(s.scheduled_at) END) INTO v_at
       FROM (SELECT j.scheduled_at, j.queue, j.task FROM pljobs.job AS j
              WHERE j.status = 'todo' AND j.waiting_for = 'schedule'
-               AND EXISTS (SELECT FROM pljobs.worker AS w
-                            WHERE w.id = next_fetch_v1.worker_id AND w.stopped_at IS NULL
-                              AND w.tainted_at IS NULL)
              ORDER BY j.scheduled_at LIMIT c_looked_at) AS s;
     IF EXISTS (SELECT FROM pljobs.throttle) THEN
         SELECT min(n.at) INTO v_token_at

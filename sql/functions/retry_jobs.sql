@@ -84,7 +84,9 @@ BEGIN
         RAISE NOTICE '% jobs match, and nothing was changed; to do it: dry_run => false', v_jobs;
     END IF;
     IF v_jobs = retry_jobs.max_jobs THEN
-        RAISE NOTICE 'there may be more than these % (max_jobs): call again', v_jobs;
+        RAISE NOTICE 'there may be more than these % (max_jobs): %', v_jobs,
+            CASE WHEN retry_jobs.dry_run IS NOT FALSE THEN 'after_id, the last one''s id, shows the next'
+                 ELSE 'call again' END;
     END IF;
 END
 $$;

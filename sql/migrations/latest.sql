@@ -1,6 +1,6 @@
 -- The name of the newest migration in this folder.
 DO $$
 BEGIN
-    PERFORM pljobs._refuse_newer('0007_expand_job_shape');
+    PERFORM pljobs._refuse_newer('0008_expand_functions');
 END
 $$;

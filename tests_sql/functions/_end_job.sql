@@ -14,9 +14,6 @@ SELECT * FROM a_doing_job() \gset
 SELECT pljobs._end_job(:job_id, 'aborted', NULL) \g /dev/null
 SELECT is(j.last_run_id, NULL, 'a run that is ended from outside is not the one that ended the job') FROM pljobs.job AS j WHERE j.id = :job_id;
 
-SELECT a_scheduled_job() AS job_id \gset
-SELECT pljobs._end_job(:job_id, 'cancelled', 'why') \g /dev/null
-SELECT is(j.waiting_for, NULL, 'what has ended waits for nothing') FROM pljobs.job AS j WHERE j.id = :job_id;
 SELECT throws_ok(format($$SELECT pljobs._end_job(%s, 'vanished', NULL)$$, a_todo_job()), '23514', NULL, 'a status that is not known is refused');
 SELECT throws_ok(format($$SELECT pljobs._end_job(%s, 'todo', NULL)$$, a_todo_job()), '23514', NULL, 'a status that is not final is refused');
 

@@ -33,6 +33,8 @@ SELECT is(pljobs.next_fetch_v1(:worker, ARRAY[:'q']), NULL, 'a rate that is not 
 SELECT count(*) FROM pljobs.fetch_jobs_v1(:worker, 2, ARRAY[:'q']) \g /dev/null
 SELECT ok(pljobs.next_fetch_v1(:worker, ARRAY[:'q']) BETWEEN interval '29 min' AND interval '30 min', 'one that is used up says when the next may start');
 SELECT is(pljobs.next_fetch_v1(:worker, ARRAY['another']), NULL, 'but to others');
+SELECT is(pljobs.next_fetch_v1(:stopped, ARRAY[:'q']), NULL, 'not to a worker that has stopped');
+SELECT is(pljobs.next_fetch_v1(-1, ARRAY[:'q']), NULL, 'nor to one that is not registered');
 SELECT a_todo_job(queue => :'q', task => :'t', scheduled_at => clock_timestamp() + interval '10 min') \g /dev/null
 SELECT ok(pljobs.next_fetch_v1(:worker, ARRAY[:'q']) < interval '10 min', 'whichever comes first');
 SELECT pljobs.throttle_task(:'t', rate => 12, period => '1 h', burst => 1), pljobs.throttle_queue(:'q') \g /dev/null
