@@ -91,6 +91,7 @@ class _Victim:
         self.worker = rig.worker(**options) if point is None else _stops_at(rig, point, self.nth, **options)
         self.held: list[int] = []
         self.runs: list[int] = []
+        self.said = 0
 
     def stalls(self) -> None:
         if self.point is None:
@@ -103,6 +104,7 @@ class _Victim:
         found = self.rig.rows(
             "SELECT id, run_id FROM pljobs.jobs WHERE worker_id = %s AND status = 'doing'", _id(self.worker)
         )
+        self.said = self.worker.log.stat().st_size
         # What the server is just writing down is not told to be lost.
         self.held = [] if self.point == "finish sent" else [job_id for job_id, _ in found]
         self.runs = [run_id for _, run_id in found]
@@ -121,7 +123,7 @@ class _Victim:
 
     def knows(self) -> None:
         wait_until(
-            lambda: not self.worker.running or all(_knows(self.worker, job_id) for job_id in self.held),
+            lambda: not self.worker.running or all(self._knows_of(job_id) for job_id in self.held),
             30,
             f"{self.queue} sees that its runs are not its any more: {self.held}",
         )
@@ -129,6 +131,12 @@ class _Victim:
             late = _claimed(self.worker, self.nth)
             if self.rig.count("SELECT count(*) FROM public.side WHERE run_id = ANY (%s)", late):
                 raise Violation("I3", f"runs began that were no longer its: {late}")
+
+    def _knows_of(self, job_id: int) -> bool:
+        # Or an end of the run before was answered: one whose run began anew while it was stalled, by a fetch
+        # that was under way.
+        since = self.worker.log.read_bytes()[self.said :].decode(errors="replace")
+        return _knows(self.worker, job_id) or f"[{job_id}] is now " in since
 
     def goes_on(self) -> None:
         if not self.worker.running:  # nobody else looks into its queue
