@@ -102,6 +102,90 @@ def test_a_fetch_cancels_any_number_of_late_children(conn: psycopg.Connection, d
     assert next(filter(None, found)) == ("another",)
 
 
+def test_locks_that_somebody_is_inserting_are_waited_for_once(conn: psycopg.Connection, db_url: str) -> None:
+    many = 200
+    jobs = (
+        "SELECT count(pljobs.defer_job('t', queueing_lock => n::text)) FROM generate_series(1, %s) AS n",
+        (many,),
+    )
+    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1, lease => '1 s')")
+    conn.execute(*jobs)
+    conn.execute("SELECT pljobs.fetch_jobs_v1(1, %s)", (many,))
+    conn.execute("UPDATE pljobs.job SET started_at = started_at - interval '1 h'")
+    with psycopg.connect(db_url) as inserting:
+        inserting.execute(*jobs)
+        # Half a second for each would be a minute and a half.
+        conn.execute("SELECT pljobs.heartbeat_v1(1)")
+    found = conn.execute("SELECT count(*) FROM pljobs.jobs WHERE status = 'todo' AND queueing_lock IS NULL")
+    assert found.fetchone() == (many,)
+
+
+def read(conn: psycopg.Connection, *relations: str) -> int:
+    """How many entries of these were read in this transaction."""
+    found = conn.execute(
+        "SELECT sum(pg_stat_get_xact_tuples_returned(r))::bigint FROM unnest(%s::regclass[]) AS r",
+        ([*relations],),
+    ).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def test_of_many_queues_few_are_read(conn: psycopg.Connection) -> None:
+    queues, each = 300, 60
+    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1), pljobs.pause_queue('paused')")
+    conn.execute(
+        "SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 't', 'queue', n %% %s))"
+        " FROM generate_series(1, %s) AS n))",
+        (queues, queues * each),
+    )
+    conn.execute("SELECT pljobs.defer_job('urgent', queue => '7', priority => 1)")
+    with conn.transaction():
+        assert conn.execute("SELECT f.task FROM pljobs.fetch_jobs_v1(1) AS f").fetchone() == ("urgent",)
+        # What each of them is called, its first job; and some of some.
+        assert read(conn, "pljobs.job_ready_by_queue") < queues * each / 3
+
+
+def test_old_statistics_make_nothing_read_all_keys(conn: psycopg.Connection) -> None:
+    conn.execute("ALTER TABLE pljobs.job SET (autovacuum_enabled = false)")
+    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1)")
+    conn.execute(
+        "INSERT INTO pljobs.job (task, args, queue, priority, created_at, deferred_by, status, finished_at)"
+        " SELECT 't', '{}', 'q', 0, now(), 'tests', 'succeeded', now() FROM generate_series(1, %s)",
+        (MANY,),
+    )
+    conn.execute("ANALYZE pljobs.job")
+    conn.execute(
+        "INSERT INTO pljobs.job"
+        " (task, args, queue, priority, created_at, deferred_by, waiting_for, fairness_key)"
+        " SELECT 't', '{}', 'q', 0, now(), 'tests', 'turn', 'k' || n %% 50 FROM generate_series(1, %s) AS n",
+        (MANY,),
+    )
+    with conn.transaction():
+        conn.execute("SELECT pljobs.fetch_jobs_v1(1, queues => '{q}')")
+        assert read(conn, "pljobs.job_turn") < 1000
+
+
+@pytest.mark.parametrize("call", ["rescue_jobs_v1()", "enforce_limits_v1()", "heartbeat_v1(1)"])
+def test_old_statistics_make_nothing_walk_all_jobs(conn: psycopg.Connection, call: str) -> None:
+    conn.execute("ALTER TABLE pljobs.job SET (autovacuum_enabled = false)")
+    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1)")
+    runs = (
+        "INSERT INTO pljobs.job (task, args, queue, priority, created_at, deferred_by, status, run_id,"
+        " worker_id, started_at, attempts, timeout_at) SELECT 't', '{}', 'q', 0, now(), 'tests', 'doing',"
+        " nextval('pljobs.run_id'), 1, now(), 1, now() + interval '1 h' FROM generate_series(1, %s)"
+    )
+    conn.execute(runs, (MANY,))
+    conn.execute("VACUUM ANALYZE pljobs.job")
+    conn.execute(
+        "UPDATE pljobs.job SET status = 'succeeded', run_id = NULL, timeout_at = NULL, finished_at = now()"
+    )
+    conn.execute("VACUUM pljobs.job")
+    conn.execute(runs, (5,))
+    with conn.transaction():
+        conn.execute(f"SELECT pljobs.{call}".encode())
+        assert read(conn, "pljobs.job_pkey", "pljobs.job") < 1000
+
+
 def test_a_hundred_largest_results_fit_into_one_call(conn: psycopg.Connection) -> None:
     jobs = db.run(conn, calls.defer_jobs([Job(task_name="t")] * 100))
     worker = db.run(conn, calls.register_worker("w", host="h", pid=1, concurrency=100))

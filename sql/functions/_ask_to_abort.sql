@@ -115,15 +115,12 @@ DECLARE
     v_ids bigint[];
     v_job record;
 BEGIN
-    IF _ask_late_runs_to_abort.worker_id IS NULL THEN
-        v_ids := ARRAY(SELECT j.id FROM pljobs.job AS j WHERE j.status = 'doing' AND j.timeout_at <= v_now
-                        ORDER BY j.id LIMIT _ask_late_runs_to_abort.max_jobs FOR UPDATE SKIP LOCKED);
-    ELSE
-        v_ids := ARRAY(SELECT j.id FROM pljobs.job AS j
-                        WHERE j.status = 'doing' AND j.worker_id = _ask_late_runs_to_abort.worker_id
-                          AND j.timeout_at <= v_now
-                        ORDER BY j.id LIMIT _ask_late_runs_to_abort.max_jobs FOR UPDATE SKIP LOCKED);
-    END IF;
+    -- In the order of the index of timeouts, so that no statistics can make this walk all jobs.
+    v_ids := ARRAY(SELECT j.id FROM pljobs.job AS j
+                    WHERE j.status = 'doing' AND j.timeout_at <= v_now
+                      AND (_ask_late_runs_to_abort.worker_id IS NULL
+                           OR j.worker_id = _ask_late_runs_to_abort.worker_id)
+                    ORDER BY j.timeout_at LIMIT _ask_late_runs_to_abort.max_jobs FOR UPDATE SKIP LOCKED);
     FOR v_job IN
         SELECT j.id, j.timeout, l.sql_at, l.term_at, l.kill_at
           FROM pljobs.job AS j

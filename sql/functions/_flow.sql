@@ -63,6 +63,20 @@ END
 $$;
 COMMENT ON FUNCTION pljobs._throttle_key(text) IS 'The advisory lock key of a throttle.';
 
+CREATE OR REPLACE FUNCTION pljobs._lasts(tokens bigint, rate integer, period interval) RETURNS interval
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- How long it takes until so many tokens of a rate have flowed in. In seconds, a month as 30 days, a year as
+-- 365.25: as days or months, which are of different lengths, a time and the same time later would not tell
+-- how many tokens lie between them.
+BEGIN
+    RETURN make_interval(
+        secs => _lasts.tokens * (extract(epoch FROM _lasts.period)::double precision / _lasts.rate));
+END
+$$;
+COMMENT ON FUNCTION pljobs._lasts(bigint, integer, interval) IS 'How long so many tokens of a rate last.';
+
 CREATE OR REPLACE FUNCTION pljobs._latest_full(burst integer, rate integer, period interval)
 RETURNS timestamptz
 LANGUAGE plpgsql STABLE
@@ -72,7 +86,7 @@ AS $$
 -- was ahead, and counts as full.
 BEGIN
     RETURN clock_timestamp() + interval '1 s'
-           + _latest_full.burst * (_latest_full.period / _latest_full.rate);
+           + pljobs._lasts(_latest_full.burst, _latest_full.rate, _latest_full.period);
 END
 $$;
 COMMENT ON FUNCTION pljobs._latest_full(integer, integer, interval) IS 'By when an empty bucket is full.';
@@ -169,7 +183,7 @@ DECLARE
     v_used record;
 BEGIN
     FOR v_used IN
-        SELECT t.scope, t.name, u.key, t.set_at, count(*) * t.period / t.rate AS lasts,
+        SELECT t.scope, t.name, u.key, t.set_at, pljobs._lasts(count(*), t.rate, t.period) AS lasts,
                pljobs._latest_full(t.burst, t.rate, t.period) AS latest
           FROM pljobs.job AS j
          CROSS JOIN LATERAL (VALUES ('queue', j.queue, ''), ('key', j.queue, coalesce(j.fairness_key, '')),
@@ -221,7 +235,7 @@ BEGIN
     v_now := clock_timestamp();
     FOR v_back IN
         SELECT t.scope, t.name, u.key, t.set_at,
-               count(*) * t.period / t.rate - (v_now - min(r.started_at)) AS lasts
+               pljobs._lasts(count(*), t.rate, t.period) - (v_now - min(r.started_at)) AS lasts
           FROM jsonb_to_recordset(_refill_buckets.unused) AS r(
                queue text, key text, task text, started_at timestamptz)
          CROSS JOIN LATERAL (VALUES ('queue', r.queue, ''), ('key', r.queue, r.key),
@@ -229,7 +243,7 @@ BEGIN
           JOIN pljobs.throttle AS t ON t.scope = u.scope AND t.name = u.name AND t.rate IS NOT NULL
          WHERE r.started_at > t.set_at
          GROUP BY t.scope, t.name, u.key, t.set_at, t.period, t.rate
-        HAVING count(*) * t.period / t.rate > v_now - min(r.started_at)
+        HAVING pljobs._lasts(count(*), t.rate, t.period) > v_now - min(r.started_at)
     LOOP
         UPDATE pljobs.bucket AS b SET full_at = b.full_at - v_back.lasts
          WHERE b.ctid = ANY (ARRAY(
@@ -282,35 +296,115 @@ END
 $$;
 COMMENT ON FUNCTION pljobs._cursor_of(text) IS 'Where a session notes whose turn it was.';
 
-CREATE OR REPLACE FUNCTION pljobs._keys_in_turn(queue text, most integer)
-RETURNS TABLE (place integer, key text, turn bigint)
-LANGUAGE plpgsql STABLE
+CREATE OR REPLACE FUNCTION pljobs._keys_with_room(queue text, keys text[]) RETURNS text[]
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- The keys of a queue that have jobs waiting for their turn, at most `most`: by priority; within one, from
--- the key after the one that had the last turn in this session, and round. So every session goes round.
+-- Those of these keys, in their order, of which the throttle of the queue's keys lets something start: for
+-- many at once what _room is for one.
 DECLARE
-    v_after text := coalesce(current_setting(pljobs._cursor_of(_keys_in_turn.queue), true), '');
+    v_now timestamptz := clock_timestamp();
+    v_throttle record;
+    v_used_up timestamptz;                        -- a bucket that is full later than that has no token
+    v_latest timestamptz;
+BEGIN
+    SELECT t.max_running, t.rate, t.burst, t.period, t.set_at INTO v_throttle
+      FROM pljobs.throttle AS t WHERE t.scope = 'key' AND t.name = _keys_with_room.queue;
+    IF NOT FOUND THEN
+        RETURN _keys_with_room.keys;
+    END IF;
+    v_used_up := v_now + pljobs._lasts(v_throttle.burst - 1, v_throttle.rate, v_throttle.period)
+                 + interval '1 us';
+    v_latest := pljobs._latest_full(v_throttle.burst, v_throttle.rate, v_throttle.period);
+    RETURN ARRAY(
+        SELECT k.name FROM unnest(_keys_with_room.keys) WITH ORDINALITY AS k(name, ord)
+         WHERE (v_throttle.rate IS NULL OR coalesce((
+                   SELECT b.full_at <= v_used_up OR b.full_at > v_latest
+                     FROM pljobs.bucket AS b
+                    WHERE b.scope = 'key' AND b.name = _keys_with_room.queue AND b.key = k.name
+                      AND b.set_at = v_throttle.set_at), true))
+           -- As a range, and in its order, as _room has it.
+           AND (v_throttle.max_running IS NULL OR v_throttle.max_running > (
+                   SELECT count(*)
+                     FROM (SELECT FROM pljobs.job AS j
+                            WHERE j.status = 'doing' AND j.throttled AND j.queue <= _keys_with_room.queue
+                              AND (j.queue, coalesce(j.fairness_key, '')) >= (_keys_with_room.queue, k.name)
+                              AND (j.queue, coalesce(j.fairness_key, '')) <= (_keys_with_room.queue, k.name)
+                            ORDER BY j.queue, coalesce(j.fairness_key, '')
+                            LIMIT v_throttle.max_running) AS r))
+         ORDER BY k.ord);
+END
+$$;
+COMMENT ON FUNCTION pljobs._keys_with_room(text, text[])
+    IS 'The keys of which the throttle of a queue''s keys lets something start.';
+
+CREATE OR REPLACE FUNCTION pljobs._keys_in_turn(queue text, most integer)
+RETURNS TABLE (place integer, key text, turn bigint)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- The keys of a queue that have jobs waiting for their turn and, where each key has a limit, room: at most
+-- `most`, by priority; within one, from the key after the one that had the last turn in this session, and
+-- round. So every session goes round. Where very many keys have no room, looking at all of them takes long:
+-- who has done that in vain looks at 100 more than it wants, for 50 times what it took, and goes on from
+-- there the next time.
+DECLARE
+    v_cursor text := pljobs._cursor_of(_keys_in_turn.queue);
+    v_first text := coalesce(current_setting(v_cursor, true), '');
+    v_rest numeric := nullif(current_setting(v_cursor || '_rest', true), '')::numeric;
+    v_began timestamptz := clock_timestamp();
     v_left integer := _keys_in_turn.most;
+    v_looks integer;                              -- how many keys more it looks at; null: at all
+    v_most integer;
+    v_after text;
+    v_until text;
     v_keys text[];
+    v_seen text;
+    v_turn bigint := 0::bigint;
     v_place integer;
 BEGIN
+    -- Not one that lasts longer than any does: the clock was set back.
+    IF v_rest - extract(epoch FROM v_began) BETWEEN 0 AND 600 THEN
+        v_looks := _keys_in_turn.most + 100;
+    END IF;
     LOOP
         SELECT -j.priority INTO v_place FROM pljobs.job AS j
          WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue <= _keys_in_turn.queue
            AND (j.queue, -j.priority) > (_keys_in_turn.queue, coalesce(v_place, -2147483648))
          ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT 1;
-        EXIT WHEN NOT FOUND OR v_left <= 0;
-        v_keys := ARRAY(SELECT k.key FROM pljobs._keys_after(
-            _keys_in_turn.queue, v_place, v_after, NULL, v_left) AS k);
-        IF v_after <> '' THEN
-            v_keys := v_keys || ARRAY(SELECT k.key FROM pljobs._keys_after(
-                _keys_in_turn.queue, v_place, '', v_after, v_left - cardinality(v_keys)) AS k);
-            v_after := '';
-        END IF;
-        v_left := v_left - cardinality(v_keys);
-        RETURN QUERY SELECT v_place, k.name, k.ord FROM unnest(v_keys) WITH ORDINALITY AS k(name, ord);
+        EXIT WHEN NOT FOUND OR v_left <= 0 OR v_looks <= 0;
+        -- First those after the cursor; then, in this and all other places, the others, from the beginning.
+        v_after := v_first;
+        v_until := NULL;
+        LOOP
+            v_most := greatest(v_left, CASE WHEN v_seen IS NULL THEN 0 ELSE 100 END);
+            v_keys := ARRAY(SELECT k.key FROM pljobs._keys_after(
+                _keys_in_turn.queue, v_place, v_after, v_until, least(v_most, v_looks)) AS k);
+            IF v_keys = '{}' THEN
+                EXIT WHEN v_first = '' OR v_until IS NOT NULL;
+                v_after := '';
+                v_until := v_first;
+                CONTINUE;
+            END IF;
+            v_looks := v_looks - cardinality(v_keys);
+            v_after := v_keys[cardinality(v_keys)];
+            v_seen := v_after;
+            v_keys := (pljobs._keys_with_room(_keys_in_turn.queue, v_keys))[1:v_left];
+            RETURN QUERY SELECT v_place, k.name, v_turn + k.ord
+                           FROM unnest(v_keys) WITH ORDINALITY AS k(name, ord);
+            v_left := v_left - cardinality(v_keys);
+            v_turn := v_turn + cardinality(v_keys);
+            EXIT WHEN v_left <= 0 OR v_looks <= 0;
+        END LOOP;
     END LOOP;
+    IF v_left = _keys_in_turn.most AND v_seen IS NOT NULL THEN
+        IF v_looks IS NOT NULL THEN
+            PERFORM set_config(v_cursor, v_seen, false);
+        ELSIF clock_timestamp() - v_began > interval '10 ms' THEN
+            PERFORM set_config(v_cursor || '_rest', (extract(epoch FROM clock_timestamp())
+                + 50 * extract(epoch FROM clock_timestamp() - v_began))::text, false);
+        END IF;
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION pljobs._keys_in_turn(text, integer) IS 'Keys in the order in which it is their turn.';
@@ -329,12 +423,15 @@ BEGIN
            OR EXISTS (SELECT FROM pljobs.throttle AS t WHERE t.scope = 'task')
       INTO names, rooms, in_turn
       FROM (SELECT u.name, CASE WHEN q.name IS NOT NULL THEN pljobs._room('queue', u.name) END AS room,
-                   EXISTS (SELECT FROM pljobs.job AS j
-                            WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue = u.name)
-                   OR EXISTS (SELECT FROM pljobs.job AS j
-                               WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = u.name)
-                   OR EXISTS (SELECT FROM pljobs.throttle AS k
-                               WHERE k.scope = 'key' AND k.name = u.name) AS in_turn
+                   -- Not as EXISTS, of which statistics may make a set of all that wait.
+                   coalesce((SELECT true FROM pljobs.job AS j
+                              WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue = u.name
+                              ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT 1),
+                            (SELECT true FROM pljobs.job AS j
+                              WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = u.name
+                              ORDER BY j.queue, j.task, -j.priority, j.id LIMIT 1),
+                            EXISTS (SELECT FROM pljobs.throttle AS k
+                                     WHERE k.scope = 'key' AND k.name = u.name)) AS in_turn
               FROM (SELECT DISTINCT x.name FROM unnest(_open_queues.queues) AS x(name)) AS u
               LEFT JOIN pljobs.throttle AS q ON q.scope = 'queue' AND q.name = u.name) AS r
      WHERE (r.room > 0) IS NOT FALSE;
@@ -358,7 +455,9 @@ DECLARE
     v_found bigint;
     v_found_before bigint := -1::bigint;
     v_ids bigint[];
+    v_queues text[];                               -- of each
     v_keys jsonb;
+    v_cut boolean;                                 -- there are more keys than it has looked at
     v_park bigint[];
     v_taken bigint[];
 BEGIN
@@ -406,7 +505,7 @@ BEGIN
                       AND (j.queue, -j.priority, j.id) >= (q.name, -2147483648, 0)
                       AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
                       AND (_next_in_turn_but.tasks IS NULL OR j.task = ANY (_next_in_turn_but.tasks))
-                      AND (j.id = ANY (_next_in_turn_but.refused)) IS NOT TRUE
+                      AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
                     ORDER BY j.queue, -j.priority, j.id
                     LIMIT least(q.room, _next_in_turn_but.want) + v_ahead) AS h
              WHERE (r.room > 0) IS NOT FALSE
@@ -419,7 +518,7 @@ BEGIN
                       AND -j.priority = k.place AND j.fairness_key = k.key COLLATE "C"
                       AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
                       AND (_next_in_turn_but.tasks IS NULL OR j.task = ANY (_next_in_turn_but.tasks))
-                      AND (j.id = ANY (_next_in_turn_but.refused)) IS NOT TRUE
+                      AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
                     ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT least(k.room, k.most)) AS h
              WHERE (k.room > 0) IS NOT FALSE
             UNION ALL
@@ -433,7 +532,7 @@ BEGIN
                      FROM pljobs.job AS j
                     WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = p.queue
                       AND j.task = p.task AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
-                      AND (j.id = ANY (_next_in_turn_but.refused)) IS NOT TRUE
+                      AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
                     ORDER BY j.queue, j.task, -j.priority, j.id
                     LIMIT least(r.room, _next_in_turn_but.want + v_ahead)) AS h
              WHERE p.task IS NOT NULL
@@ -460,27 +559,34 @@ BEGIN
              WHERE (b.nth <= q.room) IS NOT FALSE
         )
         SELECT count(*), (SELECT array_agg(t.id) FROM by_task AS t WHERE t.nth > t.room AND NOT t.is_parked),
-               array_agg(p.id ORDER BY p.nth),
+               array_agg(p.id ORDER BY p.nth), array_agg(p.queue ORDER BY p.nth),
+               EXISTS (SELECT FROM key_in_turn AS k JOIN queue AS q ON q.name = k.queue
+                        GROUP BY q.name, q.room
+                       HAVING count(*) >= least(q.room, _next_in_turn_but.want) + v_ahead),
                -- The last key of each queue that is had; where none was, the last one that was looked at.
                (SELECT jsonb_object_agg(k.queue, k.key ORDER BY k.turn) FROM key_in_turn AS k)
                || coalesce(jsonb_object_agg(p.queue, p.key ORDER BY p.nth)
                                FILTER (WHERE p.key <> '' AND p.nth <= _next_in_turn_but.want), '{}')
-          INTO v_found, v_park, v_ids, v_keys
+          INTO v_found, v_park, v_ids, v_queues, v_cut, v_keys
           FROM placed AS p;
         UPDATE pljobs.job AS j SET waiting_for = 'limit'
          WHERE j.id = ANY (ARRAY(
                SELECT w.id FROM pljobs.job AS w
-                WHERE w.id = ANY (v_park) AND w.status = 'todo' ORDER BY w.id FOR NO KEY UPDATE SKIP LOCKED));
+                WHERE w.id = ANY (v_park) AND w.status = 'todo'
+                  AND (w.waiting_for IS NULL OR w.waiting_for = 'turn')
+                ORDER BY w.id FOR NO KEY UPDATE SKIP LOCKED));
         v_taken := ARRAY(
-            SELECT j.id FROM unnest(v_ids) WITH ORDINALITY AS c(id, ord)
+            SELECT j.id FROM unnest(v_ids, v_queues) WITH ORDINALITY AS c(id, queue, ord)
               JOIN pljobs.job AS j ON j.id = c.id
              -- NOT DISTINCT hides the predicate of the partial indexes: the way to these rows is the primary
              -- key. By ANY, for where the planner believes in one row the join alone may walk all there are.
              WHERE j.id = ANY (v_ids) AND j.status IS NOT DISTINCT FROM 'todo'
                AND coalesce(j.waiting_for, 'turn') NOT IN ('schedule', 'lock')
+               -- Somebody may have moved it since.
+               AND j.queue = c.queue
              ORDER BY c.ord LIMIT _next_in_turn_but.want FOR UPDATE OF j SKIP LOCKED);
         EXIT WHEN cardinality(v_taken) >= _next_in_turn_but.want
-               OR v_found = v_found_before AND (v_found > 0 OR v_park IS NULL);
+               OR v_found = v_found_before AND (v_found > 0 OR v_park IS NULL AND NOT v_cut);
         v_found_before := v_found;
         v_ahead := v_ahead * 16;
     END LOOP;

@@ -11,8 +11,9 @@ AS $$
 -- any state but todo -> todo.  Writes how the attempt before ended as a job_event of `kind`, and notifies the
 -- queue's workers if the job can run within a minute. `charged` false takes the attempt back. A queueing lock
 -- that another waiting job holds meanwhile is given up: else a bulk rescue could never succeed. So is one
--- that a transaction has been inserting for longer than the lock_timeout above: no person's open transaction
--- may stop a worker's heartbeat. Only a job that no worker received keeps its start_by. Who requeues many
+-- that a transaction has been inserting for longer than the lock_timeout above, once in the caller's
+-- transaction, and from then on for longer than a moment: no person's open transaction may stop a worker's
+-- heartbeat, of however many jobs. Only a job that no worker received keeps its start_by. Who requeues many
 -- does so in order of queueing_lock. The caller holds the job's row locked, and wakes the lane that it was
 -- in.
 DECLARE
@@ -21,6 +22,9 @@ DECLARE
     v_queue text;
     v_queueing_lock text;
 BEGIN
+    IF current_setting('pljobs.has_waited', true) = 'yes' THEN
+        SET LOCAL lock_timeout = '1ms';
+    END IF;
     INSERT INTO pljobs.job_event (job_id, run_id, worker_id, at, started_at, attempt, kind, message, error)
     SELECT j.id, coalesce(j.run_id, j.last_run_id), j.worker_id, coalesce(j.finished_at, v_now), j.started_at,
            j.attempts, _requeue_job.kind, _requeue_job.message, _requeue_job.error
@@ -46,8 +50,12 @@ BEGIN
              WHERE j.id = _requeue_job.job_id
             RETURNING j.waiting_for, j.queue INTO v_waiting_for, v_queue;
             EXIT;
-        EXCEPTION WHEN unique_violation OR lock_not_available THEN
-            v_queueing_lock := NULL;
+        EXCEPTION
+            WHEN unique_violation THEN
+                v_queueing_lock := NULL;
+            WHEN lock_not_available THEN
+                v_queueing_lock := NULL;
+                PERFORM set_config('pljobs.has_waited', 'yes', true);
         END;
     END LOOP;
     -- Due soon: who sleeps learns when.

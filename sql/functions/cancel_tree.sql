@@ -24,9 +24,9 @@ SET enable_seqscan = off
 SET jit = off
 AS $$
 -- Of candidates that the caller holds locked, returns those that may start, in the order given. Cancels those
--- whose parent's tree was cancelled, but for one that a person has put back since, and closes them, too;
--- leaves alone those whose tree is being cancelled now. Wakes the lanes of what it cancels: the caller has
--- them.
+-- whose parent's tree was cancelled, but for one that a person has put back since, or of which the request to
+-- abort was taken back, and closes them, too; leaves alone those whose tree is being cancelled now. Wakes the
+-- lanes of what it cancels: the caller has them.
 DECLARE
     v_free bigint[];
     v_closed bigint[];
@@ -45,7 +45,8 @@ BEGIN
            SELECT t.closed_at FROM pljobs.closed_tree AS t WHERE t.job_id = j.parent_id OFFSET 0) AS c
      WHERE j.id = ANY (v_free)
        AND NOT EXISTS (SELECT FROM pljobs.request AS r
-                        WHERE r.job_id = j.id AND r.kind = 'retry' AND r.requested_at > c.closed_at);
+                        WHERE r.job_id = j.id AND r.kind IN ('retry', 'rescind')
+                          AND r.requested_at > c.closed_at);
     IF v_closed IS NOT NULL THEN
         PERFORM FROM pljobs._cancel_waiting_jobs(
                 v_closed, 'cancelled', 'the tree that it belongs to was cancelled', NULL, 'tree');
@@ -173,12 +174,13 @@ AS $$
 -- pljobs_canceller nor pljobs_operator; whose the others of the tree are does not matter. The tree is closed:
 -- of the jobs in it, none but those left alone ('running': abort is not asked for) can defer another (PJ007),
 -- and a child that is being deferred at this moment is cancelled where it would start. A person may put
--- single ones back (retry_job): they run, and may defer. dry_run: changes and locks nothing, answers as
--- cancel_jobs_v1 does. Raises PJ004 as cancel_job_v1 does, and in a transaction that is not READ COMMITTED:
--- it could not see a child that has come since its snapshot. Locks the tree's keys, in order, then its jobs
--- by ascending id, waiting for each: until the transaction ends, no child of these jobs starts, nor of others
--- that share a key (there are 1,024: a tree of thousands holds all of them); commit soon. Notifies each
--- worker concerned once.
+-- single ones back (retry_job): they run, and may defer; so do those of which the request is rescinded.
+-- Those left alone run to their end, but do not start again (interrupted, to be retried: they are
+-- cancelled). dry_run: changes and locks nothing, answers as cancel_jobs_v1 does. Raises PJ004 as
+-- cancel_job_v1 does, and in a transaction that is not READ COMMITTED: it could not see a child that has
+-- come since its snapshot. Locks the tree's keys, in order, then its jobs by ascending id, waiting for each:
+-- until the transaction ends, no child of these jobs starts, nor of others that share a key (there are
+-- 1,024: a tree of thousands holds all of them); commit soon. Notifies each worker concerned once.
 DECLARE
     v_abort boolean := coalesce(cancel_tree_v1.abort, false) OR coalesce(cancel_tree_v1.force, false);
     v_resolution text := CASE WHEN cancel_tree_v1.delete_job THEN 'deleted' ELSE 'cancelled' END;

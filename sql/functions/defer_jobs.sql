@@ -10,16 +10,20 @@ AS $$
 DECLARE
     v_held record;
 BEGIN
-    SELECT g.queueing_lock, j.id, j.id = ANY (_refuse_queueing_locks.added) AS twice INTO v_held
-      FROM jsonb_to_recordset(_refuse_queueing_locks.jobs) AS g(queueing_lock text)
+    SELECT g.queueing_lock, j.id, j.id = ANY (_refuse_queueing_locks.added) AS is_added INTO v_held
+      FROM (SELECT a.queueing_lock, count(*) AS times
+              FROM jsonb_to_recordset(_refuse_queueing_locks.jobs) AS a(queueing_lock text)
+             WHERE a.queueing_lock IS NOT NULL GROUP BY a.queueing_lock OFFSET 0) AS g
       LEFT JOIN LATERAL (  -- one by one, by the index
            SELECT w.id FROM pljobs.job AS w
             WHERE w.queueing_lock = g.queueing_lock AND w.status = 'todo' LIMIT 1) AS j ON true
-     WHERE g.queueing_lock IS NOT NULL AND num_nonnulls(j.id, _refuse_queueing_locks.added) > 0
-     ORDER BY j.id = ANY (_refuse_queueing_locks.added) LIMIT 1;
+     WHERE CASE WHEN _refuse_queueing_locks.added IS NULL THEN j.id IS NOT NULL
+                ELSE (j.id = ANY (_refuse_queueing_locks.added)) IS NOT TRUE OR g.times > 1 END
+     ORDER BY (j.id = ANY (_refuse_queueing_locks.added)) IS TRUE, g.queueing_lock LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'queueing lock % is %', quote_literal(v_held.queueing_lock),
-            CASE WHEN v_held.twice THEN 'asked for by two jobs of this call'
+            CASE WHEN v_held.is_added THEN 'asked for by two jobs of this call'
+                 WHEN v_held.id IS NULL THEN 'held by a job that starts at this moment'
                  ELSE format('held by waiting job %s', v_held.id) END
             USING ERRCODE = 'PJ001',
                   HINT = 'Nothing was deferred. That job will run; '
@@ -201,7 +205,8 @@ BEGIN
                  ORDER BY x.ord) AS g
          -- In order of queueing lock: two calls that ask for the same ones must not wait for each other.
          ORDER BY g.queueing_lock, g.ord
-        ON CONFLICT DO NOTHING
+        -- Of the queueing lock alone: an id that is there already, for the sequence is behind, is an error.
+        ON CONFLICT (queueing_lock) WHERE status = 'todo' AND queueing_lock IS NOT NULL DO NOTHING
         RETURNING id, queue, waiting_for, scheduled_at, parent_id
     )
     SELECT coalesce(array_agg(a.id ORDER BY a.id), '{}'),
@@ -316,7 +321,9 @@ BEGIN
       FROM (SELECT e.job, e.ord,
                    row_number() OVER (PARTITION BY e.job ->> 'idempotency_key' ORDER BY e.ord) AS place
               FROM jsonb_array_elements(defer_jobs_v2.jobs) WITH ORDINALITY AS e(job, ord)) AS n
-     WHERE n.job ->> 'idempotency_key' IS NULL OR n.place = 1 AND n.job ->> 'idempotency_key' = ANY (v_won);
+     WHERE n.job ->> 'idempotency_key' IS NULL OR n.place = 1 AND
+           -- Hashed: an array would be searched from end to end for each.
+           n.job ->> 'idempotency_key' IN (SELECT w.key FROM unnest(v_won) AS w(key));
     v_ids := pljobs.defer_jobs_v1(v_new, defer_jobs_v2.notify);
     -- By a map, for a join may compare each with each, where the planner believes that there are few.
     SELECT jsonb_object_agg(n.key, n.id) INTO v_id_of

@@ -28,12 +28,19 @@ BEGIN
     RETURN QUERY SELECT e.id, 'expired' FROM unnest(v_ids) AS e(id);
     v_ids := pljobs._ask_late_runs_to_abort(NULL, enforce_limits_v1.max_jobs);
     RETURN QUERY SELECT a.id, 'abort_requested' FROM unnest(v_ids) AS a(id);
+    v_ids := ARRAY(SELECT r.job_id FROM pljobs.request AS r
+                    WHERE r.resolved_at IS NULL AND r.run_id IS NOT NULL AND r.sql_at <= v_now
+                      AND coalesce(r.sql_way, '') NOT IN ('server', 'worker', 'asked')
+                      AND r.handling IS DISTINCT FROM 'handling'
+                    ORDER BY r.run_id LIMIT enforce_limits_v1.max_jobs);
+    -- The job before its request, as everybody has it: who skips held jobs then waits for neither.
+    v_ids := ARRAY(SELECT j.request_id FROM pljobs.job AS j
+                    WHERE j.id = ANY (v_ids) AND j.request_id IS NOT NULL
+                    ORDER BY j.id FOR NO KEY UPDATE SKIP LOCKED);
     FOR v_request IN
         SELECT r.id, r.job_id FROM pljobs.request AS r
-         WHERE r.resolved_at IS NULL AND r.run_id IS NOT NULL AND r.sql_at <= v_now
-           AND coalesce(r.sql_way, '') NOT IN ('server', 'worker', 'asked')
-           AND r.handling IS DISTINCT FROM 'handling'
-         ORDER BY r.run_id LIMIT enforce_limits_v1.max_jobs FOR NO KEY UPDATE SKIP LOCKED
+         WHERE r.id = ANY (v_ids) AND num_nulls(r.resolved_at) = 1
+         ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED
     LOOP
         EXIT WHEN clock_timestamp() > v_now + interval '2 s';
         IF pljobs._cancel_sql_of_request(v_request.id) = 'server' THEN

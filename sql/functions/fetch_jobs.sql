@@ -111,7 +111,8 @@ AS $$
 -- waits, for a second at most, for other fetches from throttled queues, and returns nothing after that.
 -- Raises PJ003 if the worker is not registered, its lease ran out, or it is another's and the caller's role
 -- limited to queues; PJ004 for max_jobs below 1.
--- Notifies workers of a lane's head that nobody else would look for. Call it in a short READ COMMITTED
+-- Notifies workers of a lane's head that nobody else would look for, and of what has become due and was left
+-- to others. Call it in a short READ COMMITTED
 -- transaction of its own.
 DECLARE
     v_queues text[] := fetch_jobs_v1.queues;
@@ -139,6 +140,7 @@ DECLARE
     v_take bigint[];
     v_refused bigint[];                           -- what can't start now, and would be in the way of others
     v_tainted_at timestamptz;
+    v_due text[];                                 -- the queues of what has become due
 BEGIN
     IF coalesce(fetch_jobs_v1.max_jobs, 0) < 1 THEN
         RAISE EXCEPTION 'max_jobs must be at least 1' USING ERRCODE = 'PJ004';
@@ -153,10 +155,10 @@ BEGIN
     ELSIF v_tainted_at IS NOT NULL THEN
         RETURN;
     END IF;
-    IF EXISTS (
-        SELECT FROM pljobs.job AS j
-         WHERE j.status = 'todo' AND j.waiting_for = 'schedule' AND j.scheduled_at <= v_now
-    ) THEN
+    v_due := ARRAY(SELECT j.queue FROM pljobs.job AS j
+                    WHERE j.status = 'todo' AND j.waiting_for = 'schedule' AND j.scheduled_at <= v_now
+                    ORDER BY j.scheduled_at LIMIT greatest(2 * v_want, 100));
+    IF v_due <> '{}' THEN
         PERFORM pljobs._promote_jobs(greatest(2 * v_want, 100));
     END IF;
     IF EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.start_by <= v_now) THEN
@@ -246,11 +248,11 @@ BEGIN
                        AND (j.queue, -j.priority, j.id) >= (v_queues[1], v_from_priority, v_from_id)
                        AND (j.start_by IS NULL OR j.start_by > v_now)
                        AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
-                       AND (j.id = ANY (v_refused)) IS NOT TRUE
+                       AND (v_refused IS NULL OR j.id NOT IN (SELECT x.id FROM unnest(v_refused) AS x(id)))
                      ORDER BY j.queue, -j.priority, j.id LIMIT least(v_want, v_rooms[1])
                        FOR UPDATE SKIP LOCKED) AS c;
         ELSE
-            -- The heads of each queue, merged, then locked in the merged order.
+            -- The heads of the queues whose first are first, merged, then locked in the merged order.
             SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes)
               INTO v_ids, v_locks, v_parents, v_crashes
               FROM (SELECT j.id, j.lock, j.parent_id, j.crashes
@@ -258,19 +260,38 @@ BEGIN
                      -- NOT DISTINCT hides the predicate of the ready indexes: the way to these rows is the
                      -- primary key.
                      WHERE j.status IS NOT DISTINCT FROM 'todo' AND j.waiting_for IS NULL
+                       -- Somebody may have moved it since.
+                       AND j.queue = ANY (v_queues)
                        AND j.id = ANY (ARRAY(
                            SELECT h.id
-                             FROM (SELECT DISTINCT u.name, u.room
-                                     FROM unnest(v_queues, v_rooms) AS u(name, room)) AS q
+                             FROM (SELECT u.name, u.room
+                                     FROM (SELECT DISTINCT n.name, n.room
+                                             FROM unnest(v_queues, v_rooms) AS n(name, room)) AS u
+                                    CROSS JOIN LATERAL (
+                                          SELECT -f.priority AS place, f.id FROM pljobs.job AS f
+                                           WHERE f.status = 'todo' AND f.waiting_for IS NULL
+                                             AND f.queue <= u.name
+                                             AND (f.queue, -f.priority, f.id)
+                                                 >= (u.name, v_from_priority, v_from_id)
+                                             AND (f.start_by IS NULL OR f.start_by > v_now)
+                                             AND (fetch_jobs_v1.tasks IS NULL
+                                                  OR f.task = ANY (fetch_jobs_v1.tasks))
+                                             AND (v_refused IS NULL
+                                                  OR f.id NOT IN (
+                                                     SELECT x.id FROM unnest(v_refused) AS x(id)))
+                                           ORDER BY f.queue, -f.priority, f.id LIMIT 1) AS f
+                                    ORDER BY f.place, f.id LIMIT v_want + v_ahead) AS q
                             CROSS JOIN LATERAL (
-                                  SELECT t.id FROM pljobs.job AS t
+                                  SELECT t.id, -t.priority AS place FROM pljobs.job AS t
                                    WHERE t.status = 'todo' AND t.waiting_for IS NULL AND t.queue <= q.name
                                      AND (t.queue, -t.priority, t.id) >= (q.name, v_from_priority, v_from_id)
                                      AND (t.start_by IS NULL OR t.start_by > v_now)
                                      AND (fetch_jobs_v1.tasks IS NULL OR t.task = ANY (fetch_jobs_v1.tasks))
-                                     AND (t.id = ANY (v_refused)) IS NOT TRUE
+                                     AND (v_refused IS NULL
+                                          OR t.id NOT IN (SELECT x.id FROM unnest(v_refused) AS x(id)))
                                    ORDER BY t.queue, -t.priority, t.id
-                                   LIMIT least(v_want + v_ahead, q.room)) AS h))
+                                   LIMIT least(v_want + v_ahead, q.room)) AS h
+                            ORDER BY h.place, h.id LIMIT v_want + v_ahead))
                      ORDER BY -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
         END IF;
         v_ms := 1000 * extract(epoch FROM clock_timestamp() - v_began);
@@ -322,6 +343,10 @@ BEGIN
 
     IF v_take <> '{}' AND (SELECT t.last_value FROM pljobs.timeline AS t) <> pljobs._timeline() THEN
         PERFORM pljobs._jump_ahead();
+    END IF;
+    -- Who looked before these were due, and asks next_fetch_v1 only now, is told of no schedule any more.
+    IF cardinality(v_due) > coalesce(cardinality(v_take[1:fetch_jobs_v1.max_jobs]), 0) THEN
+        PERFORM pljobs._notify_todo(ARRAY(SELECT DISTINCT q.name FROM unnest(v_due) AS q(name)));
     END IF;
     IF v_flows THEN
         PERFORM pljobs._use_buckets(v_take[1:fetch_jobs_v1.max_jobs]);

@@ -17,11 +17,13 @@ AS $$
 -- locks and notifies nothing.
 DECLARE
     c_looked_at CONSTANT integer := 100;
+    v_now timestamptz := clock_timestamp();
     v_at timestamptz;
     v_token_at timestamptz;
 BEGIN
     IF NOT EXISTS (SELECT FROM pljobs.worker AS w
-                    WHERE w.id = next_fetch_v1.worker_id AND w.stopped_at IS NULL AND w.tainted_at IS NULL) THEN
+                    WHERE w.id = next_fetch_v1.worker_id AND w.stopped_at IS NULL
+                      AND w.tainted_at IS NULL) THEN
         RETURN NULL;
     END IF;
     SELECT coalesce(min(s.scheduled_at) FILTER (
@@ -33,14 +35,17 @@ BEGIN
              ORDER BY j.scheduled_at LIMIT c_looked_at) AS s;
     IF EXISTS (SELECT FROM pljobs.throttle) THEN
         SELECT min(n.at) INTO v_token_at
-          FROM (SELECT b.full_at - (t.burst - 1) * (t.period / t.rate) AS at,
-                       b.full_at <= pljobs._latest_full(t.burst, t.rate, t.period) AS is_known
-                  FROM pljobs.throttle AS t
-                  JOIN pljobs.bucket AS b ON b.scope = t.scope AND b.name = t.name AND b.set_at = t.set_at
-                 WHERE t.rate IS NOT NULL
-                   AND CASE t.scope WHEN 'task' THEN (t.name = ANY (next_fetch_v1.tasks)) IS NOT FALSE
-                                    ELSE (t.name = ANY (next_fetch_v1.queues)) IS NOT FALSE END) AS n
-         WHERE n.at > clock_timestamp() AND n.is_known;
+          FROM pljobs.throttle AS t
+         CROSS JOIN LATERAL (
+               SELECT pljobs._lasts(t.burst - 1, t.rate, t.period) AS but_one,
+                      pljobs._latest_full(t.burst, t.rate, t.period) AS latest OFFSET 0) AS l
+         CROSS JOIN LATERAL (
+               SELECT min(b.full_at) - l.but_one AS at FROM pljobs.bucket AS b
+                WHERE b.scope = t.scope AND b.name = t.name AND b.set_at = t.set_at
+                  AND b.full_at > v_now + l.but_one AND b.full_at <= l.latest) AS n
+         WHERE t.rate IS NOT NULL
+           AND CASE t.scope WHEN 'task' THEN (t.name = ANY (next_fetch_v1.tasks)) IS NOT FALSE
+                            ELSE (t.name = ANY (next_fetch_v1.queues)) IS NOT FALSE END;
     END IF;
     RETURN least(v_at, v_token_at) - clock_timestamp();
 END

@@ -31,7 +31,8 @@ BEGIN
          WHERE j.status = 'doing' AND NOT EXISTS (
                SELECT FROM pljobs.worker AS w
                 WHERE w.id = j.worker_id AND w.stopped_at IS NULL AND w.expires_at > clock_timestamp())
-         ORDER BY j.id LIMIT rescue_jobs_v1.max_jobs FOR UPDATE OF j SKIP LOCKED);
+         -- The order of the index of what runs, so that no statistics can make this walk all jobs.
+         ORDER BY j.worker_id LIMIT rescue_jobs_v1.max_jobs FOR UPDATE OF j SKIP LOCKED);
     -- Locked, so that no heartbeat that is under way answers 'ok' for what is put back here.
     v_lost := ARRAY(
         SELECT w.id FROM pljobs.worker AS w

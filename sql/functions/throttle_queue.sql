@@ -8,7 +8,6 @@ AS $$
 -- already counts for it.
 DECLARE
     c_longest CONSTANT interval := interval '10 years';
-    v_had boolean;
 BEGIN
     IF (char_length(_set_throttle.name) BETWEEN 1 AND 255) IS NOT TRUE THEN
         RAISE EXCEPTION 'the name of a % has 1 to 255 characters',
@@ -31,19 +30,9 @@ BEGIN
     PERFORM pljobs._require_flow();
 
     IF num_nonnulls(_set_throttle.max_running, _set_throttle.rate) = 0 THEN
-        SELECT num_nonnulls(t.max_running, t.rate) > 0 INTO v_had FROM pljobs.throttle AS t
+        DELETE FROM pljobs.throttle AS t
          WHERE t.scope = _set_throttle.scope AND t.name = _set_throttle.name;
-        IF _set_throttle.scope = 'task' AND EXISTS (
-               SELECT FROM pljobs.job AS j
-                WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.task = _set_throttle.name) THEN
-            -- It stays, limiting nothing, so that fetches go on to look for those that are parked.
-            UPDATE pljobs.throttle AS t SET max_running = NULL, rate = NULL, period = NULL, burst = NULL
-             WHERE t.scope = _set_throttle.scope AND t.name = _set_throttle.name;
-        ELSE
-            DELETE FROM pljobs.throttle AS t
-             WHERE t.scope = _set_throttle.scope AND t.name = _set_throttle.name;
-        END IF;
-        RETURN CASE WHEN v_had THEN 'unthrottled' ELSE 'unchanged' END;
+        RETURN CASE WHEN FOUND THEN 'unthrottled' ELSE 'unchanged' END;
     END IF;
     INSERT INTO pljobs.throttle AS t (scope, name, max_running, rate, period, burst, set_by, set_at)
     VALUES (_set_throttle.scope, _set_throttle.name, _set_throttle.max_running, _set_throttle.rate,

@@ -290,6 +290,47 @@ SELECT is(started(:w, ARRAY[:'q'], 9), '{}', 'and their key''s limit holds for w
 SELECT pljobs.throttle_queue(:'q', each_key => true) \g /dev/null
 SELECT is(cardinality(started(:w, NULL, 9, ARRAY[:'t'])), 1, 'who fetches from all queues meets what is parked');
 
+-- Days and months are of different lengths: a rate counts seconds.
+SELECT a_name('queue') AS q, a_name('queue') AS y \gset
+SELECT pljobs.throttle_queue(:'q', rate => 7, period => '3 months'), pljobs.throttle_queue(:'y', rate => 5, period => '1 year') \g /dev/null
+SELECT count(a_todo_job(queue => q)) FROM unnest(ARRAY[:'q', :'y']) AS u(q), generate_series(1, 20) \g /dev/null
+SELECT is(ARRAY[cardinality(started(:w, ARRAY[:'q'], 10)), cardinality(started(:w, ARRAY[:'q'], 10)), cardinality(started(:w, ARRAY[:'y'], 10)), cardinality(started(:w, ARRAY[:'y'], 10))], '{7,0,5,0}', 'of months or a year, too');
+-- Noon of the day before clocks go back, and of the day after they have gone forward, wherever this runs.
+SELECT format('AAA0BBB,J%s/0,J%s/0', d - 100 + CASE WHEN d <= 100 THEN 365 ELSE 0 END, d % 365 + 1) AS back, format('AAA0BBB,J%s/0,J%s/0', d % 365 + 1, d - 100 + CASE WHEN d <= 100 THEN 365 ELSE 0 END) AS forward FROM (SELECT least(extract(doy FROM now())::integer, 365) AS d) AS x \gset
+SELECT a_name('queue') AS q \gset
+SET LOCAL TIME ZONE :'back';
+SELECT pljobs.throttle_queue(:'q', rate => 3, period => '1 day') \g /dev/null
+SELECT count(a_todo_job(queue => :'q')) FROM generate_series(1, 20) \g /dev/null
+SELECT is(ARRAY[cardinality(started(:w, ARRAY[:'q'], 10)), cardinality(started(:w, ARRAY[:'q'], 10))], '{3,0}', 'nor does a day with 25 hours let more start');
+SET LOCAL TIME ZONE :'forward';
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 10)), 0, 'nor one with 23');
+SET LOCAL TIME ZONE 'UTC';
+SELECT is(pljobs._lasts(14, 7, '1 month'), interval '1440:00:00', 'a month has 30 days');
+
+-- Very many keys without room hide none that has it.
+SELECT a_name('queue') AS q \gset
+SELECT pljobs.throttle_queue(:'q', rate => 1, period => '1 h', each_key => true) \g /dev/null
+SELECT count(*) FROM pljobs.defer_jobs_v3((SELECT jsonb_agg(jsonb_build_object('task', 't', 'queue', :'q', 'fairness_key', 'k' || lpad((g % 3000)::text, 5, '0'))) FROM generate_series(1, 6000) AS g)) \g /dev/null
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 5000)), 3000, 'each key starts one');
+SELECT pljobs.defer_job('t', queue => :'q', fairness_key => 'k00200z') AS job_id, set_config(pljobs._cursor_of(:'q'), 'k00200zz', false) \gset
+SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'a new key among 3,000 that are used up is found by the first fetch');
+SELECT pljobs.defer_job('t', queue => :'q', fairness_key => 'low', priority => -1) AS job_id \gset
+SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'so is one of a lower priority');
+SELECT pljobs.throttle_queue(:'q', max_running => 1, each_key => true), pljobs.defer_job('t', queue => :'q', fairness_key => 'k00200y') AS job_id, set_config(pljobs._cursor_of(:'q'), 'k00200yy', false) \gset
+SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'and where it is the running ones that leave no room');
+-- Who has looked at all in vain, and for long, looks at some, and goes on from there.
+SELECT is(started(:w, ARRAY[:'q'], 1), '{}', 'then there is none');
+SELECT ok(current_setting(pljobs._cursor_of(:'q') || '_rest')::numeric > extract(epoch FROM clock_timestamp()), 'it does not look at all again for a while');
+SELECT set_config(pljobs._cursor_of(:'q') || '_rest', (extract(epoch FROM clock_timestamp()) + 60)::text, false) \g /dev/null
+SELECT pljobs.defer_job('t', queue => :'q', fairness_key => 'k00100z') AS job_id, set_config(pljobs._cursor_of(:'q'), 'k02600', false) \gset
+SELECT is(ARRAY(SELECT n FROM generate_series(1, 4) AS n WHERE started(:w, ARRAY[:'q'], 1) = ARRAY[:job_id]::bigint[]), '{2}', 'it is found when it is its turn to be looked at');
+SELECT set_config(pljobs._cursor_of(:'q') || '_rest', '', false) \g /dev/null
+-- Keys whose jobs are of other tasks.
+SELECT a_name('queue') AS q \gset
+SELECT count(*) FROM pljobs.defer_jobs_v3((SELECT jsonb_agg(jsonb_build_object('task', 'a', 'queue', :'q', 'fairness_key', 'k' || lpad(g::text, 5, '0'))) FROM generate_series(1, 400) AS g)) \g /dev/null
+SELECT pljobs.defer_job('b', queue => :'q', fairness_key => 'k00300z') AS job_id, set_config(pljobs._cursor_of(:'q'), 'k00300zz', false) \gset
+SELECT is(started(:w, ARRAY[:'q'], 1, '{b}'), ARRAY[:job_id]::bigint[], 'keys of other tasks hide none');
+
 -- Where an index is not made yet, a fetch scans nothing, and nothing can be made that would need it.
 SELECT a_name('queue') AS q \gset
 SELECT a_todo_job(queue => :'q') AS job_id \gset

@@ -237,5 +237,18 @@ SELECT pljobs.cancel_job(:gone, delete_job => true) \g /dev/null
 SELECT is(tree(:'ann', :gone), NULL, 'of a root that is gone nobody knows whose it was');
 SELECT is(EXISTS (SELECT FROM pljobs.closed_tree AS t WHERE t.job_id = :gone), false, 'and it is not closed');
 
+-- One of which the request is taken back goes on, through its retries.
+CREATE FUNCTION fetched(job_id bigint, OUT run_id bigint) LANGUAGE plpgsql VOLATILE AS $$
+BEGIN SELECT f.run_id INTO run_id FROM pljobs.job AS j, LATERAL pljobs.fetch_jobs_v1(a_worker(), queues => ARRAY[j.queue]) AS f WHERE j.id = fetched.job_id AND f.job_id = j.id; END $$;
+SELECT job_id AS root FROM a_doing_job() \gset
+SELECT a_child_of(:root) AS child \gset
+SELECT fetched(:child) AS child_run \gset
+SELECT count(*) FROM pljobs.cancel_tree(:root, abort => true) \g /dev/null
+SELECT is(pljobs.rescind_request(:child), 'rescinded', 'the request is taken back');
+SELECT is(finish_run(:child, :child_run, 'failed', '{"retry_in": "0 s"}'), 'todo', 'it fails, and is retried');
+SELECT fetched(:child) \g /dev/null
+SELECT is(status_of(:child), 'doing', 'it starts again');
+SELECT lives_ok(format('SELECT a_child_of(%s)', :child), 'and may defer');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -159,5 +159,17 @@ $$;
 DISCARD PLANS;  -- those of this session call what is renamed
 SELECT lives_ok($$SELECT pljobs.defer_jobs_v1('[{"task": "t"}]')$$, 'a server that has no md5 defers all the same');
 
+-- A sequence that is behind (a restore, a replica that was promoted without it) loses no job.
+SELECT setval('pljobs.job_id_seq', (SELECT max(id) - 1 FROM pljobs.job)) \g /dev/null
+SELECT throws_ok($$SELECT pljobs.defer_jobs_v1('[{"task": "t", "lock": "l"}]')$$, '23505', NULL, 'an id that is there already is an error');
+SELECT setval('pljobs.job_id_seq', (SELECT max(id) - 1 FROM pljobs.job)) \g /dev/null
+SELECT throws_ok($$SELECT * FROM pljobs.defer_jobs_v2('[{"task": "t", "idempotency_key": "behind 1"}, {"task": "t", "idempotency_key": "behind 2"}]')$$, '23505', NULL, 'under keys, too');
+SELECT setval('pljobs.job_id_seq', (SELECT max(id) FROM pljobs.job)) \g /dev/null
+-- Who is to blame.
+SELECT a_name('lock') AS held, a_name('a free one') AS free \gset
+SELECT a_todo_job(queueing_lock => :'held') AS holder \gset
+SELECT throws_like(format($$SELECT pljobs.defer_jobs_v1('[{"task": "t", "queueing_lock": "%s"}, {"task": "t", "queueing_lock": "%s"}]')$$, :'free', :'held'), '%' || :'held' || '%held by waiting job ' || :'holder', 'the lock that is held is named');
+SELECT throws_like(format($$SELECT pljobs.defer_jobs_v1('[{"task": "t", "queueing_lock": "%s"}, {"task": "t", "queueing_lock": "%s 2"}, {"task": "t", "queueing_lock": "%s 2"}]')$$, :'free', :'free', :'free'), '%' || :'free' || ' 2''%by two jobs of this call', 'or the one that two ask for');
+
 SELECT * FROM finish();
 ROLLBACK;

@@ -41,5 +41,12 @@ SELECT pljobs.throttle_task(:'t', rate => 12, period => '1 h', burst => 1), pljo
 SELECT count(*) FROM pljobs.fetch_jobs_v1(:worker, 2, ARRAY[:'q']) \g /dev/null
 SELECT ok(pljobs.next_fetch_v1(:worker, ARRAY[:'q'], ARRAY[:'t']) < interval '5 min', 'a task''s rate, too');
 
+-- What has become due, and was left to others, is told: who asks only now learns of no schedule.
+SELECT a_name('queue') AS b, a_name('queue') AS a \gset
+SELECT a_todo_job(queue => :'b', scheduled_at => clock_timestamp() + interval '50 years') AS job_id \gset
+UPDATE pljobs.job SET scheduled_at = clock_timestamp() - interval '1 s' WHERE id = :job_id;
+SELECT count(*) FROM pljobs.fetch_jobs_v1(:worker, 1, ARRAY[:'a']) \g /dev/null
+SELECT is((SELECT waiting_for FROM pljobs.job WHERE id = :job_id), NULL, 'a fetch from another queue makes it ready');
+
 SELECT * FROM finish();
 ROLLBACK;

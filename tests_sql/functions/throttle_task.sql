@@ -16,5 +16,14 @@ SELECT * FROM a_doing_job() \gset
 SELECT pljobs.throttle_task((SELECT task FROM pljobs.job WHERE id = :job_id), 1000000) \g /dev/null
 SELECT cmp_ok((SELECT t.running FROM pljobs.throttles AS t JOIN pljobs.jobs AS j ON j.task = t.name WHERE t.scope = 'task' AND j.id = :job_id), '>=', 1::bigint, 'what runs counts');
 
+-- Taken away while jobs are parked at it, it is gone: nobody waits for a throttle that limits nothing.
+SELECT a_name('queue') AS q, a_name('task') AS t, a_worker() AS w \gset
+SELECT pljobs.throttle_task(:'t', max_running => 1), count(a_todo_job(queue => :'q', task => :'t')) FROM generate_series(1, 3) \g /dev/null
+SELECT count(*) FROM pljobs.fetch_jobs_v1(:w, 5, ARRAY[:'q']) \g /dev/null
+SELECT is((SELECT count(*) FROM pljobs.job WHERE queue = :'q' AND waiting_for = 'limit'), 2::bigint, 'two are parked');
+SELECT is(pljobs.throttle_task(:'t'), 'unthrottled', 'the limit is taken away');
+SELECT is_empty(format('SELECT FROM pljobs.throttle WHERE name = %L', :'t'), 'no row is left');
+SELECT is((SELECT count(*) FROM pljobs.fetch_jobs_v1(:w, 5, ARRAY[:'q'])), 2::bigint, 'and those that were parked start');
+
 SELECT * FROM finish();
 ROLLBACK;
