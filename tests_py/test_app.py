@@ -12,7 +12,13 @@ import pytest
 
 from conftest import Databases
 from pljobs import App, JobManager, PsycopgConnector, Status, SyncPsycopgConnector
-from pljobs.exceptions import AppNotOpen, DatabaseUnavailable, LoadFromPathError, TaskNotFound
+from pljobs.exceptions import (
+    AppNotOpen,
+    DatabaseUnavailable,
+    InvalidArgument,
+    LoadFromPathError,
+    TaskNotFound,
+)
 from waiting import wait_until_async
 from workers import DEADLINE, NOTIFIED, running
 
@@ -207,3 +213,10 @@ def test_a_worker_that_its_event_loop_has_dropped_awaits_nothing(db_url: str) ->
         working.close()
     finally:
         loop.close()
+
+
+def test_aliases_are_a_list_and_not_letters() -> None:
+    with pytest.raises(InvalidArgument, match="aliases must be a list"):
+
+        @App("").task(name="t", aliases="abc")
+        def task() -> None: ...

@@ -153,3 +153,28 @@ def test_a_tick_whose_queueing_lock_is_taken_is_skipped(db_url: str, conn: psyco
     first, second = due_ticks(app.periodic_registry, since=at(), now=at(minute=2))
     outcomes = [db.run(conn, tick.call()).outcome for tick in (first, second, second)]
     assert outcomes == ["deferred", "already_enqueued", "already_deferred"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"priority": "x"}, {"queue": ""}, {"lock": 5}, {"task_kwargs": ["a"]}], ids=str
+)
+def test_what_every_tick_would_be_refused_for_is_refused_at_once(app: App, options: Any) -> None:
+    with pytest.raises(InvalidArgument, match=next(iter(options))):
+
+        @app.periodic(cron="* * * * *", **options)
+        @app.task(name="odd")
+        def odd(timestamp: int) -> None: ...
+
+
+def test_the_decorators_in_the_wrong_order_are_told(app: App) -> None:
+    # mypy says so, too.
+    with pytest.raises(InvalidArgument, match=r"write @app\.periodic above @app\.task"):
+
+        @app.task(name="odd")  # type: ignore[type-var]
+        @app.periodic(cron="* * * * *")
+        def odd(timestamp: int) -> None: ...
+
+
+def test_how_late_a_tick_may_be_is_a_number_of_seconds() -> None:
+    with pytest.raises(InvalidArgument, match="max_delay"):
+        App("", periodic_defaults={"max_delay": "600"})  # type: ignore[arg-type]

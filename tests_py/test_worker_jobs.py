@@ -265,10 +265,24 @@ async def test_arguments_that_dont_fit_the_function_are_a_failure(app: App, acon
         {"update_heartbeat_interval": 10, "stalled_worker_timeout": 15},
         {"update_heartbeat_interval": 0.1, "stalled_worker_timeout": 0.5},
         {"delete_jobs": "sometimes"},
+        {"concurrency": 2.5},
+        {"concurrency": True},
+        {"fetch_job_polling_interval": "5"},
+        {"fetch_job_polling_interval": float("nan")},
+        {"stalled_worker_timeout": "30"},
+        {"shutdown_graceful_timeout": "30"},
+        {"shutdown_graceful_timeout": -1},
+        {"unknown_tasks": "ignore"},
+        {"queues": "mail"},
+        {"queues": [5]},
+        {"queues": [""]},
+        {"name": 5},
+        {"name": "a\0"},
+        {"retention": 5},
     ],
 )
 def test_a_worker_that_can_never_work_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=str(next(reversed(wrong)))):
         Worker(App("postgresql:///nowhere"), **wrong)
 
 
@@ -379,7 +393,11 @@ async def test_no_error_keeps_a_job_from_failing(
     assert len(found["error"]) <= 16_384
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=["sys.exit", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), KeyboardInterrupt(), BaseExceptionGroup("group", [ValueError(), SystemExit(3)])],
+    ids=["sys.exit", "Ctrl-C", "group"],
+)
 @pytest.mark.parametrize("kind", ["async", "sync"])
 async def test_a_task_cant_end_its_worker_and_is_not_run_again_for_it(
     app: App, aconn: Conn, kind: str, error: BaseException

@@ -11,7 +11,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Literal, Self, TypedDict, Unpack
 
-from pljobs import calls_read
+from pljobs import calls_read, checks
 from pljobs.blueprints import Blueprint
 from pljobs.careful import careful_logger
 from pljobs.connector import AsyncPool, PsycopgConnector, SyncPool
@@ -101,6 +101,7 @@ class App(Blueprint):
         self.import_paths = list(import_paths or ())
         self.worker_defaults: WorkerOptions = worker_defaults or {}
         self.periodic_defaults: PeriodicDefaults = periodic_defaults or {}
+        checks.seconds("max_delay", self.periodic_defaults.get("max_delay"))
 
     @classmethod
     def from_path(cls, dotted_path: str) -> App:
@@ -296,13 +297,18 @@ def _is_a_jobs(error: BaseException) -> bool:
 
 
 class Opening:
-    """Open an app for async calls: await it, or enter it with `async with`, which closes it at the end."""
+    """Open an app for async calls: await it, or enter it with `async with`, which closes it at the end.
+
+    But not where it was open already: then who opened it closes it.
+    """
 
     def __init__(self, app: App, pool: AsyncPool | None) -> None:
         self._app = app
         self._pool = pool
+        self._found_open = False
 
     async def _open(self) -> App:
+        self._found_open = self._app.connector.is_open_async
         await self._app.connector.open_async(self._pool)
         return self._app
 
@@ -315,4 +321,5 @@ class Opening:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._app.close_async()
+        if not self._found_open:  # it is whose who opened it: a worker's, or a block's around this one
+            await self._app.close_async()

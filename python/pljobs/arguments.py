@@ -55,7 +55,7 @@ def encode_result(result: object, dumps: JsonDumps | None = None) -> tuple[str |
         return _encode(result, dumps), None
     except _Unfit as unfit:
         return None, f"result not stored: its contents {unfit}"
-    except Exception as exc:  # noqa: BLE001 - a result must never keep a job from finishing
+    except BaseException as exc:  # noqa: BLE001 - a result must never keep a job from finishing
         return None, f"result not stored: {type(exc).__name__}"
 
 
@@ -64,14 +64,14 @@ def decode_arguments(
 ) -> tuple[dict[str, object], str | None]:
     """Return (the arguments, None), or ({}, why they can't be read); never raises. None: they are not shown.
 
-    What came from psql may be more than Python reads (a number of 5,000 digits), and own decoders have bugs:
-    one such job must not take down those fetched with it.
+    What came from psql may be more than Python reads (a number of 5,000 digits), and own decoders have bugs,
+    or call `sys.exit`: one such job must not take down those fetched with it.
     """
     if text is None:
         return {}, "this role may not see the arguments"
     try:
         arguments = (loads or json.loads)(text)
-    except Exception as exc:  # noqa: BLE001
+    except BaseException as exc:  # noqa: BLE001
         return {}, f"the arguments can't be read: {type(exc).__name__}"
     if not isinstance(arguments, dict):
         return {}, f"the arguments can't be read: json_loads made a {type(arguments).__name__} of them"
@@ -84,7 +84,7 @@ def decode_result(text: str | None, loads: JsonLoads | None = None) -> object:
         return None
     try:
         return (loads or json.loads)(text)
-    except Exception:  # noqa: BLE001
+    except BaseException:  # noqa: BLE001
         return text
 
 
@@ -142,21 +142,21 @@ def _default_dumps(value: object) -> str:
         return json.dumps(value, allow_nan=False)
     except _Unfit:
         raise
-    except Exception as exc:  # noqa: BLE001 - a subclass with odd methods, a number of 5,000 digits
+    except BaseException as exc:  # noqa: BLE001 - a subclass with odd methods, a number of 5,000 digits
         raise _Unfit(f"can't be written as JSON ({type(exc).__name__})") from None
 
 
 def _own_dumps(value: object, dumps: JsonDumps) -> str:
     try:
         made = dumps(value)
-    except Exception as exc:
+    except BaseException as exc:
         raise _Unfit(f"can't be written as JSON by json_dumps ({type(exc).__name__})") from exc
     try:
         encoded = made.decode("utf-8") if isinstance(made, bytes | bytearray | memoryview) else made
         again = json.loads(encoded, parse_constant=_refuse_constant)
     except _Unfit:
         raise
-    except Exception as exc:  # noqa: BLE001
+    except BaseException as exc:  # noqa: BLE001
         raise _Unfit(f"are no JSON once json_dumps is done with them ({type(exc).__name__})") from None
     _check(again, "", 0)
     # ASCII goes through any client encoding, and duplicate keys are gone.

@@ -28,7 +28,9 @@ class CarefulLogger(logging.LoggerAdapter[logging.Logger]):
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # the caller's line, not this one
         try:
             self.logger.log(level, msg, *args, **kwargs)
-        except Exception:  # noqa: BLE001
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - SystemExit, too: what is logged may be of a job
             if logging.raiseExceptions and sys.stderr is not None:
                 traceback.print_exc()
 

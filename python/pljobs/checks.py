@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from pljobs import exceptions
+
+T = TypeVar("T")
 
 MAX_NAME = 255
 MAX_INT32 = 2**31 - 1
@@ -67,13 +70,13 @@ def identifier(what: str, value: object) -> int:
     if isinstance(value, bool):
         raise TypeError(f"{what} must be an int, not bool")
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        found = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         hint = f": pass int({what})" if isinstance(value, str) else ""
         raise TypeError(f"{what} must be an int, not {type(value).__name__}{hint}") from None
-    if abs(number) > MAX_INT64:
+    if abs(found) > MAX_INT64:
         raise exceptions.InvalidArgument(f"{what} is out of the range of ids")
-    return number
+    return found
 
 
 def optional_identifier(what: str, value: object) -> int | None:
@@ -93,12 +96,12 @@ def priority(value: int, *, error: type[exceptions.PljobsException] = exceptions
     if isinstance(value, bool):
         raise error("priority must be an int, not bool")
     try:
-        number = operator.index(value)
+        found = operator.index(value)
     except TypeError:
         raise error(f"priority must be an int, not {type(value).__name__}") from None
-    if not -MAX_INT32 - 1 <= number <= MAX_INT32:
-        raise error("priority must fit into 32 bits")
-    return number
+    if abs(found) > MAX_INT32:
+        raise error(f"priority must be -{MAX_INT32} to {MAX_INT32}")
+    return found
 
 
 def aware(
@@ -177,14 +180,50 @@ def as_interval(length: timedelta) -> str:
 
 
 def positive(**values: float) -> None:
-    """Check that each of these is more than 0."""
+    """Check that each of these is a number of more than 0."""
     for what, value in values.items():
-        if not value > 0:
+        if number(what, value) <= 0:
             raise exceptions.InvalidArgument(f"{what} must be more than 0, not {value}")
+
+
+def number(what: str, value: object) -> float:
+    """Return a number; raise `InvalidArgument` for anything else, NaN and booleans too."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124
+        raise exceptions.InvalidArgument(f"{what} must be a number, not {value!r}")
+    return value
+
+
+def seconds(what: str, value: float | None) -> float | None:
+    """Return a number of seconds, of 0 or more, that may be left out, or raise `InvalidArgument`."""
+    if value is not None and number(what, value) < 0:
+        raise exceptions.InvalidArgument(f"{what} must not be negative")
+    return value
+
+
+def count(what: str, value: object) -> int:
+    """Return how many of something, 1 or more, or raise `InvalidArgument`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise exceptions.InvalidArgument(f"{what} must be an int of 1 or more, not {value!r}")
+    return value
+
+
+def one_of(what: str, value: T, known: tuple[T, ...]) -> T:
+    """Return a value that is one of those known, or raise `InvalidArgument`."""
+    if value not in known:
+        raise exceptions.InvalidArgument(f"{what} must be {' or '.join(map(repr, known))}, not {value!r}")
+    return value
+
+
+def names(what: str, values: Iterable[str]) -> list[str]:
+    """Return some names; raise `InvalidArgument` for a text, which is no list of them, and for odd ones."""
+    if isinstance(values, str):
+        raise exceptions.InvalidArgument(f"{what} must be a list of names, not the text {values!a}")
+    return [name(f"each of {what}", value) for value in values]
 
 
 def lease(seconds: float, *, heartbeat: float) -> None:
     """Check that a worker's lease outlasts a late heartbeat."""
+    positive(update_heartbeat_interval=heartbeat, stalled_worker_timeout=seconds)
     if seconds < max(1.0, 2 * heartbeat):
         raise exceptions.InvalidArgument(
             f"stalled_worker_timeout ({seconds} s) must be at least 1 s and twice"

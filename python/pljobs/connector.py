@@ -157,9 +157,9 @@ class PsycopgConnector:
         if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
             return  # a worker's perhaps: what was opened here found it open
         pool, self._loop = self._async.forget(), None
-        await in_a_thread(self.pings.close)
         if pool is not None:
             await pool.close()
+        await in_a_thread(self.pings.close)
         if not self._sync.wanted:
             await in_a_thread(self.close)
 
@@ -302,7 +302,7 @@ class PsycopgConnector:
             **self._pool_settings,
         )
         with db.translated():
-            await pool.open(wait=True)
+            await pools.open_async(pool)
         return pool
 
     def _drop_if_forked(self) -> None:

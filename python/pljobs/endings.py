@@ -15,6 +15,7 @@ from pljobs.answers import Outcome, RunEnd
 from pljobs.careful import careful_logger
 from pljobs.exceptions import JobAborted, JobTimeout
 from pljobs.jobs import AbortReason, DeleteJobCondition
+from pljobs.retry import RetryDecision
 
 if TYPE_CHECKING:
     from pljobs.job_context import JobContext
@@ -24,6 +25,7 @@ logger = careful_logger(__name__)
 # The modules whose frames call a task: they tell nobody anything about its failure.
 CALLERS = {str(Path(__file__).with_name(name)) for name in ("execution.py", "isolated.py")}
 STOPS = (JobAborted, asyncio.CancelledError)
+EXITS = (SystemExit, KeyboardInterrupt)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,8 +44,15 @@ def run_end(context: JobContext, ended: Ended, *, delete_jobs: DeleteJobConditio
     try:
         return _run_end(context, ended, job.id, job.run_id, delete_jobs)
     except BaseException as error:  # noqa: BLE001 - an exception that can't be looked at: its job ends
-        text = f"{type(ended.exception).__name__} (it can't be looked at: {type(error).__name__})"
+        text = f"{_name_of(ended.exception)} (it can't be looked at: {type(error).__name__})"
         return RunEnd(job_id=job.id, run_id=job.run_id, outcome="failed", message=text)
+
+
+def _name_of(error: BaseException | None) -> str:
+    try:
+        return type(error).__name__
+    except BaseException:  # noqa: BLE001 - of a class that is made to misbehave
+        return "an exception"
 
 
 def _run_end(
@@ -72,7 +81,7 @@ def _run_end(
         sql_cancelled=sql_was_cancelled(error),
     )
     # Neither a Ctrl-C that hit a task nor a sys.exit() is a reason to run it again, at once and for ever.
-    if end.outcome == "interrupted" or isinstance(error, SystemExit | KeyboardInterrupt):
+    if end.outcome == "interrupted" or any(isinstance(each, EXITS) for each in _leaves(error)):
         return end
     if end.outcome == "aborted" and reason is AbortReason.DEADLINE:
         error = JobTimeout(f"job {job_id} ran longer than its timeout")
@@ -178,6 +187,8 @@ def with_retry(end: RunEnd, context: JobContext, error: BaseException) -> RunEnd
         decision = context.task.get_retry_decision(exception=error, job=context.job)
         if decision is None:
             return end
+        if not isinstance(decision, RetryDecision):
+            raise TypeError(f"not a RetryDecision: a {type(decision).__name__}")  # noqa: TRY301
         return dataclasses.replace(
             end,
             retry_at=decision.retry_at,

@@ -58,7 +58,7 @@ class LocalRun(Run):
             self._await(call)
         else:
             work = functools.partial(_call, call, self.context)
-            self._environment.run(self._threads.submit, work, self._returned)
+            self._threads.submit(work, self._returned, context=self._environment)
 
     @property
     def handling(self) -> bool:

@@ -91,9 +91,6 @@ class Finisher:
         try:
             call = calls.finish_jobs([p.end for p in batch], wait=False, dumps=self._dumps)
             answers = await self._link.execute(call)
-        except asyncio.CancelledError:
-            self._queue.extendleft(reversed(batch))
-            raise
         except DatabaseUnavailable:
             self._again(batch)
         except Exception as error:  # noqa: BLE001 - an own json_dumps may raise anything
@@ -103,6 +100,9 @@ class Finisher:
                     self._queue.appendleft(pending)
             else:
                 self._refused(batch[0], error)
+        except BaseException:  # of whoever ends this loop: what is in hand goes to the one after it
+            self._queue.extendleft(reversed(batch))
+            raise
         else:
             status = {(answer.job_id, answer.run_id): answer.status for answer in answers}
             for pending in batch:

@@ -44,6 +44,8 @@ class Retention:
     @classmethod
     def of(cls, keep_for: timedelta | None, *, archive: bool) -> Retention | None:
         """Return what two settings come to; None: all is kept."""
+        if keep_for is not None and not isinstance(keep_for, timedelta):
+            raise InvalidArgument(f"retention must be a timedelta or None, not {keep_for!r}")
         return None if keep_for is None else cls(keep_for, archive)
 
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 from pljobs import calls, checks
 from pljobs.answers import Call, PeriodicResult
 from pljobs.exceptions import InvalidArgument, MissingExtra, TaskAlreadyRegistered
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from pljobs.tasks import AnyTask
+from pljobs.tasks import AnyTask, Task
 
 MAX_DELAY = timedelta(minutes=10)
 
@@ -98,10 +94,13 @@ class PeriodicRegistry:
             raise InvalidArgument(
                 "periodic_id must have at most 255 characters, without NUL and lone surrogates"
             )
+        if not isinstance(task, Task):
+            raise InvalidArgument(f"{task!r} is no task: write @app.periodic above @app.task")
         options = configure_kwargs or {}
         unknown = set(options) - set(PeriodicOptions.__annotations__)
         if unknown:
             raise InvalidArgument(f"a periodic task can't be configured with {', '.join(sorted(unknown))}")
+        _check_options(options)
         _check_cron(cron)
         periodic = PeriodicTask(task=task, cron=cron, periodic_id=periodic_id, configure_kwargs=options)
         self._add(periodic)
@@ -120,6 +119,17 @@ class PeriodicRegistry:
                     " give each its own"
                 )
         self._tasks.append(new)
+
+
+def _check_options(options: PeriodicOptions) -> None:
+    """Refuse at once what would be refused at each tick."""
+    for what in ("queue", "lock", "queueing_lock"):
+        if (value := options.get(what)) is not None:
+            checks.name(what, value)
+    if (priority := options.get("priority")) is not None:
+        checks.priority(priority)
+    if not isinstance(options.get("task_kwargs") or {}, Mapping):
+        raise InvalidArgument("task_kwargs must be a mapping of names to values")
 
 
 def due_ticks(

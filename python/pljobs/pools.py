@@ -46,3 +46,12 @@ async def check_async(conn: psycopg.AsyncConnection[Any]) -> None:
     """Do what `check` does."""
     if _has_news(conn):
         await psycopg_pool.AsyncConnectionPool.check_connection(conn)
+
+
+async def open_async(pool: psycopg_pool.AsyncConnectionPool[Any]) -> None:
+    """Open a pool; close it if that fails, or is cancelled: nobody else knows of it yet."""
+    try:
+        await pool.open(wait=True)
+    except BaseException:
+        await pool.close()
+        raise

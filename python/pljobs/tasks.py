@@ -90,7 +90,7 @@ class Task(Generic[P, R_co, Args]):
         self.func = func
         self.blueprint = blueprint
         self.name = checks.name("the name of the task", name if name is not None else full_path(func))
-        self.aliases = [checks.name("an alias of the task", alias) for alias in aliases or ()]
+        self.aliases = checks.names("aliases", aliases or ())
         self.retry_strategy: BaseRetryStrategy | None = get_retry_strategy(retry)
         self.pass_context = checks.flag("pass_context", pass_context)
         self.queue = checks.name("queue", queue)

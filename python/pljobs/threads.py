@@ -53,13 +53,14 @@ class Threads:
         self._started = 0
         self._lock = threading.Lock()
 
-    def submit(self, function: Callable[[], T], on_end: Callable[[T], None]) -> None:
-        """Run `function`, which must not raise, in a thread and in a copy of the present context.
+    def submit(
+        self, function: Callable[[], T], on_end: Callable[[T], None], *, context: contextvars.Context
+    ) -> None:
+        """Run `function`, which must not raise, in a thread and in this context, which nobody else is in.
 
         What it returns is passed to `on_end` in the running event loop. Nothing stops a thread.
         """
         loop = asyncio.get_running_loop()
-        context = contextvars.copy_context()
 
         def work() -> None:
             value = context.run(function)
@@ -89,5 +90,6 @@ class Threads:
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
             work()
+            work = None  # what it holds is the job's, whose context would live as long as this one is idle
             with self._lock:
                 self._idle += 1

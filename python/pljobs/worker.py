@@ -75,28 +75,27 @@ class Worker:
         if abort_job_polling_interval is None:
             abort_job_polling_interval = fetch_job_polling_interval
         checks.positive(
-            concurrency=concurrency,
             fetch_job_polling_interval=fetch_job_polling_interval,
             abort_job_polling_interval=abort_job_polling_interval,
-            update_heartbeat_interval=update_heartbeat_interval,
         )
         checks.lease(stalled_worker_timeout, heartbeat=update_heartbeat_interval)
         self.app = app
-        self.queues = None if queues is None else list(queues)
-        self.name = name or "worker"
-        self.concurrency = concurrency
+        self.queues = None if queues is None else checks.names("queues", queues)
+        self.name = checks.name("name", name or "worker")
+        self.concurrency = checks.count("concurrency", concurrency)
         self.wait = wait
         self.polling_interval = fetch_job_polling_interval
         self.abort_interval = abort_job_polling_interval
-        self.graceful_timeout = shutdown_graceful_timeout
+        self.graceful_timeout = checks.seconds("shutdown_graceful_timeout", shutdown_graceful_timeout)
         self.listen_notify = listen_notify
-        self.delete_jobs = DeleteJobCondition(delete_jobs)
+        known = tuple(each.value for each in DeleteJobCondition)
+        self.delete_jobs = DeleteJobCondition(checks.one_of("delete_jobs", delete_jobs, known))
         self.install_signal_handlers = install_signal_handlers
         self.additional_context = dict(additional_context or {})
         self.heartbeat_interval = update_heartbeat_interval
         self.stalled_timeout = stalled_worker_timeout
         self.stop_without_database = stop_without_database
-        self.unknown_tasks = unknown_tasks
+        self.unknown_tasks = checks.one_of("unknown_tasks", unknown_tasks, ("fail", "leave"))
         self.retention = Retention.of(retention, archive=archive)
         self.worker_id: int | None = None
         # What this worker holds, by run_id; None: a job that can't be started. Read by the control thread.
@@ -205,10 +204,10 @@ class Worker:
             interrupt=interrupter.interrupt,
             outage=self._outage,
         )
-        self._control.start()
         maintenance = Maintenance(
             self.app, self._link.execute, interval=self.stalled_timeout / 3, retention=self.retention
         )
+        self._control.start()
         try:
             async with asyncio.TaskGroup() as group:
                 links, stops = (self._link, self._fetch_link), self.stop_without_database
