@@ -41,7 +41,6 @@ BARE = """
                              taken boolean NOT NULL DEFAULT false) WITH (fillfactor = 90);
     CREATE INDEX ON bench_bare (id) WHERE NOT taken;
 """
-FILL_BARE = "INSERT INTO bench_bare (taken) SELECT false FROM generate_series(1, %s)"
 DEFER = (
     "SELECT count(*) FROM pljobs.defer_jobs_v1(notify => false, jobs => ("
     "SELECT jsonb_agg(jsonb_build_object('task', 'noop') || %s) FROM generate_series(1, %s)))"

@@ -35,7 +35,7 @@ from stopping import bench_stopping
 from upgrade import bench_upgrade
 
 BUILD = Path(__file__).parent.parent / "build" / "bench"
-BENCHES: dict[str, Callable[[Bench], None]] = {
+DEFAULT: dict[str, Callable[[Bench], None]] = {
     "drain": bench_drain,
     "latency": bench_latency,
     "defer": bench_defer,
@@ -45,13 +45,14 @@ BENCHES: dict[str, Callable[[Bench], None]] = {
     "snapshot": bench_snapshot,
     "cancel": bench_cancel,
     "costs": bench_costs,
-    # Only when named.
+}
+ONLY_WHEN_NAMED: dict[str, Callable[[Bench], None]] = {
     "sql": bench_sql,
     "isolation": bench_isolation,
     "stopping": bench_stopping,
     "upgrade": bench_upgrade,
 }
-DEFAULT = list(BENCHES)[:9]
+BENCHES = DEFAULT | ONLY_WHEN_NAMED
 LONG = ["backlog", "snapshot"]
 LONGER = f"5 million jobs, three minutes (without a NAME: {', '.join(LONG)})"
 SHORTER = "a little of everything: tells whether it works, not how fast it is"

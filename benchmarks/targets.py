@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from backlog import KINDS
 from harness import Figure, number
-
-Find = Callable[[str], Figure | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import pytest
 
 from clusters import INSTALL, Filled, another_server, contents, run_as_server, statuses, tool, with_login
 from conftest import in_memory
-from pljobs import App, embedded, install
+from pljobs import App, embedded, install_check
 from pljobs.embedded import THROW_AWAY, Server, environment
 from test_docs import documented, run_sql
 from waiting import wait_until_async
@@ -117,7 +117,7 @@ def assert_same(origin: Origin, url: str, *, but: frozenset[str] = frozenset()) 
         name: rows for name, rows in origin.contents.items() if name not in but
     }
     assert complaints(url) == []
-    assert install.check(url) == []
+    assert install_check.check(url) == []
 
 
 def assert_goes_on(origin: Origin, url: str) -> None:

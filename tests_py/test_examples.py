@@ -16,7 +16,7 @@ import pytest
 from pljobs.embedded import PORT, SUPERUSER, Server
 from proxy import running_proxy
 from waiting import wait_until
-from workers import DEADLINE, HASTY, SIDE_TABLE, Command, process
+from workers import DEADLINE, HASTY, SIDE_TABLE, Command, defer, process, side, until_started
 
 Conn = psycopg.Connection[Any]
 
@@ -78,24 +78,6 @@ def node(
         yield worker
     finally:
         worker.kill()
-
-
-def defer(conn: Conn, task: str, **options: object) -> int:
-    named = "".join(f", {name} => %({name})s" for name in options)
-    found = conn.execute(
-        f"SELECT pljobs.defer_job(%(task)s{named})".encode(), {"task": task, **options}
-    ).fetchone()
-    assert found is not None
-    return int(found[0])
-
-
-def side(conn: Conn, job_id: int) -> list[str]:
-    rows = conn.execute("SELECT what FROM public.side WHERE job_id = %s ORDER BY id", [job_id])
-    return [what for (what,) in rows]
-
-
-def until_started(conn: Conn, job_id: int, *, times: int = 1) -> None:
-    wait_until(lambda: side(conn, job_id).count("start") == times, DEADLINE, f"job {job_id} starts")
 
 
 def go(conn: Conn) -> None:

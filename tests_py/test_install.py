@@ -74,7 +74,7 @@ def test_a_databases_settings_change_nothing_of_what_is_installed(
         for setting in HOSTILE:
             conn.execute(f"ALTER DATABASE {conn.info.dbname} SET {setting}".encode())
     install.migrate(empty_db_url)
-    assert install.check(empty_db_url) == []
+    assert install_check.check(empty_db_url) == []
     with psycopg.connect(empty_db_url, autocommit=True) as conn:
         conn.execute("SET statement_timeout = 0; SET default_transaction_read_only = off")
         assert conn.execute("SELECT * FROM pljobs.check_install()").fetchall() == []
@@ -114,7 +114,7 @@ def test_migrating_again_changes_nothing(
 def test_psql_upgrades_what_migrate_installed(server: Server, migrated: psycopg.Connection) -> None:
     server.run_sql(f"BEGIN;\n\\i '{REPO / 'sql' / 'install.sql'}'\nCOMMIT;", migrated.info.dbname)
 
-    assert install.check(migrated) == []
+    assert install_check.check(migrated) == []
 
 
 def test_migrate_joins_the_callers_transaction(empty_db_url: str) -> None:
@@ -123,9 +123,9 @@ def test_migrate_joins_the_callers_transaction(empty_db_url: str) -> None:
         install.migrate(conn)
         assert conn.execute("SHOW search_path").fetchone() == {"search_path": "information_schema"}
         assert conn.execute("SHOW lock_timeout").fetchone() == {"lock_timeout": "7s"}
-        assert install.check(conn) == []
+        assert install_check.check(conn) == []
         conn.rollback()
-        assert [str(difference) for difference in install.check(conn)] == [MISSING]
+        assert [str(difference) for difference in install_check.check(conn)] == [MISSING]
 
 
 def test_an_edited_migration_is_refused(migrated: psycopg.Connection, edited: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_an_edited_migration_is_refused(migrated: psycopg.Connection, edited: py
 
     with pytest.raises(exceptions.MigrationEdited, match="was edited after this database ran it"):
         install.migrate(migrated)
-    assert "migration 0001_expand_core: differs" in " ".join(map(str, install.check(migrated)))
+    assert "migration 0001_expand_core: differs" in " ".join(map(str, install_check.check(migrated)))
 
 
 def test_a_newer_database_is_refused(migrated: psycopg.Connection) -> None:
@@ -141,7 +141,7 @@ def test_a_newer_database_is_refused(migrated: psycopg.Connection) -> None:
 
     with pytest.raises(exceptions.SchemaTooNew, match="9999_expand_later"):
         install.migrate(migrated)
-    assert [str(difference) for difference in install.check(migrated)] == [
+    assert [str(difference) for difference in install_check.check(migrated)] == [
         "migration 9999_expand_later: unknown; a newer release was here: install that one"
     ]
 
@@ -163,7 +163,7 @@ def test_many_migrate_at_once(empty_db_url: str) -> None:
 
     everything = tuple(migration.name for migration in install_files.migrations())
     assert sorted(outcomes, key=repr) == sorted([everything] + [()] * 5, key=repr)
-    assert install.check(empty_db_url) == []
+    assert install_check.check(empty_db_url) == []
 
 
 def test_killed_in_the_middle_it_was_never_there(
@@ -192,9 +192,9 @@ install.install_files = lambda: files[:at] + held + files[at:]
         )
         wait_until(lambda: not conn.execute(backends).fetchall(), what="its backend to end")
 
-        assert [str(difference) for difference in install.check(conn)] == [MISSING]
+        assert [str(difference) for difference in install_check.check(conn)] == [MISSING]
         install.migrate(conn)
-        assert install.check(conn) == []
+        assert install_check.check(conn) == []
 
 
 def test_a_held_table_is_waited_for_briefly(migrated: psycopg.Connection, empty_db_url: str) -> None:
@@ -204,9 +204,9 @@ def test_a_held_table_is_waited_for_briefly(migrated: psycopg.Connection, empty_
         migrated.execute("DROP FUNCTION pljobs.rescue_jobs()")
         with pytest.raises(exceptions.ConnectorException, match=rf"held.* pid {holder.info.backend_pid} "):
             install.migrate(migrated, lock_timeout=timedelta(milliseconds=100))
-    assert len(install.check(migrated)) == 1
+    assert len(install_check.check(migrated)) == 1
     install.migrate(migrated)
-    assert install.check(migrated) == []
+    assert install_check.check(migrated) == []
 
 
 def test_where_nothing_is_to_do_nothing_is_waited_for(
@@ -254,10 +254,10 @@ DRIFTS = {
 
 @pytest.mark.parametrize("drift", DRIFTS)
 def test_check_says_what_differs(conn: psycopg.Connection, drift: str) -> None:
-    assert install.check(conn) == []
+    assert install_check.check(conn) == []
     conn.execute(drift.encode())
 
-    assert [str(difference) for difference in install.check(conn)] == [DRIFTS[drift]]
+    assert [str(difference) for difference in install_check.check(conn)] == [DRIFTS[drift]]
 
 
 def test_migrate_puts_functions_views_and_rights_back(conn: psycopg.Connection) -> None:
@@ -266,10 +266,10 @@ def test_migrate_puts_functions_views_and_rights_back(conn: psycopg.Connection) 
         "ALTER FUNCTION pljobs.wake_lanes_v1() RESET ALL;"
         "GRANT EXECUTE ON FUNCTION pljobs.wake_lanes_v1() TO PUBLIC; GRANT SELECT ON pljobs.job TO PUBLIC"
     )
-    assert {difference.kind for difference in install.check(conn)} == {"view", "function", "table"}
+    assert {difference.kind for difference in install_check.check(conn)} == {"view", "function", "table"}
     install.migrate(conn)
 
-    assert install.check(conn) == []
+    assert install_check.check(conn) == []
 
 
 @pytest.mark.slow
@@ -342,14 +342,14 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(empty_db_url: str) -
         assert changed.added == ("function rescue_jobs()",)
         assert changed.replaced == ("function wake_lanes_v1()",)
         assert changed.others[0].startswith("index job_finished: missing; CREATE INDEX CONCURRENTLY")
-        assert len(install.check(conn)) == 3
+        assert len(install_check.check(conn)) == 3
 
 
 def test_one_file_installs_the_same(server: Server, admin_url: str, empty_db_url: str) -> None:
     with psycopg.connect(empty_db_url, autocommit=True) as conn:
         # Sent as one string it is one transaction.
         conn.execute(install_files.one_file().encode())
-        assert install.check(conn) == []
+        assert install_check.check(conn) == []
 
     assert catalogue(server, empty_db_url) == catalogue(server, admin_url)
 
@@ -375,10 +375,10 @@ def test_missing_and_invalid_indexes_are_made_afterwards(migrated: psycopg.Conne
         "DROP INDEX pljobs.job_finished;"
         "UPDATE pg_catalog.pg_index SET indisvalid = false WHERE indexrelid = 'pljobs.job_timeout'::regclass"
     )
-    assert {difference.problem for difference in install.check(migrated)} == {"missing", "invalid"}
+    assert {difference.problem for difference in install_check.check(migrated)} == {"missing", "invalid"}
 
     assert install.migrate(migrated) == ()
-    assert install.check(migrated) == []
+    assert install_check.check(migrated) == []
 
 
 def test_inside_a_transaction_they_are_left_and_named(
@@ -389,7 +389,7 @@ def test_inside_a_transaction_they_are_left_and_named(
         install.migrate(joined)
 
     assert "CREATE INDEX CONCURRENTLY job_finished" in caplog.text
-    assert [difference.name for difference in install.check(migrated)] == ["job_finished"]
+    assert [difference.name for difference in install_check.check(migrated)] == ["job_finished"]
 
 
 def test_the_schema_says_which_release_it_is(migrated: psycopg.Connection) -> None:

@@ -156,14 +156,14 @@ def test_a_whole_life_of_a_job_finds_nothing_either(
 
 
 def test_an_install_finds_nothing_either(trapped: psycopg.Connection) -> None:
-    from pljobs import install
+    from pljobs import install, install_check
 
     sung(trapped)
     trapped.execute("SET search_path = evil, pljobs, pg_catalog")
     trapped.execute("DROP FUNCTION pljobs.rescue_jobs()")
     try:
         install.migrate(trapped)
-        assert install.check(trapped) == []
+        assert install_check.check(trapped) == []
     finally:
         trapped.execute("RESET search_path")
     assert sung(trapped) == []

@@ -146,7 +146,7 @@ def test_nothing_is_installed_where_everybody_may_create(logins: psycopg.Connect
 def test_a_database_owner_who_is_no_superuser_installs(logins: psycopg.Connection) -> None:
     with as_login(logins, DBO) as dbo:
         install.migrate(dbo)
-        assert install.check(dbo) == []
+        assert install_check.check(dbo) == []
         assert install.migrate(dbo) == ()
         assert privileges(logins) == of_the_matrix()
 
@@ -204,13 +204,13 @@ def test_an_install_takes_back_what_the_groups_and_everybody_were_given_and_name
 ) -> None:
     install.migrate(logins)
     logins.execute(DRIFT.encode())
-    assert len(install.check(logins)) == 17
+    assert len(install_check.check(logins)) == 17
     install.migrate(logins)
 
     left = {right for right in privileges(logins) if right[0] == EVIL}
     assert privileges(logins) == of_the_matrix() | left
     assert {
-        (difference.kind, difference.name, difference.problem) for difference in install.check(logins)
+        (difference.kind, difference.name, difference.problem) for difference in install_check.check(logins)
     } == {
         ("table", "job", f"SELECT is granted to {EVIL}"),
         ("table", "job", f"UPDATE is granted to {EVIL}"),
@@ -220,9 +220,9 @@ def test_an_install_takes_back_what_the_groups_and_everybody_were_given_and_name
         ("schema", "pljobs", f"CREATE is granted to {EVIL}"),
     }
     # What it says to do is what helps.
-    for difference in install.check(logins):
+    for difference in install_check.check(logins):
         logins.execute(difference.fix.encode())
-    assert install.check(logins) == []
+    assert install_check.check(logins) == []
     assert privileges(logins) == of_the_matrix()
 
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from waiting import wait_until
-from workers import DEADLINE, HASTY, SIDE_TABLE, process
+from workers import DEADLINE, HASTY, SIDE_TABLE, defer, process, side, until_started
 
 Conn = psycopg.Connection[Any]
 
@@ -18,24 +18,6 @@ Conn = psycopg.Connection[Any]
 @pytest.fixture(autouse=True)
 def _side_table(conn: Conn) -> None:
     conn.execute(SIDE_TABLE)
-
-
-def defer(conn: Conn, task: str, **options: object) -> int:
-    named = "".join(f", {name} => %({name})s" for name in options)
-    found = conn.execute(
-        f"SELECT pljobs.defer_job(%(task)s{named})".encode(), {"task": task, **options}
-    ).fetchone()
-    assert found is not None
-    return int(found[0])
-
-
-def side(conn: Conn, job_id: int) -> list[str]:
-    rows = conn.execute("SELECT what FROM public.side WHERE job_id = %s ORDER BY id", [job_id])
-    return [what for (what,) in rows]
-
-
-def until_started(conn: Conn, job_id: int) -> None:
-    wait_until(lambda: "start" in side(conn, job_id), DEADLINE, f"job {job_id} starts")
 
 
 def job(conn: Conn, job_id: int) -> tuple[str, int, int]:

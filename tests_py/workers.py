@@ -61,6 +61,27 @@ async def running(app: App, **options: Any) -> AsyncIterator[Worker]:
         await task
 
 
+def defer(conn: psycopg.Connection[Any], task: str, **options: object) -> int:
+    """Defer a job as people do, with what defer_job takes; return its id."""
+    named = "".join(f", {name} => %({name})s" for name in options)
+    found = conn.execute(
+        f"SELECT pljobs.defer_job(%(task)s{named})".encode(), {"task": task, **options}
+    ).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def side(conn: psycopg.Connection[Any], job_id: int) -> list[str]:
+    """Return what a job's bodies wrote over connections of their own."""
+    rows = conn.execute("SELECT what FROM public.side WHERE job_id = %s ORDER BY id", [job_id])
+    return [what for (what,) in rows]
+
+
+def until_started(conn: psycopg.Connection[Any], job_id: int, *, times: int = 1) -> None:
+    """Wait until so many bodies of a job have begun."""
+    wait_until(lambda: side(conn, job_id).count("start") == times, DEADLINE, f"job {job_id} starts")
+
+
 async def row(conn: psycopg.AsyncConnection[Any], query: str, *params: object) -> dict[str, Any] | None:
     """Return the first row of a query."""
     async with psycopg.AsyncCursor(conn, row_factory=dict_row) as cursor:

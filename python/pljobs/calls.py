@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from pljobs import arguments, checks, release
-from pljobs.answers import Call as Call  # noqa: PLC0414 - part of what this module says
 from pljobs.answers import (
+    Call,
     FinishAnswer,
     LimitAnswer,
     Observation,

@@ -12,7 +12,6 @@ from psycopg.pq import TransactionStatus
 
 from pljobs.careful import careful_logger
 from pljobs.install_check import Connection, Target, connected, index_fixes, is_complete, ledger, rows
-from pljobs.install_check import check as check  # noqa: PLC0414 - part of what this module says
 from pljobs.install_files import install_files
 
 logger = careful_logger(__name__)

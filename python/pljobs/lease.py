@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from pljobs import calls
+from pljobs.answers import Call
 from pljobs.careful import careful_logger
 from pljobs.exceptions import ConnectorException
 from pljobs.jobs import AbortReason, Job
@@ -31,7 +32,7 @@ STEPS = ((0.6, 1), (0.8, TERM), (0.95, KILL))
 DWELL = 0.1  # of the lease: each step has its time, also after the process itself was suspended
 
 
-def registration(worker: Worker, worker_id: int | None) -> calls.Call[int]:
+def registration(worker: Worker, worker_id: int | None) -> Call[int]:
     """Return the call that begins a worker's lease, or with its id begins it anew."""
     return calls.register_worker(
         worker.name,

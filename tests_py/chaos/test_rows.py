@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,3 +42,10 @@ def test_no_rule_breaks_under(row: Row, seed: int, stage: Stage) -> None:
         except Impossible as why:
             pytest.skip(str(why))
         print(f"{row.name} {row.fault}: {rig.ended}, {dict(rig.harms)}, {dict(rig.notes)}")
+
+
+def test_the_page_on_reliability_has_each_row_under_its_name() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reliability.md"
+    shown = re.findall(r"^\| (\w+) \| ([^|]*) \| \d+, \d+ \|", page.read_text(), re.MULTILINE)
+    # The figures of the soak are told in the text.
+    assert dict(shown) == {row.name: row.fault for row in all_rows() if row.name != "X3"}
