@@ -8,6 +8,8 @@ BEGIN;
 SELECT take_turns() \g /dev/null
 SET LOCAL client_min_messages = error;   -- Leaving an SQL bracket that was not entered warns.
 SELECT * FROM no_plan();
+-- Autovacuum's ANALYZE, holding this lock, would wait for what is written to pg_class below, and we for its lock.
+LOCK TABLE pljobs.job, pljobs.request, pljobs.job_event, pljobs.progress, pljobs.closed_tree, pljobs.deleted_parent, pljobs.idempotency IN SHARE UPDATE EXCLUSIVE MODE;
 
 CREATE TABLE seen (relname text PRIMARY KEY, scans bigint, entries bigint);
 CREATE FUNCTION counters() RETURNS TABLE (relname text, is_index boolean, scans bigint, entries bigint)
