@@ -100,7 +100,7 @@ def priority(value: int, *, error: type[exceptions.PljobsException] = exceptions
     except TypeError:
         raise error(f"priority must be an int, not {type(value).__name__}") from None
     if abs(found) > MAX_INT32:
-        raise error(f"priority must be -{MAX_INT32} to {MAX_INT32}")
+        raise error(f"priority must fit into 32 bits, as -{MAX_INT32} to {MAX_INT32}")
     return found
 
 
