@@ -6,9 +6,8 @@ import asyncio
 import contextvars
 import functools
 import gc
-import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,6 @@ import psycopg
 import pytest
 
 from pljobs import App, BaseRetryStrategy, JobAborted, RetryDecision, arguments
-from pljobs.careful import careful_logger
 from waiting import DEADLINE, wait_until_async
 from workers import NOTIFIED, job, running, until
 
@@ -61,9 +59,7 @@ async def test_what_encoding_a_result_raises_costs_the_result(
             assert (await until(aconn, job_id))["status"] == "succeeded"
         found = await job(aconn, ids[0])
         assert found["result"] is None
-        assert found["message"] == (
-            f"result not stored: its contents can't be written as JSON ({type(error).__name__})"
-        )
+        assert found["message"] == f"result not stored: {type(error).__name__}"
         assert (await until(aconn, await app.configure_task("fine").defer_async()))["status"] == "succeeded"
 
 
@@ -74,6 +70,17 @@ def test_own_encoders_and_decoders_may_raise_anything() -> None:
     assert arguments.encode_result([1], leave)[0] is None
     assert arguments.decode_arguments("{}", leave) == ({}, "the arguments can't be read: SystemExit")
     assert arguments.decode_result("[1]", leave) == "[1]"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), JobAborted("enough")], ids=repr)
+def test_what_is_said_to_who_defers_is_not_taken_for_its_arguments_fault(error: BaseException) -> None:
+    def stopped(_: object) -> Any:
+        raise error
+
+    with pytest.raises(type(error)):
+        arguments.encode_arguments("t", {"a": 1}, stopped)
+    with pytest.raises(type(error)):
+        arguments.encode_arguments("t", {"a": Lazy(error)})
 
 
 DECISIONS: dict[str, Callable[[], object]] = {
@@ -171,69 +178,6 @@ async def test_an_exception_that_cant_even_be_named_fails_its_job(app: App, acon
     assert found["message"] == "an exception (it can't be looked at: ValueError)"
 
 
-class NotedError(Exception):
-    """Its notes end the process of whoever looks at them."""
-
-    @property
-    def __notes__(self) -> Any:  # type: ignore[override]
-        raise SystemExit(9)
-
-
-@pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
-    """Handle records as an application's handler does that formats what it gets, at once."""
-    records: list[logging.LogRecord] = []
-
-    class Formats(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record)
-            self.format(record)
-
-    handler = Formats()
-    monkeypatch.setattr("_pytest.logging.LogCaptureHandler.emit", lambda *_: None)
-    logging.getLogger("pljobs").addHandler(handler)
-    yield records
-    logging.getLogger("pljobs").removeHandler(handler)
-
-
-@pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_what_logging_raises_is_no_reason_to_leave(
-    app: App, aconn: Conn, printed: list[logging.LogRecord], kind: str
-) -> None:
-    if kind == "async":
-
-        @app.task(name="fails")
-        async def fails_async() -> None:
-            raise NotedError("no")
-
-    else:
-
-        @app.task(name="fails")
-        def fails_sync() -> None:
-            raise NotedError("no")
-
-    async with running(app, **NOTIFIED):
-        found = await until(aconn, await app.configure_task("fails").defer_async())
-        assert (found["status"], found["message"]) == ("failed", "NotedError: no")
-        assert any("failed" in record.getMessage() for record in printed)
-        found = await until(aconn, await app.configure_task("fails").defer_async())
-        assert found["status"] == "failed"
-
-
-def test_a_careful_logger_lets_through_what_is_no_affair_of_a_job(printed: list[logging.LogRecord]) -> None:
-    class Interrupts(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            raise KeyboardInterrupt
-
-    logger = logging.getLogger("pljobs.tests")
-    logger.addFilter(filter_ := Interrupts())
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            careful_logger("pljobs.tests").error("no")
-    finally:
-        logger.removeFilter(filter_)
-
-
 # Opening and closing
 
 
@@ -256,6 +200,31 @@ async def test_a_block_that_ends_leaves_a_worker_its_app(db_url: str) -> None:
     worker.cancel()
     async with asyncio.timeout(DEADLINE):
         await asyncio.wait([worker])
+    assert not own.connector.is_open_async
+
+
+def test_who_opens_anew_what_a_loop_has_left_behind_closes_it(db_url: str) -> None:
+    own = App(db_url)
+
+    async def leave_open() -> None:
+        await own.open_async()
+
+    async def use() -> None:
+        async with own.open_async():
+            await own.check_connection_async()
+
+    asyncio.run(leave_open())
+    assert own.connector.is_open_async
+    asyncio.run(use())
+    assert not own.connector.is_open_async
+
+
+async def test_awaited_and_then_entered_it_is_closed(db_url: str) -> None:
+    own = App(db_url)
+    opening = own.open_async()
+    await opening
+    async with opening:
+        await own.check_connection_async()
     assert not own.connector.is_open_async
 
 

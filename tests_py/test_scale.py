@@ -120,14 +120,22 @@ def test_locks_that_somebody_is_inserting_are_waited_for_once(conn: psycopg.Conn
     assert found.fetchone() == (many,)
 
 
-def read(conn: psycopg.Connection, *relations: str) -> int:
-    """How many entries of these were read in this transaction."""
-    found = conn.execute(
-        "SELECT sum(pg_stat_get_xact_tuples_returned(r))::bigint FROM unnest(%s::regclass[]) AS r",
-        ([*relations],),
-    ).fetchone()
-    assert found is not None
-    return int(found[0])
+def read_by(conn: psycopg.Connection, statement: str, *relations: str) -> int:
+    """How many entries of these a statement reads."""
+
+    def so_far() -> int:
+        found = conn.execute(
+            "SELECT sum(pg_stat_get_xact_tuples_returned(r))::bigint FROM unnest(%s::regclass[]) AS r",
+            ([*relations],),
+        ).fetchone()
+        assert found is not None
+        return int(found[0])
+
+    # In one transaction: between two the server may take the counts away.
+    with conn.transaction():
+        before = so_far()
+        conn.execute(statement.encode())
+        return so_far() - before
 
 
 def test_of_many_queues_few_are_read(conn: psycopg.Connection) -> None:
@@ -139,10 +147,44 @@ def test_of_many_queues_few_are_read(conn: psycopg.Connection) -> None:
         (queues, queues * each),
     )
     conn.execute("SELECT pljobs.defer_job('urgent', queue => '7', priority => 1)")
-    with conn.transaction():
-        assert conn.execute("SELECT f.task FROM pljobs.fetch_jobs_v1(1) AS f").fetchone() == ("urgent",)
-        # What each of them is called, its first job; and some of some.
-        assert read(conn, "pljobs.job_ready_by_queue") < queues * each / 3
+    # What each of them is called, its first job; and some of some.
+    fetch = "SELECT pljobs.fetch_jobs_v1(1)"
+    assert read_by(conn, fetch, "pljobs.job_ready_by_queue") < queues * each / 3
+    urgent = conn.execute("SELECT status FROM pljobs.jobs WHERE task = 'urgent'").fetchone()
+    assert urgent == ("doing",)
+
+
+def test_jobs_that_somebody_holds_hide_no_other_queue(conn: psycopg.Connection, db_url: str) -> None:
+    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1)")
+    defer(conn, 14_000, '{"task": "held", "queue": "a", "priority": 5}')
+    defer(conn, 10, '{"task": "free", "queue": "b"}')
+    with psycopg.connect(conn.info.dsn, user=conn.info.user) as holder:
+        holder.execute("SELECT id FROM pljobs.job WHERE queue = 'a' FOR UPDATE")
+        found = conn.execute(
+            "SELECT count(*) FROM pljobs.fetch_jobs_v1(1, 5, '{a,b}') AS f WHERE f.task = 'free'"
+        )
+        assert found.fetchone() == (5,)
+
+
+def test_a_wait_for_one_lock_costs_no_other_job_its_lock(conn: psycopg.Connection, db_url: str) -> None:
+    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1, lease => '1 h')")
+    conn.execute(
+        "SELECT count(pljobs.defer_job('t', queueing_lock => lpad(n::text, 3, '0')))"
+        " FROM generate_series(1, 300) AS n"
+    )
+    conn.execute("SELECT pljobs.fetch_jobs_v1(1, 300)")
+    ends = (
+        "SELECT count(*) FROM pljobs.finish_jobs_v1((SELECT jsonb_agg(jsonb_build_object('job_id', j.id,"
+        " 'run_id', j.run_id, 'outcome', 'failed', 'retry_in', '0 s', 'error', repeat('x', 1800)))"
+        " FROM pljobs.job AS j WHERE j.status = 'doing')) AS f WHERE f.status = 'todo'"
+    )
+    with psycopg.connect(db_url) as inserting:
+        inserting.execute("SELECT pljobs.defer_job('t', queueing_lock => '001')")
+        assert conn.execute(ends.encode()).fetchone() == (300,)
+    kept = conn.execute(
+        "SELECT count(*) FROM pljobs.jobs WHERE status = 'todo' AND queueing_lock IS NOT NULL"
+    )
+    assert kept.fetchone() == (300,)  # all but one, and the new one
 
 
 def test_old_statistics_make_nothing_read_all_keys(conn: psycopg.Connection) -> None:
@@ -160,9 +202,7 @@ def test_old_statistics_make_nothing_read_all_keys(conn: psycopg.Connection) -> 
         " SELECT 't', '{}', 'q', 0, now(), 'tests', 'turn', 'k' || n %% 50 FROM generate_series(1, %s) AS n",
         (MANY,),
     )
-    with conn.transaction():
-        conn.execute("SELECT pljobs.fetch_jobs_v1(1, queues => '{q}')")
-        assert read(conn, "pljobs.job_turn") < 1000
+    assert read_by(conn, "SELECT pljobs.fetch_jobs_v1(1, queues => '{q}')", "pljobs.job_turn") < 1000
 
 
 @pytest.mark.parametrize("call", ["rescue_jobs_v1()", "enforce_limits_v1()", "heartbeat_v1(1)"])
@@ -181,9 +221,7 @@ def test_old_statistics_make_nothing_walk_all_jobs(conn: psycopg.Connection, cal
     )
     conn.execute("VACUUM pljobs.job")
     conn.execute(runs, (5,))
-    with conn.transaction():
-        conn.execute(f"SELECT pljobs.{call}".encode())
-        assert read(conn, "pljobs.job_pkey", "pljobs.job") < 1000
+    assert read_by(conn, f"SELECT pljobs.{call}", "pljobs.job_pkey", "pljobs.job") < 1000
 
 
 def test_a_hundred_largest_results_fit_into_one_call(conn: psycopg.Connection) -> None:

@@ -169,8 +169,19 @@ def test_a_release_between_is_upgraded_while_its_worker_works(
                 superuser.execute(SIDE_TABLE)
                 superuser.execute("GRANT ALL ON public.side TO PUBLIC")
             conn.execute(SCENE)
+            if version >= "0.3":  # a rate of months, all used: as they counted them, in months
+                conn.execute(
+                    "SELECT pljobs.throttle_queue('months', rate => 1, period => '1 month', burst => 12)"
+                )
+                conn.execute(
+                    "INSERT INTO pljobs.bucket (scope, name, key, set_at, full_at)"
+                    " SELECT t.scope, t.name, '', t.set_at, clock_timestamp() + interval '1 year'"
+                    " FROM pljobs.throttle AS t"
+                )
             upgrade(server, url)
             assert conn.execute("SELECT * FROM pljobs.check_install()").fetchall() == []
+            room = "SELECT pljobs._room('queue', 'months')"
+            assert version < "0.3" or conn.execute(room.encode()).fetchone() == (0,)
             (job_id,) = conn.execute("SELECT pljobs.defer_job('quick', fairness_key => 'k')").fetchone() or (
                 0,
             )

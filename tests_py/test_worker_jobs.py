@@ -6,6 +6,7 @@ import asyncio
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 import psycopg
@@ -284,6 +285,19 @@ async def test_arguments_that_dont_fit_the_function_are_a_failure(app: App, acon
 def test_a_worker_that_can_never_work_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=str(next(reversed(wrong)))):
         Worker(App("postgresql:///nowhere"), **wrong)
+
+
+class Two:
+    """An int of somebody's, as numpy's are."""
+
+    def __index__(self) -> int:
+        return 2
+
+
+def test_other_numbers_than_pythons_own_are_taken() -> None:
+    app = App("postgresql:///nowhere")
+    worker = Worker(app, concurrency=Two(), shutdown_graceful_timeout=Fraction(1, 2))  # type: ignore[arg-type]
+    assert (worker.concurrency, worker.graceful_timeout) == (2, 0.5)
 
 
 async def test_a_worker_without_a_database_says_so_at_once() -> None:

@@ -305,11 +305,10 @@ class Opening:
     def __init__(self, app: App, pool: AsyncPool | None) -> None:
         self._app = app
         self._pool = pool
-        self._found_open = False
+        self._has_opened = False
 
     async def _open(self) -> App:
-        self._found_open = self._app.connector.is_open_async
-        await self._app.connector.open_async(self._pool)
+        self._has_opened |= await self._app.connector.open_async(self._pool)
         return self._app
 
     def __await__(self) -> Generator[object, None, App]:
@@ -321,5 +320,5 @@ class Opening:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._found_open:  # it is whose who opened it: a worker's, or a block's around this one
+        if self._has_opened:  # else it is another's: a worker's, or a block's around this one
             await self._app.close_async()

@@ -55,6 +55,8 @@ def encode_result(result: object, dumps: JsonDumps | None = None) -> tuple[str |
         return _encode(result, dumps), None
     except _Unfit as unfit:
         return None, f"result not stored: its contents {unfit}"
+    except KeyboardInterrupt:
+        raise
     except BaseException as exc:  # noqa: BLE001 - a result must never keep a job from finishing
         return None, f"result not stored: {type(exc).__name__}"
 
@@ -71,6 +73,8 @@ def decode_arguments(
         return {}, "this role may not see the arguments"
     try:
         arguments = (loads or json.loads)(text)
+    except KeyboardInterrupt:
+        raise
     except BaseException as exc:  # noqa: BLE001
         return {}, f"the arguments can't be read: {type(exc).__name__}"
     if not isinstance(arguments, dict):
@@ -84,6 +88,8 @@ def decode_result(text: str | None, loads: JsonLoads | None = None) -> object:
         return None
     try:
         return (loads or json.loads)(text)
+    except KeyboardInterrupt:
+        raise
     except BaseException:  # noqa: BLE001
         return text
 
@@ -142,21 +148,21 @@ def _default_dumps(value: object) -> str:
         return json.dumps(value, allow_nan=False)
     except _Unfit:
         raise
-    except BaseException as exc:  # noqa: BLE001 - a subclass with odd methods, a number of 5,000 digits
+    except Exception as exc:  # noqa: BLE001 - a subclass with odd methods, a number of 5,000 digits
         raise _Unfit(f"can't be written as JSON ({type(exc).__name__})") from None
 
 
 def _own_dumps(value: object, dumps: JsonDumps) -> str:
     try:
         made = dumps(value)
-    except BaseException as exc:
+    except Exception as exc:
         raise _Unfit(f"can't be written as JSON by json_dumps ({type(exc).__name__})") from exc
     try:
         encoded = made.decode("utf-8") if isinstance(made, bytes | bytearray | memoryview) else made
         again = json.loads(encoded, parse_constant=_refuse_constant)
     except _Unfit:
         raise
-    except BaseException as exc:  # noqa: BLE001
+    except Exception as exc:  # noqa: BLE001
         raise _Unfit(f"are no JSON once json_dumps is done with them ({type(exc).__name__})") from None
     _check(again, "", 0)
     # ASCII goes through any client encoding, and duplicate keys are gone.

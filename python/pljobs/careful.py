@@ -28,9 +28,7 @@ class CarefulLogger(logging.LoggerAdapter[logging.Logger]):
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # the caller's line, not this one
         try:
             self.logger.log(level, msg, *args, **kwargs)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # noqa: BLE001 - SystemExit, too: what is logged may be of a job
+        except Exception:  # noqa: BLE001
             if logging.raiseExceptions and sys.stderr is not None:
                 traceback.print_exc()
 

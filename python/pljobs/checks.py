@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -187,24 +189,29 @@ def positive(**values: float) -> None:
 
 
 def number(what: str, value: object) -> float:
-    """Return a number; raise `InvalidArgument` for anything else, NaN and booleans too."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124
+    """Return a number as a float; raise `InvalidArgument` for anything else, NaN and booleans too."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
         raise exceptions.InvalidArgument(f"{what} must be a number, not {value!r}")
-    return value
+    return float(value)
 
 
 def seconds(what: str, value: float | None) -> float | None:
     """Return a number of seconds, of 0 or more, that may be left out, or raise `InvalidArgument`."""
-    if value is not None and number(what, value) < 0:
+    found = None if value is None else number(what, value)
+    if found is not None and found < 0:
         raise exceptions.InvalidArgument(f"{what} must not be negative")
-    return value
+    return found
 
 
 def count(what: str, value: object) -> int:
     """Return how many of something, 1 or more, or raise `InvalidArgument`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    try:
+        found = 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        found = 0
+    if found < 1:
         raise exceptions.InvalidArgument(f"{what} must be an int of 1 or more, not {value!r}")
-    return value
+    return found
 
 
 def one_of(what: str, value: T, known: tuple[T, ...]) -> T:

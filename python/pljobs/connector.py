@@ -118,7 +118,7 @@ class PsycopgConnector:
         A pool of yours, already open, is used as it is, and left open by `close()`.
         """
         with self._lock:
-            self._refuse_second(pool, self._sync.pool)
+            pools.refuse_second(pool, self._sync.pool)
             self._open_sync(pool)
             self._sync.wanted = True
 
@@ -131,24 +131,26 @@ class PsycopgConnector:
         if pool is not None:
             pool.close()
 
-    async def open_async(self, pool: AsyncPool | None = None) -> None:
-        """Open for async calls in this event loop, and, where needed later, sync ones.
+    async def open_async(self, pool: AsyncPool | None = None) -> bool:
+        """Open for async calls in this event loop, and, where needed later, sync ones; say if it was not.
 
         Raises `DatabaseUnavailable` at once where the database can't be reached. A pool of yours, already
         open, is used as it is, and left open by `close_async()`.
         """
         self._drop_if_forked()
-        self._refuse_second(pool, self._async.pool)
+        pools.refuse_second(pool, self._async.pool)
         if self._loop is not None and self._loop.is_closed():
             self._async.forget()  # nobody can close it properly any more
         if self.is_open_async:
-            return
+            return False
         made = pool if pool is not None else await self._make_async_pool()
-        if self._async.pool is None:
+        is_first = self._async.pool is None
+        if is_first:
             self._async.pool, self._async.own, self._async.wanted = made, pool is None, True
             self._loop = asyncio.get_running_loop()
         elif pool is None:  # somebody else opened it meanwhile
             await made.close()
+        return is_first
 
     async def close_async(self) -> None:
         """Close what `open_async()` opened, and the sync pool if a sync call opened it meanwhile."""
@@ -310,11 +312,6 @@ class PsycopgConnector:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._sync.pool = self._async.pool = None
-
-    @staticmethod
-    def _refuse_second(new: object, present: object) -> None:
-        if new is not None and present is not None and new is not present:
-            raise exceptions.InvalidArgument("open already: close before you open with another pool")
 
     @contextlib.contextmanager
     def checked_out(self) -> Iterator[psycopg.Connection[TupleRow]]:

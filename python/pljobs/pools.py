@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 import psycopg
 import psycopg_pool
 
+from pljobs.exceptions import InvalidArgument
+
 P = TypeVar("P")
 
 # One system call where it exists, not the four of epoll: this is asked before each call.
@@ -46,6 +48,12 @@ async def check_async(conn: psycopg.AsyncConnection[Any]) -> None:
     """Do what `check` does."""
     if _has_news(conn):
         await psycopg_pool.AsyncConnectionPool.check_connection(conn)
+
+
+def refuse_second(new: object, present: object) -> None:
+    """Raise `InvalidArgument` where another pool is to be used than the one that is open."""
+    if new is not None and present is not None and new is not present:
+        raise InvalidArgument("open already: close before you open with another pool")
 
 
 async def open_async(pool: psycopg_pool.AsyncConnectionPool[Any]) -> None:

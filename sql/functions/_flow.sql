@@ -346,8 +346,8 @@ AS $$
 -- The keys of a queue that have jobs waiting for their turn and, where each key has a limit, room: at most
 -- `most`, by priority; within one, from the key after the one that had the last turn in this session, and
 -- round. So every session goes round. Where very many keys have no room, looking at all of them takes long:
--- who has done that in vain looks at 100 more than it wants, for 50 times what it took, and goes on from
--- there the next time.
+-- who has done that, and found one in 20 at most and less than it wants, looks at 100 more than it wants, for
+-- 10 times what it took, and goes on from there the next time.
 DECLARE
     v_cursor text := pljobs._cursor_of(_keys_in_turn.queue);
     v_first text := coalesce(current_setting(v_cursor, true), '');
@@ -360,11 +360,12 @@ DECLARE
     v_until text;
     v_keys text[];
     v_seen text;
+    v_looked integer := 0;
     v_turn bigint := 0::bigint;
     v_place integer;
 BEGIN
     -- Not one that lasts longer than any does: the clock was set back.
-    IF v_rest - extract(epoch FROM v_began) BETWEEN 0 AND 600 THEN
+    IF v_rest - extract(epoch FROM v_began) BETWEEN 0 AND 61 THEN
         v_looks := _keys_in_turn.most + 100;
     END IF;
     LOOP
@@ -387,6 +388,7 @@ BEGIN
                 CONTINUE;
             END IF;
             v_looks := v_looks - cardinality(v_keys);
+            v_looked := v_looked + cardinality(v_keys);
             v_after := v_keys[cardinality(v_keys)];
             v_seen := v_after;
             v_keys := (pljobs._keys_with_room(_keys_in_turn.queue, v_keys))[1:v_left];
@@ -397,13 +399,12 @@ BEGIN
             EXIT WHEN v_left <= 0 OR v_looks <= 0;
         END LOOP;
     END LOOP;
-    IF v_left = _keys_in_turn.most AND v_seen IS NOT NULL THEN
-        IF v_looks IS NOT NULL THEN
-            PERFORM set_config(v_cursor, v_seen, false);
-        ELSIF clock_timestamp() - v_began > interval '10 ms' THEN
-            PERFORM set_config(v_cursor || '_rest', (extract(epoch FROM clock_timestamp())
-                + 50 * extract(epoch FROM clock_timestamp() - v_began))::text, false);
-        END IF;
+    IF v_looks IS NOT NULL AND v_left = _keys_in_turn.most AND v_seen IS NOT NULL THEN
+        PERFORM set_config(v_cursor, v_seen, false);
+    ELSIF v_looks IS NULL AND v_left > 0 AND 20 * v_turn < v_looked
+          AND clock_timestamp() - v_began > interval '10 ms' THEN
+        PERFORM set_config(v_cursor || '_rest', (extract(epoch FROM clock_timestamp())
+            + least(60, 10 * extract(epoch FROM clock_timestamp() - v_began)))::text, false);
     END IF;
 END
 $$;

@@ -24,3 +24,21 @@ EXCEPTION WHEN internal_error OR out_of_memory THEN  -- the latter is how 14 say
 END
 $$;
 COMMENT ON FUNCTION pljobs._notify_todo(text[]) IS 'Tells workers that these queues have jobs to run.';
+
+CREATE OR REPLACE FUNCTION pljobs._notify_of(job_ids bigint[], but bigint[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+AS $$
+-- Tells workers of the queues of these jobs, without those of `but`.
+BEGIN
+    PERFORM pljobs._notify_todo(ARRAY(
+        SELECT DISTINCT j.queue
+          FROM unnest(_notify_of.job_ids) AS i(id)
+         CROSS JOIN LATERAL (SELECT q.queue FROM pljobs.job AS q WHERE q.id = i.id OFFSET 0) AS j
+         WHERE i.id NOT IN (SELECT b.id FROM unnest(_notify_of.but) AS b(id))));
+END
+$$;
+COMMENT ON FUNCTION pljobs._notify_of(bigint[], bigint[]) IS 'Tells workers of the queues of these jobs.';

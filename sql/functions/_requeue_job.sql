@@ -22,14 +22,15 @@ DECLARE
     v_queue text;
     v_queueing_lock text;
 BEGIN
-    IF current_setting('pljobs.has_waited', true) = 'yes' THEN
-        SET LOCAL lock_timeout = '1ms';
-    END IF;
     INSERT INTO pljobs.job_event (job_id, run_id, worker_id, at, started_at, attempt, kind, message, error)
     SELECT j.id, coalesce(j.run_id, j.last_run_id), j.worker_id, coalesce(j.finished_at, v_now), j.started_at,
            j.attempts, _requeue_job.kind, _requeue_job.message, _requeue_job.error
       FROM pljobs.job AS j WHERE j.id = _requeue_job.job_id;
     SELECT j.queueing_lock INTO v_queueing_lock FROM pljobs.job AS j WHERE j.id = _requeue_job.job_id;
+    -- Not above: who only makes a table longer waits for others, too.
+    IF v_queueing_lock IS NOT NULL AND current_setting('pljobs.has_waited', true) = 'yes' THEN
+        SET LOCAL lock_timeout = '20ms';
+    END IF;
     LOOP
         BEGIN
             UPDATE pljobs.job AS j

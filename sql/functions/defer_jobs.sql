@@ -205,8 +205,8 @@ BEGIN
                  ORDER BY x.ord) AS g
          -- In order of queueing lock: two calls that ask for the same ones must not wait for each other.
          ORDER BY g.queueing_lock, g.ord
-        -- Of the queueing lock alone: an id that is there already, for the sequence is behind, is an error.
-        ON CONFLICT (queueing_lock) WHERE status = 'todo' AND queueing_lock IS NOT NULL DO NOTHING
+        -- By whatever index: while one is rebuilt there are two.
+        ON CONFLICT DO NOTHING
         RETURNING id, queue, waiting_for, scheduled_at, parent_id
     )
     SELECT coalesce(array_agg(a.id ORDER BY a.id), '{}'),
@@ -217,7 +217,13 @@ BEGIN
       INTO v_ids, v_queues, v_parents FROM added AS a;
 
     IF cardinality(v_ids) < jsonb_array_length(defer_jobs_v1.jobs) THEN
-        PERFORM pljobs._refuse_queueing_locks(defer_jobs_v1.jobs, v_ids);
+        IF (SELECT s.last_value FROM pljobs.job_id_seq AS s)
+           >= (SELECT max(j.id) FROM pljobs.job AS j) THEN
+            PERFORM pljobs._refuse_queueing_locks(defer_jobs_v1.jobs, v_ids);
+        END IF;
+        RAISE EXCEPTION 'pljobs.job_id_seq draws ids that jobs have already' USING ERRCODE = '23505',
+            HINT = 'Nothing was deferred. As the owner of the schema: SELECT setval(''pljobs.job_id_seq'', '
+                   '(SELECT max(id) FROM pljobs.job));';
     END IF;
     -- A courtesy: what commits at the same time as the cancellation is met by fetch_jobs_v1.
     IF v_parents IS NOT NULL THEN

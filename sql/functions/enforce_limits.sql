@@ -32,14 +32,16 @@ BEGIN
                     WHERE r.resolved_at IS NULL AND r.run_id IS NOT NULL AND r.sql_at <= v_now
                       AND coalesce(r.sql_way, '') NOT IN ('server', 'worker', 'asked')
                       AND r.handling IS DISTINCT FROM 'handling'
-                    ORDER BY r.run_id LIMIT enforce_limits_v1.max_jobs);
+                    ORDER BY r.run_id);
     -- The job before its request, as everybody has it: who skips held jobs then waits for neither.
     v_ids := ARRAY(SELECT j.request_id FROM pljobs.job AS j
                     WHERE j.id = ANY (v_ids) AND j.request_id IS NOT NULL
-                    ORDER BY j.id FOR NO KEY UPDATE SKIP LOCKED);
+                    ORDER BY j.id LIMIT enforce_limits_v1.max_jobs FOR NO KEY UPDATE SKIP LOCKED);
     FOR v_request IN
         SELECT r.id, r.job_id FROM pljobs.request AS r
          WHERE r.id = ANY (v_ids) AND num_nulls(r.resolved_at) = 1
+           AND coalesce(r.sql_way, '') NOT IN ('server', 'worker', 'asked')
+           AND r.handling IS DISTINCT FROM 'handling'
          ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED
     LOOP
         EXIT WHEN clock_timestamp() > v_now + interval '2 s';

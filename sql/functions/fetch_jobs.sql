@@ -140,7 +140,7 @@ DECLARE
     v_take bigint[];
     v_refused bigint[];                           -- what can't start now, and would be in the way of others
     v_tainted_at timestamptz;
-    v_due text[];                                 -- the queues of what has become due
+    v_due bigint[];                               -- what it has made ready
 BEGIN
     IF coalesce(fetch_jobs_v1.max_jobs, 0) < 1 THEN
         RAISE EXCEPTION 'max_jobs must be at least 1' USING ERRCODE = 'PJ004';
@@ -155,11 +155,11 @@ BEGIN
     ELSIF v_tainted_at IS NOT NULL THEN
         RETURN;
     END IF;
-    v_due := ARRAY(SELECT j.queue FROM pljobs.job AS j
-                    WHERE j.status = 'todo' AND j.waiting_for = 'schedule' AND j.scheduled_at <= v_now
-                    ORDER BY j.scheduled_at LIMIT greatest(2 * v_want, 100));
-    IF v_due <> '{}' THEN
-        PERFORM pljobs._promote_jobs(greatest(2 * v_want, 100));
+    IF EXISTS (
+        SELECT FROM pljobs.job AS j
+         WHERE j.status = 'todo' AND j.waiting_for = 'schedule' AND j.scheduled_at <= v_now
+    ) THEN
+        v_due := pljobs._promote_due_jobs(greatest(2 * v_want, 100));
     END IF;
     IF EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.start_by <= v_now) THEN
         PERFORM pljobs._expire_jobs(1000);
@@ -177,6 +177,7 @@ BEGIN
     END IF;
     IF v_flows THEN
         IF NOT pljobs._take_throttles(v_queues, fetch_jobs_v1.tasks) THEN
+            PERFORM pljobs._notify_of(v_due, NULL);
             RETURN;
         END IF;
         SELECT q.names, q.rooms, q.in_turn INTO v_queues, v_rooms, v_in_turn
@@ -280,7 +281,7 @@ BEGIN
                                                   OR f.id NOT IN (
                                                      SELECT x.id FROM unnest(v_refused) AS x(id)))
                                            ORDER BY f.queue, -f.priority, f.id LIMIT 1) AS f
-                                    ORDER BY f.place, f.id LIMIT v_want + v_ahead) AS q
+                                    ORDER BY f.place, f.id LIMIT 2 * (v_want + v_ahead)) AS q
                             CROSS JOIN LATERAL (
                                   SELECT t.id, -t.priority AS place FROM pljobs.job AS t
                                    WHERE t.status = 'todo' AND t.waiting_for IS NULL AND t.queue <= q.name
@@ -291,7 +292,9 @@ BEGIN
                                           OR t.id NOT IN (SELECT x.id FROM unnest(v_refused) AS x(id)))
                                    ORDER BY t.queue, -t.priority, t.id
                                    LIMIT least(v_want + v_ahead, q.room)) AS h
-                            ORDER BY h.place, h.id LIMIT v_want + v_ahead))
+                            ORDER BY h.place, h.id
+                            -- The last round sees as much of each queue: others may hold all of one.
+                            LIMIT CASE WHEN v_ahead <= 10000 THEN 2 * (v_want + v_ahead) END))
                      ORDER BY -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
         END IF;
         v_ms := 1000 * extract(epoch FROM clock_timestamp() - v_began);
@@ -345,8 +348,8 @@ BEGIN
         PERFORM pljobs._jump_ahead();
     END IF;
     -- Who looked before these were due, and asks next_fetch_v1 only now, is told of no schedule any more.
-    IF cardinality(v_due) > coalesce(cardinality(v_take[1:fetch_jobs_v1.max_jobs]), 0) THEN
-        PERFORM pljobs._notify_todo(ARRAY(SELECT DISTINCT q.name FROM unnest(v_due) AS q(name)));
+    IF v_due <> '{}' THEN
+        PERFORM pljobs._notify_of(v_due, v_take[1:fetch_jobs_v1.max_jobs]);
     END IF;
     IF v_flows THEN
         PERFORM pljobs._use_buckets(v_take[1:fetch_jobs_v1.max_jobs]);

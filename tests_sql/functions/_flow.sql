@@ -309,22 +309,25 @@ SELECT is(pljobs._lasts(14, 7, '1 month'), interval '1440:00:00', 'a month has 3
 
 -- Very many keys without room hide none that has it.
 SELECT a_name('queue') AS q \gset
+SELECT pljobs._cursor_of(:'q') AS cursor, pljobs._cursor_of(:'q') || '_rest' AS rest \gset
 SELECT pljobs.throttle_queue(:'q', rate => 1, period => '1 h', each_key => true) \g /dev/null
 SELECT count(*) FROM pljobs.defer_jobs_v3((SELECT jsonb_agg(jsonb_build_object('task', 't', 'queue', :'q', 'fairness_key', 'k' || lpad((g % 3000)::text, 5, '0'))) FROM generate_series(1, 6000) AS g)) \g /dev/null
 SELECT is(cardinality(started(:w, ARRAY[:'q'], 5000)), 3000, 'each key starts one');
-SELECT pljobs.defer_job('t', queue => :'q', fairness_key => 'k00200z') AS job_id, set_config(pljobs._cursor_of(:'q'), 'k00200zz', false) \gset
+SELECT is(coalesce(current_setting(:'rest', true), ''), '', 'who finds what it looks for goes on to look at all');
+SELECT pljobs.defer_job('t', queue => :'q', fairness_key => 'k00200z') AS job_id, set_config(:'cursor', 'k00200zz', false) \gset
 SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'a new key among 3,000 that are used up is found by the first fetch');
-SELECT pljobs.defer_job('t', queue => :'q', fairness_key => 'low', priority => -1) AS job_id \gset
-SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'so is one of a lower priority');
-SELECT pljobs.throttle_queue(:'q', max_running => 1, each_key => true), pljobs.defer_job('t', queue => :'q', fairness_key => 'k00200y') AS job_id, set_config(pljobs._cursor_of(:'q'), 'k00200yy', false) \gset
+SELECT ok(current_setting(:'rest')::numeric > extract(epoch FROM clock_timestamp()), 'but it does not look at all again for a while');
+SELECT set_config(:'rest', '', false), pljobs.defer_job('t', queue => :'q', fairness_key => 'low', priority => -1) AS job_id \gset
+SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'then it finds one of a lower priority');
+SELECT set_config(:'rest', '', false), pljobs.throttle_queue(:'q', max_running => 1, each_key => true), pljobs.defer_job('t', queue => :'q', fairness_key => 'k00200y') AS job_id, set_config(:'cursor', 'k00200yy', false) \gset
 SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'and where it is the running ones that leave no room');
--- Who has looked at all in vain, and for long, looks at some, and goes on from there.
+SELECT set_config(:'rest', '', false) \g /dev/null
 SELECT is(started(:w, ARRAY[:'q'], 1), '{}', 'then there is none');
-SELECT ok(current_setting(pljobs._cursor_of(:'q') || '_rest')::numeric > extract(epoch FROM clock_timestamp()), 'it does not look at all again for a while');
-SELECT set_config(pljobs._cursor_of(:'q') || '_rest', (extract(epoch FROM clock_timestamp()) + 60)::text, false) \g /dev/null
-SELECT pljobs.defer_job('t', queue => :'q', fairness_key => 'k00100z') AS job_id, set_config(pljobs._cursor_of(:'q'), 'k02600', false) \gset
+-- Meanwhile it looks at some, and goes on from there.
+SELECT set_config(:'rest', (extract(epoch FROM clock_timestamp()) + 60)::text, false) \g /dev/null
+SELECT pljobs.defer_job('t', queue => :'q', fairness_key => 'k00100z') AS job_id, set_config(:'cursor', 'k02600', false) \gset
 SELECT is(ARRAY(SELECT n FROM generate_series(1, 4) AS n WHERE started(:w, ARRAY[:'q'], 1) = ARRAY[:job_id]::bigint[]), '{2}', 'it is found when it is its turn to be looked at');
-SELECT set_config(pljobs._cursor_of(:'q') || '_rest', '', false) \g /dev/null
+SELECT set_config(:'rest', '', false) \g /dev/null
 -- Keys whose jobs are of other tasks.
 SELECT a_name('queue') AS q \gset
 SELECT count(*) FROM pljobs.defer_jobs_v3((SELECT jsonb_agg(jsonb_build_object('task', 'a', 'queue', :'q', 'fairness_key', 'k' || lpad(g::text, 5, '0'))) FROM generate_series(1, 400) AS g)) \g /dev/null

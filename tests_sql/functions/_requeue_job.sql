@@ -47,11 +47,11 @@ SELECT pljobs._requeue_job(:job_id, 'interrupted', NULL, NULL, charged => false)
 SELECT results_eq(format('SELECT start_by, timeout FROM pljobs.job WHERE id = %s', :job_id), $$VALUES (NULL::timestamptz, interval '1 h')$$, 'what has started once has kept its time to start');
 
 -- Where this transaction has waited for a queueing lock once, no other job of it waits for long: tests_py/test_scale.py.
-SELECT set_config('pljobs.has_waited', 'yes', true) \g /dev/null
-SELECT * FROM a_doing_job() \gset
+SELECT set_config('pljobs.has_waited', 'yes', true), a_name('queueing lock') AS ql \gset
+SELECT * FROM a_doing_job(NULL, :'ql') \gset
 SELECT pljobs._requeue_job(:job_id, 'rescued', NULL, NULL) \g /dev/null
-SELECT is(status_of(:job_id), 'todo', 'it is put back all the same');
-SELECT isnt(current_setting('lock_timeout'), '1ms', 'and the caller''s lock_timeout is what it was');
+SELECT results_eq(format('SELECT status, queueing_lock FROM pljobs.job WHERE id = %s', :job_id), format($$VALUES ('todo', %L)$$, :'ql'), 'one that nobody else wants is kept');
+SELECT isnt(current_setting('lock_timeout'), '20ms', 'and the caller''s lock_timeout is what it was');
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -171,5 +171,9 @@ SELECT a_todo_job(queueing_lock => :'held') AS holder \gset
 SELECT throws_like(format($$SELECT pljobs.defer_jobs_v1('[{"task": "t", "queueing_lock": "%s"}, {"task": "t", "queueing_lock": "%s"}]')$$, :'free', :'held'), '%' || :'held' || '%held by waiting job ' || :'holder', 'the lock that is held is named');
 SELECT throws_like(format($$SELECT pljobs.defer_jobs_v1('[{"task": "t", "queueing_lock": "%s"}, {"task": "t", "queueing_lock": "%s 2"}, {"task": "t", "queueing_lock": "%s 2"}]')$$, :'free', :'free', :'free'), '%' || :'free' || ' 2''%by two jobs of this call', 'or the one that two ask for');
 
+-- Without its index (it is being rebuilt) nothing refuses a queueing lock, and everything can be deferred.
+DROP INDEX pljobs.job_one_todo_per_queueing_lock;
+SELECT lives_ok($$SELECT pljobs.defer_job('t', lock => 'l', queueing_lock => 'q')$$, 'the index of queueing locks is no condition');
+
 SELECT * FROM finish();
 ROLLBACK;
