@@ -235,7 +235,7 @@ BEGIN
     ('function', '_may_fetch_from(queues text[], paused text[])', 'a8267f22517bfd4b41bad1fe69aa96255ae1e774b44445d5bbf97f23f45ce573'),
     ('function', '_migrate(name text, body text)', '6f915926b528f397b9b04c2877b08237164f72cfeb10841b782e0655a1d7f4c7'),
     ('function', '_next_in_turn(queues text[], rooms integer[], tasks text[], want integer, at timestamp with time zone)', '0a263c41aaa0c646753cea48041cc29182dd2fa2eb4fdcd8fefc6253ee160384'),
-    ('function', '_next_in_turn_but(queues text[], rooms integer[], tasks text[], want integer, at timestamp with time zone, refused bigint[])', 'ed0039dceb577552fb26f0db86c300a41c3080f99086c27465802cbf09f4be9c'),
+    ('function', '_next_in_turn_but(queues text[], rooms integer[], tasks text[], want integer, at timestamp with time zone, refused bigint[])', '4e3578d2c0610d2cb510ff9cfc6bdd1a5c7d45b751075148bd189a9c45b9da5c'),
     ('function', '_notify_of(job_ids bigint[], but bigint[])', 'c9109710bbd872fa9edf8a66b254f85296e29eccd811493a3d52fcb373b2e50b'),
     ('function', '_notify_todo(queues text[])', '4dbe3a8eaa09ca7a0aba69da626b5a5feaac9ad40d1547e5075965b2b22b1e9b'),
     ('function', '_notify_worker(worker_id bigint)', '867118946308552743113d8c364a5643095767c13e2623e4eb664cb549deb872'),

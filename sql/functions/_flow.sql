@@ -449,8 +449,9 @@ AS $$
 -- At most `want` jobs of these queues (with their rooms, as _open_queues has them) that can run now and for
 -- which the throttles leave room, locked, in the order in which they are to start: by priority; in a queue
 -- the keys take turns, each with its oldest (jobs without a key are one key of their own); between queues the
--- older first; none of `refused`. Parks what waits for a task that is at its limit. The caller has taken the
--- throttles in an earlier statement.
+-- older first; none of `refused`. Of some 2,000 keys at most that have none of `tasks`: more of them at a
+-- higher priority keep lower ones waiting. Parks what waits for a task that is at its limit. The caller has
+-- taken the throttles in an earlier statement.
 DECLARE
     v_ahead integer := 8;                          -- of what others may be starting at this moment
     v_found bigint;
