@@ -158,7 +158,7 @@ class Outcome:
     again: str = ""
 
 
-# A fetch that was slow (the machine had something else to do) lets the next ones begin further on for a moment.
+# A fetch that was slow, on a busy machine, lets the next ones begin further on for a moment.
 LOOK_AT_ALL = "SET pljobs.fetch_hint = ''"
 
 
