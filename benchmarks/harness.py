@@ -232,14 +232,19 @@ def pgbench(
 
 def server_cpu(server: Server) -> float:
     """Seconds of processor time that the server's processes have used, those that ended included."""
-    ticks = 0
     postmaster = str(server.pid)
-    for process in Path("/proc").iterdir():
-        fields = _stat(process.name) if process.name.isdigit() else []
-        if process.name == postmaster or fields[1:2] == [postmaster]:
-            # utime, stime; for the postmaster also those of its children that have ended
-            ticks += sum(int(used) for used in fields[11 : 15 if process.name == postmaster else 13])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    while True:
+        # utime, stime, and those of its children that have ended
+        before = _stat(postmaster)[11:15]
+        children = [
+            fields
+            for process in Path("/proc").iterdir()
+            if process.name.isdigit() and (fields := _stat(process.name))[1:2] == [postmaster]
+        ]
+        # One that it takes leave of meanwhile would be counted twice, or not at all.
+        if (after := _stat(postmaster)[11:15])[2:] == before[2:]:
+            ticks = sum(map(int, after)) + sum(int(used) for fields in children for used in fields[11:13])
+            return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def server_cpu_since(server: Server, before: float) -> float:

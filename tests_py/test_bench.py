@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+import harness
 import peers
 import tables
 import targets
@@ -34,6 +36,24 @@ def _run() -> ModuleType:
 
 run = _run()
 NAMES = [name for name in run.BENCHES if name != "upgrade"]  # test_upgrade.py does the same, and more
+
+
+def test_a_backend_that_ends_while_processor_time_is_read_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[str] = []
+    postmaster = str(os.getpid())
+
+    def stat(pid: str) -> list[str]:
+        if pid != postmaster:
+            return []  # it is reaped before its turn has come
+        used = [4, 3, 20 if ended else 0, 0]
+        ended.append(pid)
+        return ["S", "1", *["0"] * 9, *map(str, used)]
+
+    monkeypatch.setattr(harness, "_stat", stat)
+    read = harness.server_cpu(SimpleNamespace(pid=os.getpid()))  # type: ignore[arg-type]
+    assert read * os.sysconf("SC_CLK_TCK") == pytest.approx(27)
 
 
 @pytest.fixture(scope="module")
