@@ -6,6 +6,8 @@ import inspect
 import json
 import re
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -396,6 +398,9 @@ def test_a_mebibyte_of_arguments_is_accepted_whatever_the_script(conn: psycopg.C
         (lambda _: '"text"', "are not a JSON object once json_dumps is done with them"),
         (lambda _: '{"a": "\\u0000"}', "hold a NUL or a lone surrogate at a"),
         (lambda _: b"\xff", "are no JSON once json_dumps is done with them"),
+        (lambda _: '{"a": 1e400}', "hold a number that is larger than any float"),
+        (lambda _: '{"a": 1e-16384}', "more than 16383 decimals"),
+        (lambda _: '{"a": 0e-999999999}', "more than 16383 decimals"),
     ],
 )
 def test_what_own_dumps_make_is_checked_too(dumps: Any, said: str) -> None:
@@ -411,6 +416,20 @@ def test_own_dumps_may_return_bytes_and_know_more_types(conn: psycopg.Connection
     (job_id,) = db.run(conn, calls.defer_jobs([job], dumps=dumps))
     stored = db.run(conn, calls_read.get_job(job_id)).task_kwargs
     assert stored == {"at": str(TICK), "name": "é"}
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["0.12345678901234567890123", "-12345678901234567890.5", "1." + "0" * 16_382 + "1", "0.10"],
+)
+def test_numbers_that_own_dumps_write_keep_their_digits(conn: psycopg.Connection, number: str) -> None:
+    text = f'{{"a": {{"b": [{number}, 1, 1.5e3, 0e99999, true, null, "é"]}}}}'
+    (job_id,) = db.run(conn, calls.defer_jobs([JOB], dumps=lambda _: text))
+    loads = partial(json.loads, parse_float=Decimal)
+    stored = db.run(conn, calls_read.get_job(job_id, loads=loads)).task_kwargs
+    expected = [Decimal(number), 1, Decimal(1500), 0, True, None, "é"]
+    assert stored == {"a": {"b": expected}}
+    assert number in json.dumps(stored, default=str)
 
 
 @pytest.mark.parametrize(

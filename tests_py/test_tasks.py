@@ -86,6 +86,16 @@ def test_schedule_in_counts_from_now(app: App, schedule_in: Any) -> None:
     assert abs(found.scheduled_at - datetime.now(UTC) - timedelta(hours=1)) < timedelta(minutes=1)
 
 
+def test_what_should_have_started_already_starts_at_once(app: App) -> None:
+    task = app.task(plain)
+    with app.open():
+        ids = [
+            task.configure(schedule_in={"seconds": -5}).defer(),
+            task.configure(schedule_at=datetime.now(UTC) - timedelta(seconds=5)).defer(),
+        ]
+        assert [app.job_manager.get_job(job_id).waiting_for for job_id in ids] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -94,7 +104,6 @@ def test_schedule_in_counts_from_now(app: App, schedule_in: Any) -> None:
         ({"schedule_in": {"hour": 1}}, "schedule_in must be a mapping"),
         ({"schedule_in": "1 hour"}, "schedule_in must be a mapping"),
         ({"schedule_in": timedelta.max}, "schedule_in is too long"),
-        ({"schedule_in": {"seconds": -1}}, "schedule_in must not be negative"),
         ({"queue": ""}, "queue must have 1 to 255 characters"),
         ({"lock": "x" * 256}, "lock must have 1 to 255 characters"),
         ({"queueing_lock": "\0"}, "queueing_lock holds a NUL"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
@@ -503,6 +504,57 @@ async def test_the_context_knows_the_job_and_what_the_worker_was_given(app: App,
     assert (context.worker, context.worker_name, context.worker_queues) == ("mine", "mine", ["default"])
     assert (context.job.id, context.job.task_kwargs, context.job.priority) == (job_id, {"number": 7}, 3)
     assert (context.app, context.task.name, context.job.attempts) == (app, "looks", 0)
+
+
+async def test_what_a_job_adds_to_its_context_no_other_job_sees(app: App) -> None:
+    seen: list[dict[str, object]] = []
+
+    @app.task(name="adds", pass_context=True)
+    async def adds(context: JobContext, number: int) -> None:
+        seen.append(dict(context.additional_context))
+        context.additional_context[f"of {number}"] = number
+
+    given = {"key": "value"}
+    await adds.batch_defer_async({"number": 1}, {"number": 2})
+    await run_out(app, concurrency=1, additional_context=given)
+    assert seen == [given, given] == [{"key": "value"}] * 2
+
+
+# What the log says
+
+
+async def test_a_retried_failure_is_a_warning_and_the_last_one_an_error_once(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.task(name="fails", retry=1)
+    async def fails() -> None:
+        raise ValueError("bad")
+
+    @app.task(name="succeeds")
+    async def succeeds() -> None:
+        pass
+
+    @app.task(name="aborted", pass_context=True)
+    async def aborted(context: JobContext) -> None:
+        assert context.job.id is not None
+        await app.job_manager.cancel_job_by_id_async(context.job.id, abort=True)
+        await asyncio.sleep(60)
+
+    said: dict[str, list[tuple[str, str | None]]] = {}
+    caplog.set_level(logging.INFO, "pljobs.jobs")
+    for name in ("fails", "succeeds", "aborted"):
+        caplog.clear()
+        await app.configure_task(name).defer_async()
+        await run_out(app)
+        said[name] = [(r.levelname, vars(r).get("action")) for r in caplog.records if r.name == "pljobs.jobs"]
+    assert said == {
+        "fails": [
+            ("INFO", "start_job"), ("WARNING", "job_error_retry"), ("INFO", None),
+            ("INFO", "start_job"), ("ERROR", "job_error"), ("INFO", None),
+        ],
+        "succeeds": [("INFO", "start_job"), ("INFO", "job_success")],
+        "aborted": [("INFO", "start_job"), ("INFO", "abort_job"), ("INFO", None), ("WARNING", "job_aborted")],
+    }  # fmt: skip
 
 
 # Retries

@@ -16,6 +16,8 @@ AT_MOST = f"at most {MAX_BYTES} (1 MiB) can be stored"
 MAX_DEPTH = 200
 MAX_MESSAGE = 1_000
 MAX_ERROR = 16_384
+# What a numeric of PostgreSQL can have.
+MAX_DECIMALS = 16_383
 
 _EXPONENT = re.compile(r"\de[+-]\d")
 _STRING_OR_EXPONENT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?\d+(?:\.\d+)?e[+-]\d+')
@@ -136,9 +138,11 @@ def _without_exponents(encoded: str) -> str:
 
 def _in_full(match: re.Match[str]) -> str:
     found = match[0]
-    if found.startswith('"'):
-        return found
-    digits = format(Decimal(found), "f")
+    return found if found.startswith('"') else _digits(Decimal(found))
+
+
+def _digits(number: Decimal) -> str:
+    digits = format(number, "f")
     return digits if "." in digits else f"{digits}.0"
 
 
@@ -159,14 +163,36 @@ def _own_dumps(value: object, dumps: JsonDumps) -> str:
         raise _Unfit(f"can't be written as JSON by json_dumps ({type(exc).__name__})") from exc
     try:
         encoded = made.decode("utf-8") if isinstance(made, bytes | bytearray | memoryview) else made
-        again = json.loads(encoded, parse_constant=_refuse_constant)
+        again = json.loads(encoded, parse_constant=_refuse_constant, parse_float=_exactly)
     except _Unfit:
         raise
     except Exception as exc:  # noqa: BLE001
         raise _Unfit(f"are no JSON once json_dumps is done with them ({type(exc).__name__})") from None
     _check(again, "", 0)
     # ASCII goes through any client encoding, and duplicate keys are gone.
-    return json.dumps(again, allow_nan=False)
+    return _written(again)
+
+
+class _Exact(Decimal):
+    """A number of JSON text with all its digits: who brings a `json_dumps` may write Decimals with it."""
+
+
+def _exactly(number: str) -> _Exact:
+    if not math.isfinite(float(number)):
+        raise _Unfit("hold a number that is larger than any float")
+    exact = _Exact(number)
+    decimals = len(exact.as_tuple().digits) - 1 - exact.adjusted()
+    if decimals > MAX_DECIMALS:
+        raise _Unfit(f"hold a number with more than {MAX_DECIMALS} decimals, which PostgreSQL can't store")
+    return exact or _Exact("0.0")  # not 0e999999999, in full
+
+
+def _written(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(key)}: {_written(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    return _digits(value) if isinstance(value, _Exact) else json.dumps(value)
 
 
 def _refuse_constant(_: str) -> object:
@@ -185,7 +211,7 @@ def _check(value: object, path: str, depth: int) -> None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise _Unfit(f"hold NaN or Infinity at {path or 'the top'}, which JSON doesn't have")
-    elif isinstance(value, int):
+    elif isinstance(value, int | _Exact):
         return
     elif depth >= MAX_DEPTH:
         raise _Unfit(f"are nested more than {MAX_DEPTH} levels deep (or hold themselves)")

@@ -7,7 +7,7 @@ import contextvars
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
@@ -73,8 +73,8 @@ class JobContext:
     """Know the job, its task, app and worker; the first argument of tasks with `pass_context=True`.
 
     `start_timestamp` is the time of the start, in seconds as `time.time()` gives. `additional_context` holds
-    what `run_worker(additional_context=...)` was given. Follows procrastinate's class of the same name, with
-    more for stopping: `on_abort`, `abort_request`, `aborted`, `iter`.
+    what `run_worker(additional_context=...)` was given, in a dict of this job's own. Follows procrastinate's
+    class of the same name, with more for stopping: `on_abort`, `abort_request`, `aborted`, `iter`.
     """
 
     app: App
@@ -83,7 +83,7 @@ class JobContext:
     worker_name: str | None = None
     worker_id: int | None = None
     worker_queues: Sequence[str] | None = None
-    additional_context: Mapping[str, object] = dataclasses.field(default_factory=dict, repr=False)
+    additional_context: dict[str, object] = dataclasses.field(default_factory=dict, repr=False)
     start_timestamp: float = dataclasses.field(default_factory=time.time)
     abort_flag: AbortFlag = dataclasses.field(default_factory=AbortFlag, repr=False)
     reported_progress: Latest[Progress] = dataclasses.field(default_factory=Latest, repr=False)

@@ -17,6 +17,8 @@ LEVELS = {
     "todo": logging.WARNING,
     "aborted": logging.WARNING,
 }
+# As procrastinate's records have it, for those who look for it.
+ACTIONS = {"succeeded": "job_success", "failed": "job_error", "aborted": "job_aborted"}
 
 
 class JobLogFilter(logging.Filter):
@@ -40,7 +42,7 @@ class JobLogFilter(logging.Filter):
 def started(job: Job) -> None:
     """Say that a job starts."""
     if logger.isEnabledFor(logging.INFO):
-        logger.info("Job %s starts", job.call_string, extra=job.log_context())
+        logger.info("Job %s starts", job.call_string, extra=_about(job, "start_job"))
 
 
 def refused(job: Job, why: str) -> None:
@@ -61,7 +63,7 @@ def asked_to_stop(job: Job, request: Verdict) -> None:
         job.call_string,
         in_one_line(who),
         in_one_line(request.reason or "no reason given"),
-        extra={**job.log_context(), "request_id": request.request_id, "requested_by": who},
+        extra={**_about(job, "abort_job"), "request_id": request.request_id, "requested_by": who},
     )
 
 
@@ -85,14 +87,16 @@ def swallowed(job: Job) -> None:
 def ended(job: Job, end: RunEnd, error: BaseException | None, asked: AbortReason | None) -> None:
     """Say how a task ended, where that is not the plain success."""
     if end.outcome == "failed":
-        logger.error(
+        again = _asks_for_a_retry(end)
+        logger.log(
+            logging.WARNING if again else logging.ERROR,
             "Job %s failed: %s%s",
             job.call_string,
             end.message,
             # From another process there is no exception, but its text.
             f"\n{end.error.rstrip()}" if error is None and end.error else "",
             exc_info=error,
-            extra=job.log_context(),
+            extra=_about(job, "job_error_retry" if again else "job_error"),
         )
     elif asked is not None or end.outcome != "succeeded":
         logger.info(
@@ -128,4 +132,16 @@ def recorded(job: Job, end: RunEnd, status: str | None) -> None:
         )
     elif status is not None:
         level = LEVELS.get(status, logging.ERROR)
+        if end.outcome == "failed" and status == ("todo" if _asks_for_a_retry(end) else "failed"):
+            level = logging.INFO  # `ended` has said it, with the error
+        elif action := ACTIONS.get(end.outcome if status == "deleted" else status):
+            extra["action"] = action
         logger.log(level, "Job %s is now %s", job.call_string, status, extra=extra)
+
+
+def _asks_for_a_retry(end: RunEnd) -> bool:
+    return end.retry_at is not None or end.retry_in is not None
+
+
+def _about(job: Job, action: str) -> dict[str, object]:
+    return {**job.log_context(), "action": action}

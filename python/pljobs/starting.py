@@ -61,7 +61,7 @@ class Starter:
             worker_name=worker.name,
             worker_id=worker_id,
             worker_queues=worker.queues,
-            additional_context=worker.additional_context,
+            additional_context=dict(worker.additional_context),
         )
         run: Run
         if task.isolation is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Generic, Literal, ParamSpec, TypedDict, TypeVar
 
 from pljobs import checks
@@ -30,15 +30,16 @@ class DeferOptions(TypedDict, total=False):
     `lock`: no two jobs of one lock run at once. `queueing_lock`: no two jobs of one queueing lock wait at
     once. `task_kwargs`: arguments, to which those given to `defer` are added. `schedule_at`: not before this
     time, which must be timezone-aware. `schedule_in`: not before this long from now: a mapping such as
-    {"minutes": 5}, a timedelta, or a number of seconds, by the database's clock. `priority`: higher first.
-    `timeout`: how long a run may take before it is stopped, and `grace` how long it then has to stop by
-    itself (10 seconds), as `schedule_in` has it. `start_by`: when to cancel the job if it has not started; a
-    timezone-aware time, or how long after it could. `on_cancelled`: a task, or the name of one, that runs
-    after the job was cancelled or aborted. `parent`: the id of the job that this one belongs to, None for no
-    one; where it is left out, the job inside of which it is deferred. `idempotency_key`: the first job that
-    the database role defers under it is deferred; for whoever comes again `defer` returns that job's id, so
-    that a call whose answer was lost can be repeated. `fairness_key`: within a queue and a priority, the
-    keys take turns. `connection`: defer in the transaction of this connection.
+    {"minutes": 5}, a timedelta, or a number of seconds, by the database's clock; a negative one means at
+    once, as a `schedule_at` that is over does. `priority`: higher first. `timeout`: how long a run may take
+    before it is stopped, and `grace` how long it then has to stop by itself (10 seconds), as `schedule_in`
+    has it. `start_by`: when to cancel the job if it has not started; a timezone-aware time, or how long after
+    it could. `on_cancelled`: a task, or the name of one, that runs after the job was cancelled or aborted.
+    `parent`: the id of the job that this one belongs to, None for no one; where it is left out, the job
+    inside of which it is deferred. `idempotency_key`: the first job that the database role defers under it is
+    deferred; for whoever comes again `defer` returns that job's id, so that a call whose answer was lost can
+    be repeated. `fairness_key`: within a queue and a priority, the keys take turns. `connection`: defer in
+    the transaction of this connection.
     """
 
     lock: str | None
@@ -156,8 +157,8 @@ class Task(Generic[P, R_co, Args]):
     ) -> JobDeferrer:
         """Return something with a `defer` like the task's own, set up as `DeferOptions` says.
 
-        Raises `InvalidJob` for what can't be: both schedules, a naive time, a negative `schedule_in`, a
-        `timeout` of nothing, a name of more than 255 characters.
+        Raises `InvalidJob` for what can't be: both schedules, a naive time, a `timeout` of nothing, a name
+        of more than 255 characters.
         """
         return configure(
             self.name,
@@ -223,7 +224,7 @@ def configure(
         queueing_lock=queueing_lock,
         task_kwargs=dict(task_kwargs or {}),
         scheduled_at=schedule_at,
-        scheduled_in=checks.optional_interval("schedule_in", schedule_in, error=InvalidJob),
+        scheduled_in=None if schedule_in is None else _from_now("schedule_in", schedule_in),
         timeout=checks.positive_interval("timeout", timeout, error=InvalidJob),
         grace=checks.optional_interval("grace", grace, error=InvalidJob),
         start_by=None if start_at is None else checks.aware("start_by", start_at, error=InvalidJob),
@@ -234,6 +235,11 @@ def configure(
     return JobDeferrer(
         job=job, connector=connector, parent=parent, idempotency_key=idempotency_key, connection=connection
     )
+
+
+def _from_now(what: str, value: checks.Interval) -> timedelta:
+    """Return a length of time; none where it is negative: like a `schedule_at` that is over, it means now."""
+    return max(checks.interval(what, value, error=InvalidJob), timedelta(0))
 
 
 def _task_name(task: AnyTask | str | None) -> str | None:
