@@ -29,6 +29,7 @@
 \ir functions/_delete_jobs.sql
 \ir functions/_archive_jobs.sql
 \ir functions/_record_request.sql
+\ir functions/_raise_held.sql
 \ir functions/_end_job.sql
 \ir functions/_cancel_waiting_jobs.sql
 \ir functions/_ask_to_abort.sql
@@ -98,6 +99,7 @@
 \ir migrations/0006_expand_archive.sql
 \ir migrations/0007_expand_job_shape.sql
 \ir migrations/0008_expand_functions.sql
+\ir migrations/0009_expand_functions.sql
 
 -- What people read, and who may do what.
 \ir views.sql

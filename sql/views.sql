@@ -211,6 +211,11 @@ SELECT r.job_id, clock_timestamp() - r.requested_at AS asked_ago, r.task, r.queu
        CASE WHEN w.id IS NOT NULL THEN format('%s@%s:%s', w.name, w.host, w.pid) END AS worker,
        CASE WHEN w.id IS NULL OR w.stopped_at IS NOT NULL OR w.expires_at <= clock_timestamp()
                  THEN 'its worker is lost: rescue_jobs() ends the job'
+            WHEN r.delivered_at IS NULL AND clock_timestamp() - w.heartbeat_at > 0.4 * w.lease
+                 THEN format('its worker was last seen %s ago: it is suspended, frozen (code that never lets '
+                             'go of the process) or cut off; its lease ends in %s, then the job is aborted; '
+                             'or: kill -9 %s on %s', date_trunc('second', clock_timestamp() - w.heartbeat_at),
+                             date_trunc('second', w.expires_at - clock_timestamp()), w.pid, w.host)
             WHEN r.delivered_at IS NULL THEN 'its worker will hear of it within its polling interval'
             WHEN r.level = 4 THEN 'its worker kills it, or gives it up'
             WHEN r.kill_at IS NOT NULL THEN concat_ws('; ',

@@ -83,6 +83,32 @@ def test_any_number_of_keys_is_used_in_one_call(conn: psycopg.Connection) -> Non
     assert conn.execute(call, (MANY // 3,)).fetchone() == (MANY // 3, MANY // 3, False)
 
 
+HISTORY = {
+    "bucket": "(scope, name, key, set_at, full_at) SELECT 'queue', 'q', n::text, '2001-01-01', '2001-01-01'",
+    "closed_tree": "(job_id, closed_at) SELECT n, '2001-01-01'",
+    "deleted_parent": "(job_id, parent_id, deleted_at) SELECT n, n - 1, '2001-01-01'",
+    "request": "(job_id, requested_at, resolved_at, kind, queue, requested_by, resolution)"
+    " SELECT n, '2001-01-01', '2001-01-01', 'rescind', 'q', 'tests', 'rescinded'",
+}
+
+
+def test_any_amount_of_history_is_pruned_in_one_call(conn: psycopg.Connection) -> None:
+    many = 2_000
+    call = "SELECT p.pruned FROM pljobs.prune_history_v2('1 h') AS p"
+    for table in [*HISTORY, "job"]:
+        conn.execute(f"ALTER TABLE pljobs.{table} SET (autovacuum_enabled = false)".encode())
+        conn.execute(f"ANALYZE pljobs.{table}".encode())
+    conn.execute(call)  # planned while all of it is known to be empty
+    defer(conn, 1, '{"task": "root"}')
+    defer(conn, many, '{"task": "child", "parent_id": 1}')
+    for table, rows in HISTORY.items():
+        conn.execute(f"INSERT INTO pljobs.{table} {rows} FROM generate_series(1, {many}) AS n".encode())
+    conn.execute("UPDATE pljobs.job SET parent_id = id - 1 WHERE id > 1")
+    everything = ["pljobs.job", "pljobs.job_parent", *(f"pljobs.{table}" for table in HISTORY)]
+    # Each with each would be four millions.
+    assert read_by(conn, call, *everything) < 20 * many
+
+
 def test_any_number_is_cancelled_in_one_call(conn: psycopg.Connection) -> None:
     defer(conn, MANY, '{"task": "t"}')
     done = conn.execute(

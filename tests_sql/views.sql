@@ -73,6 +73,10 @@ CREATE FUNCTION next_of(job_id bigint) RETURNS text LANGUAGE sql RETURN (SELECT 
 SELECT results_eq(format('SELECT v.reason, v.actor, v.run_id, v.worker_id, v.worker, v.asked_ago BETWEEN interval ''0'' AND interval ''1 min'', v.handling, v.delivered_at IS NULL FROM pljobs.stuck_aborts AS v WHERE v.job_id = %s', :job_id),
                   format($$VALUES ('a reason', 'an actor', %s::bigint, %s::bigint, 'tests@here:%s', true, NULL::text, true)$$, :run_id, :worker_id, pg_backend_pid()), 'a job that was asked to abort and runs: since when, where, why');
 SELECT alike(next_of(:job_id), 'its worker will hear of it%', 'not yet delivered');
+SAVEPOINT seen;
+UPDATE pljobs.worker SET heartbeat_at = heartbeat_at - 0.5 * lease WHERE id = :worker_id;
+SELECT matches(next_of(:job_id), format('^its worker was last seen 00:00:\d\d ago: .* its lease ends in 00:00:\d\d, then the job is aborted; or: kill -9 %s on here$', pg_backend_pid()), 'nor soon, for its worker is out of reach');
+ROLLBACK TO seen;
 SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
 SELECT alike(next_of(:job_id), 'the task was told%', 'delivered');
 SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[], jsonb_build_array(jsonb_build_object('run_id', :run_id, 'handling', 'swallowed'))) \g /dev/null

@@ -13,7 +13,6 @@ AS $$
 -- is killed, null: 5 s. Both are cut to ten years. Raises PJ004 for a negative one, and for a term_grace
 -- without a grace; for none that defer_jobs_v1 accepts.
 DECLARE
-    c_longest CONSTANT interval := interval '10 years';
     v_now timestamptz := clock_timestamp();
 BEGIN
     IF _ladder.grace < interval '0' OR _ladder.term_grace < interval '0'
@@ -23,12 +22,8 @@ BEGIN
             HINT = 'For example: cancel_job(33, abort => true, grace => ''10 s'', term_grace => ''5 s''). '
                    'Nothing was changed.';
     END IF;
-    -- least() and greatest() leave nulls out. '1 month -30 days' is not negative, but may lead into the past.
-    IF _ladder.grace IS NOT NULL THEN
-        term_at := greatest(v_now + least(_ladder.grace, c_longest), v_now);
-        kill_at := greatest(
-            term_at + least(coalesce(_ladder.term_grace, interval '5 s'), c_longest), term_at);
-    END IF;
+    term_at := pljobs._later(v_now, _ladder.grace);
+    kill_at := pljobs._later(term_at, coalesce(_ladder.term_grace, interval '5 s'));
     sql_at := CASE WHEN _ladder.sql THEN v_now ELSE v_now + (term_at - v_now) / 2 END;
 END
 $$;

@@ -29,7 +29,12 @@ BEGIN
                FROM pljobs.job_event AS e
               WHERE e.job_id = _finish_run.job_id AND e.run_id = _finish_run.run_id
                 AND e.kind IN ('retried', 'interrupted', 'failed', 'aborted') ORDER BY e.at LIMIT 1),
-            CASE WHEN v_job.last_run_id = _finish_run.run_id THEN v_job.status END,
+            -- One that is put back as it was never received names no last run.
+            CASE WHEN (v_job.last_run_id = _finish_run.run_id) IS NOT TRUE THEN 'stale'
+                 WHEN EXISTS (SELECT FROM pljobs.job_event AS e
+                               WHERE e.job_id = _finish_run.job_id AND e.run_id = _finish_run.run_id
+                                 AND e.kind = 'given_back') THEN 'todo'
+                 ELSE v_job.status END,
             'stale');
     END IF;
 

@@ -96,9 +96,11 @@ CREATE OR REPLACE FUNCTION pljobs.cancel_job(
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '1s'
 AS $$
 -- What cancel_job_v1 does, for people: returns its outcome, one word; for a running job that was left alone a
--- NOTICE that says how to stop it, and with sql one that says what became of its statement.
+-- NOTICE that says how to stop it, and with sql one that says what became of its statement. Waits a second
+-- for whoever holds the job, not longer: then raises 55P03, with who that is and how to end it.
 DECLARE
     v_answer record;
 BEGIN
@@ -119,6 +121,9 @@ BEGIN
         END;
     END IF;
     RETURN v_answer.outcome;
+EXCEPTION
+    WHEN lock_not_available THEN
+        RETURN pljobs._raise_held(cancel_job.job_id);
 END
 $$;
 COMMENT ON FUNCTION pljobs.cancel_job(

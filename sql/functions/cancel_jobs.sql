@@ -102,9 +102,11 @@ CREATE OR REPLACE FUNCTION pljobs.cancel_jobs(
 ) RETURNS TABLE (job_id bigint, queue_name text, task_name text, status_before text, outcome text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '1s'
 AS $$
 -- What cancel_jobs_v1 does, for people: by ascending id; with a NOTICE where nothing was changed (dry_run),
--- where running jobs are left alone, and where max_jobs was reached.
+-- where running jobs are left alone, and where max_jobs was reached. Waits a second for each lock, as
+-- cancel_job does.
 DECLARE
     v_jobs bigint;
 BEGIN
@@ -125,6 +127,9 @@ BEGIN
         RAISE NOTICE 'there may be more than these % (max_jobs): CALL cancel_jobs_in_batches takes all',
             v_jobs;
     END IF;
+EXCEPTION
+    WHEN lock_not_available THEN
+        PERFORM pljobs._raise_held(NULL);
 END
 $$;
 COMMENT ON FUNCTION pljobs.cancel_jobs(

@@ -174,13 +174,14 @@ AS $$
 -- pljobs_canceller nor pljobs_operator; whose the others of the tree are does not matter. The tree is closed:
 -- of the jobs in it, none but those left alone ('running': abort is not asked for) can defer another (PJ007),
 -- and a child that is being deferred at this moment is cancelled where it would start. A person may put
--- single ones back (retry_job): they run, and may defer; so do those of which the request is rescinded.
--- Those left alone run to their end, but do not start again (interrupted, to be retried: they are
--- cancelled). dry_run: changes and locks nothing, answers as cancel_jobs_v1 does. Raises PJ004 as
--- cancel_job_v1 does, and in a transaction that is not READ COMMITTED: it could not see a child that has
--- come since its snapshot. Locks the tree's keys, in order, then its jobs by ascending id, waiting for each:
--- until the transaction ends, no child of these jobs starts, nor of others that share a key (there are
--- 1,024: a tree of thousands holds all of them); commit soon. Notifies each worker concerned once.
+-- single ones back (retry_job): they run, and may defer; so do those of which the request is rescinded. Those
+-- left alone run to their end. Put back (interrupted, to be retried) they are cancelled where they would
+-- start, but for the root and for children of what was running, too, which start again. dry_run: changes and
+-- locks nothing, answers as cancel_jobs_v1 does. Raises PJ004 as cancel_job_v1 does, and in a transaction
+-- that is not READ COMMITTED: it could not see a child that has come since its snapshot. Locks the tree's
+-- keys, in order, then its jobs by ascending id, waiting for each: until the transaction ends, no child of
+-- these jobs starts, nor of others that share a key (there are 1,024: a tree of thousands holds all of them);
+-- commit soon. Notifies each worker concerned once.
 DECLARE
     v_abort boolean := coalesce(cancel_tree_v1.abort, false) OR coalesce(cancel_tree_v1.force, false);
     v_resolution text := CASE WHEN cancel_tree_v1.delete_job THEN 'deleted' ELSE 'cancelled' END;
@@ -201,7 +202,8 @@ BEGIN
         RETURN QUERY
         SELECT j.id, j.parent_id, j.queue, j.task, j.status,
                CASE WHEN j.status IN ('succeeded', 'failed') THEN 'already_finished'
-                    WHEN j.status IN ('cancelled', 'aborted') THEN 'already_cancelled'
+                    WHEN j.status IN ('cancelled', 'aborted') AND cancel_tree_v1.delete_job IS NOT TRUE
+                         THEN 'already_cancelled'
                     WHEN j.status = 'doing' AND NOT v_abort THEN 'running'
                     WHEN j.status = 'doing' AND cancel_tree_v1.force THEN 'would_force'
                     WHEN j.status = 'doing' THEN 'would_abort'
@@ -279,9 +281,10 @@ CREATE OR REPLACE FUNCTION pljobs.cancel_tree(
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '1s'
 AS $$
 -- What cancel_tree_v1 does, for people: by ascending id; with a NOTICE where nothing was changed (dry_run),
--- and where running jobs were left alone.
+-- and where running jobs were left alone. Waits a second for each lock, as cancel_job does.
 DECLARE
     v_running boolean := false;
 BEGIN
@@ -303,6 +306,9 @@ BEGIN
         RAISE NOTICE 'running jobs are left alone, and may defer more; to stop them: '
                      'SELECT cancel_tree(%, abort => true);', cancel_tree.root;
     END IF;
+EXCEPTION
+    WHEN lock_not_available THEN
+        PERFORM pljobs._raise_held(NULL);
 END
 $$;
 COMMENT ON FUNCTION pljobs.cancel_tree(

@@ -36,7 +36,6 @@ AS $$
 -- for which it waits for a second at most. Notifies workers of retries, of woken lanes, and of throttled
 -- queues.
 DECLARE
-    c_longest CONSTANT interval := interval '10 years';
     v_now timestamptz := clock_timestamp();
     v_own bigint[] := pljobs._own_workers();
     v_allowed text[];
@@ -184,9 +183,9 @@ BEGIN
                     WHEN data_exception THEN
                         -- Longer than an interval can be.
                         v_retry_in := CASE WHEN v_run.retry_in LIKE '%-%' THEN interval '0'
-                                           ELSE c_longest END;
+                                           ELSE interval '10 years' END;
                 END;
-                v_retry_at := v_now + greatest(least(v_retry_in, c_longest), interval '0');
+                v_retry_at := pljobs._later(v_now, v_retry_in);
             END IF;
             status := pljobs._finish_run(
                 v_run.job_id, v_run.run_id, v_run.outcome,

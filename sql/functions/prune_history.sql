@@ -27,12 +27,13 @@ AS $$
 -- Deletes requests that were resolved, workers that stopped, idempotency keys that were used first, buckets
 -- of rates that were full, what keeps cancelled trees closed, and what ties jobs to their trees whose parents
 -- were deleted, longer than older_than ago; at most max_rows of each.
--- What keeps a child from starting that still waits (it may be scheduled, or its queue paused) stays, as does
--- what lets one start that was put back by hand, and what ties jobs together that are still there. Returns
--- how many in all: call again until it is 0, with `since` => the reached_at of the call before: then it does
--- not pass again over what those before it have deleted, or left. Once an hour, say, call it without `since`.
--- Raises PJ004 for a null or negative older_than or a max_rows below 1, PJ010 for a role limited to queues:
--- the history is of all. Skips rows that somebody holds. Notifies nobody.
+-- What keeps a child from starting that waits or runs (it may be scheduled, its queue paused, its run be put
+-- back) stays, as does what lets one start that was put back by hand, or whose request was taken back, and
+-- what ties jobs together that are still there. Returns how many in all: call again until it is 0, with
+-- `since` => the reached_at of the call before: then it does not pass again over what those before it have
+-- deleted, or left. Once an hour, say, call it without `since`. Raises PJ004 for a null or negative
+-- older_than or a max_rows below 1, PJ010 for a role limited to queues: the history is of all. Skips rows
+-- that somebody holds. Notifies nobody.
 DECLARE
     -- Variables: an index can't be searched for a volatile value.
     v_before timestamptz := pljobs._ago(prune_history_v2.older_than);
@@ -56,20 +57,16 @@ BEGIN
          ORDER BY o.id LIMIT prune_history_v2.max_rows FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_count = ROW_COUNT;
     pruned := v_count;
-    DELETE FROM pljobs.bucket AS b
-     USING (SELECT o.scope, o.name, o.key, o.set_at FROM pljobs.bucket AS o
-             WHERE o.full_at < v_before LIMIT prune_history_v2.max_rows FOR UPDATE SKIP LOCKED) AS p
-     WHERE b.scope = p.scope AND b.name = p.name AND b.key = p.key AND b.set_at = p.set_at;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    pruned := pruned + v_count;
+    -- What is asked of each row stands in parentheses, as a value: an EXISTS may become a join, of each with
+    -- each where the planner believes that there are none. Nor is there a condition that another index fits.
     WITH gone AS (
         DELETE FROM pljobs.request AS r WHERE r.id = ANY (ARRAY(
             SELECT o.id FROM pljobs.request AS o
              WHERE o.resolved_at >= v_since AND o.resolved_at < v_before
                -- What lets a job run although its tree was cancelled.
-               AND (o.kind <> 'retry' OR NOT EXISTS (
-                    SELECT FROM pljobs.job AS j
-                     WHERE j.id = o.job_id AND j.status IN ('todo', 'doing') AND j.parent_id IS NOT NULL))
+               AND (o.kind NOT IN ('retry', 'rescind') OR (
+                    SELECT j.status IN ('todo', 'doing') AND j.parent_id IS NOT NULL FROM pljobs.job AS j
+                     WHERE j.id = o.job_id) IS NOT TRUE)
              ORDER BY o.resolved_at LIMIT prune_history_v2.max_rows FOR UPDATE SKIP LOCKED))
         RETURNING r.resolved_at AS at
     )
@@ -81,7 +78,8 @@ BEGIN
         DELETE FROM pljobs.closed_tree AS t WHERE t.job_id = ANY (ARRAY(
             SELECT o.job_id FROM pljobs.closed_tree AS o
              WHERE o.closed_at >= v_since AND o.closed_at < v_before
-               AND NOT EXISTS (SELECT FROM pljobs.job AS j WHERE j.parent_id = o.job_id AND j.status = 'todo')
+               AND (SELECT j.id FROM pljobs.job AS j
+                     WHERE j.parent_id = o.job_id AND j.status IN ('todo', 'doing') LIMIT 1) IS NULL
              ORDER BY o.closed_at LIMIT prune_history_v2.max_rows FOR UPDATE SKIP LOCKED))
         RETURNING t.closed_at AS at
     )
@@ -92,8 +90,9 @@ BEGIN
         DELETE FROM pljobs.deleted_parent AS t WHERE t.job_id = ANY (ARRAY(
             SELECT o.job_id FROM pljobs.deleted_parent AS o
              WHERE o.deleted_at >= v_since AND o.deleted_at < v_before
-               AND NOT EXISTS (SELECT FROM pljobs.job AS j WHERE j.parent_id = o.job_id)
-               AND NOT EXISTS (SELECT FROM pljobs.deleted_parent AS d WHERE d.parent_id = o.job_id)
+               AND (SELECT j.id FROM pljobs.job AS j WHERE j.parent_id = o.job_id LIMIT 1) IS NULL
+               AND (SELECT d.job_id FROM pljobs.deleted_parent AS d
+                     WHERE d.parent_id = o.job_id LIMIT 1) IS NULL
              ORDER BY o.deleted_at LIMIT prune_history_v2.max_rows FOR UPDATE SKIP LOCKED))
         RETURNING t.deleted_at AS at
     )
@@ -110,6 +109,12 @@ BEGIN
     SELECT count(*), max(g.at) INTO v_count, v_last FROM gone AS g;
     pruned := pruned + v_count;
     reached_at := least(reached_at, CASE WHEN v_count >= prune_history_v2.max_rows THEN v_last END);
+    -- Last: a fetch does not wait for a bucket that is held, and counts nothing against it.
+    DELETE FROM pljobs.bucket AS b WHERE b.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM pljobs.bucket AS o
+         WHERE o.full_at < v_before LIMIT prune_history_v2.max_rows FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    pruned := pruned + v_count;
 END
 $$;
 COMMENT ON FUNCTION pljobs.prune_history_v2(interval, integer, timestamptz)

@@ -5,14 +5,14 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- doing with an open request that its worker has not heard of -> doing without, 'rescinded': the request is
--- resolved so, with who took it back and why in a request of its own.  Delivered already -> unchanged,
--- 'already_delivered' (the task may be stopping).  Nothing open -> unchanged, 'no_request'.  Unknown id,
--- or another's job for who is neither canceller nor operator -> 'not_found'. A run whose timeout had joined a
--- person's request is asked anew, for its timeout; where only its timeout asked, it has all the time it
--- wants. One that was asked by cancel_tree may have children again; those that were cancelled stay so.
--- request_id is the request that is, or was, open. Locks the job, then its request, waiting for a heartbeat
--- that is delivering it: heartbeat_v1 answers no request that it could not record as delivered. Notifies
--- nobody.
+-- resolved so, with who took it back and why in a request of its own.  Delivered already, or its SQL was
+-- cancelled -> unchanged, 'already_delivered' (the task may be stopping).  Nothing open -> unchanged,
+-- 'no_request'.  Unknown id, or another's job for who is neither canceller nor operator -> 'not_found'. A run
+-- whose timeout had joined a person's request is asked anew, for its timeout; where only its timeout asked,
+-- it has all the time it wants. One that was asked by cancel_tree may have children again; those that were
+-- cancelled stay so. request_id is the request that is, or was, open. Locks the job, then its request,
+-- waiting for a heartbeat that is delivering it: heartbeat_v1 answers no request that it could not record as
+-- delivered. Notifies nobody.
 DECLARE
     v_own text[] := pljobs._own_roles('pljobs_canceller', 'pljobs_operator');
     v_job record;
@@ -31,7 +31,8 @@ BEGIN
         RETURN;
     END IF;
     UPDATE pljobs.request AS r SET resolved_at = clock_timestamp(), resolution = 'rescinded'
-     WHERE r.id = rescind_request_v1.request_id AND r.delivered_at IS NULL
+     WHERE r.id = rescind_request_v1.request_id
+       AND r.delivered_at IS NULL AND r.sql_way IS DISTINCT FROM 'server'
     RETURNING r.source INTO v_source;
     IF NOT FOUND THEN
         outcome := 'already_delivered';

@@ -62,14 +62,15 @@ CREATE OR REPLACE PROCEDURE pljobs.wait_for_job(
 )
 LANGUAGE plpgsql
 AS $$
--- Waits until the job is no longer todo or doing, at most `timeout` (null: for ever), and answers its
+-- Waits until the job is no longer todo or doing, at most `timeout` (null: ten years), and answers its
 -- status then: a final one, 'deleted', 'not_found', or after the timeout still todo or doing. Looks at
 -- once, after 10 ms, then less often, at last once a second; holds no lock and no snapshot between. Not
 -- inside a transaction. With the caller's rights and no settings of its own, for PostgreSQL lets nothing
 -- else commit: all names are qualified.
 DECLARE
     v_until pg_catalog.timestamptz := pg_catalog.clock_timestamp()
-                                      OPERATOR(pg_catalog.+) wait_for_job.timeout;
+                                      OPERATOR(pg_catalog.+) GREATEST(LEAST(
+                                          wait_for_job.timeout, '10 years'), '0');
     v_pause numeric := 0.01;
     v_left numeric;
 BEGIN

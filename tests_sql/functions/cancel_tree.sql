@@ -64,6 +64,8 @@ SELECT set_eq('TABLE state', 'TABLE before_it', 'what is only shown is not chang
 SELECT is(closed(), NULL, 'nor closed');
 SELECT results_eq(format('SELECT outcome FROM pljobs.cancel_tree(%s, dry_run => true)', a_finished_job(s)), format('VALUES (%L)', CASE WHEN s IN ('cancelled', 'aborted') THEN 'already_cancelled' ELSE 'already_finished' END), 'a root that is ' || s)
   FROM unnest('{succeeded,failed,cancelled,aborted}'::text[]) AS s;
+SELECT results_eq(format('SELECT outcome FROM pljobs.cancel_tree(%s, delete_job => true, dry_run => true)', a_finished_job(s)), format('VALUES (%L)', CASE WHEN s IN ('cancelled', 'aborted') THEN 'would_delete' ELSE 'already_finished' END), 'to be deleted, a root that is ' || s)
+  FROM unnest('{succeeded,failed,cancelled,aborted}'::text[]) AS s;
 
 -- Waiting ones are cancelled; running ones left alone, and may go on deferring.
 SELECT bag_eq(format('SELECT * FROM answers(''pljobs.cancel_tree(%s, reason => ''''why'''', actor => ''''whom'''', dry_run => NULL)'')', :root),
@@ -249,6 +251,14 @@ SELECT is(finish_run(:child, :child_run, 'failed', '{"retry_in": "0 s"}'), 'todo
 SELECT fetched(:child) \g /dev/null
 SELECT is(status_of(:child), 'doing', 'it starts again');
 SELECT lives_ok(format('SELECT a_child_of(%s)', :child), 'and may defer');
+
+-- Left alone: the root, and who ran below one that ran, start again; another does not.
+SELECT job_id AS root, run_id AS root_run FROM a_doing_job() \gset
+SELECT a_child_of(:root) AS child \gset
+SELECT fetched(:child) AS child_run \gset
+SELECT count(*) FROM pljobs.cancel_tree(:root) \g /dev/null
+SELECT finish_run(:root, :root_run, 'interrupted'), finish_run(:child, :child_run, 'interrupted'), fetched(:root), fetched(:child) \g /dev/null
+SELECT is(status_of(:root) || ' ' || status_of(:child), 'doing doing', 'what was left alone with its parent starts again');
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -65,6 +65,15 @@ SELECT start_job(:job_id) AS run_id \gset
 SELECT is(finish_run(:job_id, :run_id, 'unstarted'), 'todo', 'a run that never began goes back');
 SELECT is(finish_run(:job_id, :run_id, 'unstarted'), 'todo', 'which can be said again');
 SELECT results_eq(format('SELECT attempts, start_by IS NOT NULL FROM pljobs.jobs WHERE id = %s', :job_id), 'VALUES (0, true)', 'uncharged, and with the time by which it has to start');
+SELECT start_job(:job_id) \g /dev/null
+SELECT is(finish_run(:job_id, :run_id, 'unstarted'), 'todo', 'also when the job runs again');
+SELECT pljobs.cancel_job(:job_id, force => true) \g /dev/null
+SELECT is(finish_run(:job_id, :run_id, 'unstarted'), 'todo', 'and when that run was ended by force');
+SELECT * FROM a_doing_job() \gset
+SELECT age_runs(:run_id), pljobs.heartbeat_v1(:worker_id) \g /dev/null
+SELECT is(finish_run(:job_id, :run_id, 'unstarted'), 'stale', 'what a heartbeat gave back was not ended by its run');
+SELECT * FROM a_doing_job() \gset
+SELECT is(finish_run(:job_id, :run_id, 'failed', '{"retry_in": "5000000 years -1800000000 days"}'), 'todo', 'the strangest retry_in keeps no run from ending');
 SELECT * FROM an_aborting_job() \gset
 SELECT is(finish_run(:job_id, :run_id, 'unstarted'), 'aborted', 'one that was asked to abort is aborted');
 

@@ -132,6 +132,21 @@ SELECT age_runs(:run_id) \g /dev/null
 SELECT pljobs.heartbeat_v1(:worker_id) \g /dev/null
 SELECT is(status_of(:job_id), 'todo', 'a run that its worker never received and that is over its timeout goes back');
 
+-- A list that holds a null names no run more.
+SELECT * FROM a_doing_job() \gset
+SELECT age_runs(:run_id), pljobs.heartbeat_v1(:worker_id, '{NULL}') \g /dev/null
+SELECT is(status_of(:job_id), 'todo', 'a null in the list keeps no run that was never received');
+
+-- The clock was set back: what was started in what is now the future, and never received, is given back a lease later, not then.
+SELECT * FROM a_doing_job() \gset
+UPDATE pljobs.job SET started_at = started_at + interval '1 year' WHERE id = :job_id;
+SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
+SELECT ok(started_at > now() + interval '1 day', 'one that is listed stays as it is') FROM pljobs.job WHERE id = :job_id;
+SELECT pljobs.heartbeat_v1(:worker_id) \g /dev/null
+SELECT ok(status = 'doing' AND started_at <= clock_timestamp(), 'one that is not has started now') FROM pljobs.job WHERE id = :job_id;
+SELECT age_runs(:run_id), pljobs.heartbeat_v1(:worker_id) \g /dev/null
+SELECT is(status_of(:job_id), 'todo', 'and goes back a lease later');
+
 -- Limited to queues.
 SELECT a_login('pljobs_worker') AS ann, a_login('pljobs_worker') AS bob, a_name('queue') AS mail \gset
 SELECT pljobs.limit_queues(:'ann', 'fetch', ARRAY[:'mail']) \g /dev/null

@@ -73,5 +73,25 @@ SELECT pljobs.retry_job(:child) \g /dev/null
 SELECT pljobs.prune_history_v1('0') \g /dev/null
 SELECT is(fetch_ids((SELECT queue FROM pljobs.job WHERE id = :child)), ARRAY[:child]::bigint[], 'a child that was put back starts after its history was pruned');
 
+-- So does one of which the request was taken back, put back meanwhile.
+CREATE FUNCTION fetched(job_id bigint, OUT run_id bigint) LANGUAGE plpgsql VOLATILE AS $$
+BEGIN SELECT f.run_id INTO run_id FROM pljobs.job AS j, LATERAL pljobs.fetch_jobs_v1(a_worker(), queues => ARRAY[j.queue]) AS f WHERE j.id = fetched.job_id AND f.job_id = j.id; END $$;
+SELECT a_finished_job('succeeded') AS root \gset
+SELECT a_child_of(:root) AS child \gset
+SELECT fetched(:child) AS run_id \gset
+SELECT count(*) FROM pljobs.cancel_tree(:root, abort => true) \g /dev/null
+SELECT pljobs.rescind_request(:child), finish_run(:child, :run_id, 'interrupted'), pljobs.prune_history_v1('0') \g /dev/null
+SELECT fetched(:child) \g /dev/null
+SELECT is(status_of(:child), 'doing', 'a child of which the request was taken back starts after its history was pruned');
+
+-- A mark stays as long as a child runs that was left alone: it is cancelled where it would start again.
+SELECT a_finished_job('succeeded') AS root \gset
+SELECT a_child_of(:root) AS child \gset
+SELECT fetched(:child) AS run_id \gset
+SELECT count(*) FROM pljobs.cancel_tree(:root) \g /dev/null
+SELECT pljobs.prune_history_v1('0'), finish_run(:child, :run_id, 'interrupted') \g /dev/null
+SELECT fetched(:child) \g /dev/null
+SELECT is(status_of(:child), 'cancelled', 'a child that was left alone does not start again, however late');
+
 SELECT * FROM finish();
 ROLLBACK;

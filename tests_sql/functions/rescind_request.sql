@@ -28,6 +28,11 @@ SELECT * FROM a_doing_job() \gset
 SELECT is(pljobs.rescind_request(:job_id), 'no_request', 'nor one that was not asked');
 SELECT is(pljobs.rescind_request(x), 'not_found', 'not found: ' || coalesce(x::text, 'null')) FROM unnest('{-1,0,9223372036854775807,NULL}'::bigint[]) AS x;
 
+-- Its SQL was cancelled for it before its worker has heard of it: too late as well.
+SELECT * FROM an_aborting_job() \gset
+UPDATE pljobs.request SET sql_way = 'server' WHERE id = :request_id;
+SELECT is(pljobs.rescind_request(:job_id), 'already_delivered', 'once its SQL was cancelled it is too late');
+
 -- Its timeout joins a person's request, which is then taken back: the limit stays.
 SELECT * FROM a_late_job() \gset
 SELECT age_runs(:run_id), pljobs.cancel_job(:job_id, abort => true), pljobs._ask_late_runs_to_abort(NULL, 1000), pljobs.rescind_request(:job_id) \g /dev/null
