@@ -37,7 +37,7 @@ DROP FUNCTION pljobs.made_later();
 -- whatever needs rights is done by the functions that it calls.
 SELECT set_eq($$SELECT proname FROM ours WHERE prosrc ~ '\mCOMMIT\M'$$, $$SELECT proname FROM ours WHERE prokind = 'p'$$, 'procedures are there to commit in between, and nothing else does');
 SELECT is_empty($$SELECT name FROM ours WHERE prokind = 'p' AND (prosecdef OR proconfig IS NOT NULL OR is_helper)$$, 'procedures run with the caller''s rights, without settings');
-SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '(?<![.\w])(?!LEAST|ARRAY|FILTER|OPERATOR|ALL|AND)([[:alpha:]_]+)\s*\(', 'g') AS m WHERE prokind = 'p'$$, 'procedures qualify each function that they call');
+SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '(?<![.\w])(?!LEAST|GREATEST|ARRAY|FILTER|OPERATOR|ALL|AND)([[:alpha:]_]+)\s*\(', 'g') AS m WHERE prokind = 'p'$$, 'procedures qualify each function that they call');
 SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(regexp_replace(prosrc, '--[^\n]*', '', 'g'), '(?:\s|\w)(<>|<=|>=|[-+*/<]|[^:=]=)\s', 'g') AS m WHERE prokind = 'p'$$, 'and each operator');
 SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(substring(prosrc FROM '\mDECLARE\M(.*?)\mBEGIN\M'), '\n\s+v_\w+ (?!bigint|integer|numeric|boolean|record|pg_catalog\.)(\w+)', 'g') AS m WHERE prokind = 'p'$$, 'and each type, but for SQL''s own words');
 SELECT is_empty($$SELECT name, m FROM ours, regexp_matches(prosrc, '(FROM|JOIN|UPDATE|INTO)\s+pljobs\.(\w+)(?!\w|\()', 'g') AS m WHERE prokind = 'p'$$, 'and touch no table');

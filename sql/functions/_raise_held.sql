@@ -32,7 +32,7 @@ BEGIN
      WHERE _raise_held.job_id IS NOT NULL OR (a.xact_start > v_now - interval '1 s') IS NOT TRUE;
     RAISE EXCEPTION '% is held locked by %; nothing was changed',
         coalesce('job ' || _raise_held.job_id, 'one of the jobs'),
-        coalesce(v_holders, 'another transaction') USING ERRCODE = 'lock_not_available',
+        coalesce(v_holders, 'another transaction') USING ERRCODE = '55P03',
         HINT = CASE WHEN v_pid IS NULL THEN 'Ask again.'
                     ELSE format('Let that end, or end it: SELECT pg_terminate_backend(%s); then ask again.',
                                 v_pid) END;
