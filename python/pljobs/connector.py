@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import psycopg
-import psycopg.conninfo
 import psycopg_pool
 from psycopg.rows import TupleRow
 
-from pljobs import checks, connections, db, exceptions, pools, session
+from pljobs import connections, db, exceptions, pools, session
 from pljobs.answers import Call
 from pljobs.arguments import JsonDumps, JsonLoads
+from pljobs.conninfo import Connection, refuse_unfit
 from pljobs.pings import Notify, Pings, choice
 from pljobs.pools import OwnPool
 from pljobs.threads import in_a_thread
@@ -68,17 +68,7 @@ class PsycopgConnector:
                 f"{', '.join(refused)}: can't be given for a sync and an async pool at once;"
                 " make a pool of your own and pass it to open() or open_async()"
             )
-        if not checks.is_storable(conninfo):
-            raise exceptions.InvalidArgument("conninfo: it holds a NUL or a lone surrogate")
-        if conninfo.startswith(("postgresql+", "postgres+")):
-            raise exceptions.InvalidArgument("conninfo: write postgresql://..., without SQLAlchemy's +driver")
-        try:
-            psycopg.conninfo.conninfo_to_dict(conninfo)
-        except psycopg.ProgrammingError:
-            # libpq's message repeats the text, and with it the password.
-            raise exceptions.InvalidArgument(
-                "conninfo: write postgresql://user@host/database, or key=value pairs"
-            ) from None
+        refuse_unfit(conninfo)
         self.json_dumps = json_dumps
         self.json_loads = json_loads
         self._conninfo = conninfo
@@ -254,7 +244,7 @@ class PsycopgConnector:
         `during`: entered with it for its first statement, whose answer may never come.
         """
         with db.translated():
-            conn = await psycopg.AsyncConnection.connect(self._conninfo, **(self._kwargs | extra))
+            conn = await Connection.connect(self._conninfo, **(self._kwargs | extra))
             try:
                 with during(conn):
                     await self._adopt_async(conn)
@@ -295,8 +285,9 @@ class PsycopgConnector:
 
     async def _make_async_pool(self) -> AsyncPool:
         await (await self.connect_async()).close()
-        pool = psycopg_pool.AsyncConnectionPool(
+        pool: AsyncPool = psycopg_pool.AsyncConnectionPool(
             self._conninfo,
+            connection_class=Connection,
             kwargs=self._kwargs,
             open=False,
             check=pools.check_async,

@@ -13,13 +13,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def in_a_thread(function: Callable[[], None]) -> None:
-    """Run a function in a thread of its own, and wait for it.
+async def in_a_thread(function: Callable[[], T]) -> T:
+    """Run a function in a thread of its own, wait for it, and return what it returned.
 
     Not in the event loop's executor: that may be full of threads that tasks have left there, for ever.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[BaseException | None] = loop.create_future()
+    values: list[T] = []
 
     def tell(error: BaseException | None) -> None:
         if not done.done():
@@ -28,7 +29,7 @@ async def in_a_thread(function: Callable[[], None]) -> None:
     def work() -> None:
         error: BaseException | None = None
         try:
-            function()
+            values.append(function())
         except BaseException as raised:  # noqa: BLE001 - raised where it is waited for
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
@@ -37,6 +38,7 @@ async def in_a_thread(function: Callable[[], None]) -> None:
     threading.Thread(target=work, name="pljobs-aside", daemon=True).start()
     if (error := await done) is not None:
         raise error
+    return values[0]
 
 
 class Threads:
