@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import threading
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +25,7 @@ from pljobs.exceptions import (
     SchemaMissing,
 )
 from pljobs.jobs import Job
+from waiting import DEADLINE
 
 
 def backend(connector: PsycopgConnector) -> int:
@@ -249,6 +252,111 @@ def test_an_app_left_open_in_a_dead_event_loop_opens_again(db_url: str) -> None:
 
     asyncio.run(leave_open())
     assert asyncio.run(again()) == 1
+
+
+# A cancel that comes together with what is waited for, which python 3.11's asyncio.wait_for drops
+
+
+class Dropping:
+    """Have a pool's method, once it has done its work, drop a cancel; `reached`: when it is ready to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.reached = asyncio.Event()
+        real: Callable[..., Awaitable[object]] = getattr(psycopg_pool.AsyncConnectionPool, name)
+
+        async def dropping(*args: Any, **kwargs: Any) -> object:
+            answer = await real(*args, **kwargs)
+            self.reached.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return answer
+
+        monkeypatch.setattr(psycopg_pool.AsyncConnectionPool, name, dropping)
+
+    async def cancel(self, task: asyncio.Task[Any]) -> None:
+        """Cancel the task there; it has to end as cancelled."""
+        async with asyncio.timeout(DEADLINE):
+            await self.reached.wait()
+            task.cancel()
+            await asyncio.wait([task])
+        assert task.cancelled()
+
+
+async def test_a_worker_cancelled_while_its_app_opens_does_not_start(
+    db_url: str, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(db_url)
+    dropping = Dropping(monkeypatch, "open")
+    await dropping.cancel(asyncio.create_task(app.run_worker_async(install_signal_handlers=False)))
+    assert not app.connector.is_open_async
+    assert conn.execute("SELECT count(*) FROM pljobs.workers").fetchone() == (0,)
+
+
+async def test_a_call_cancelled_while_it_waits_for_a_connection_is_not_made(
+    db_url: str, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(PsycopgConnector(db_url, max_size=1, timeout=DEADLINE))
+    task = app.configure_task("t")
+    async with app.open_async():
+        with monkeypatch.context() as patched:
+            await Dropping(patched, "getconn").cancel(asyncio.create_task(task.defer_async()))
+        assert conn.execute("SELECT count(*) FROM pljobs.jobs").fetchone() == (0,)
+        await task.defer_async()  # the only connection is there again
+
+
+async def test_a_cancelled_close_is_cancelled(db_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App(db_url)
+    await app.open_async()
+    await Dropping(monkeypatch, "close").cancel(asyncio.create_task(app.close_async()))
+    assert not app.connector.is_open_async
+
+
+async def test_a_timeout_that_comes_with_the_connection_is_a_timeout(
+    app: App, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropping = Dropping(monkeypatch, "getconn")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(DEADLINE), asyncio.timeout(None) as timeout, asyncio.TaskGroup() as group:
+
+            async def expire() -> None:
+                await dropping.reached.wait()
+                timeout.reschedule(asyncio.get_running_loop().time())
+
+            group.create_task(expire())
+            await app.configure_task("t").defer_async()
+    assert conn.execute("SELECT count(*) FROM pljobs.jobs").fetchone() == (0,)
+
+
+async def test_a_task_group_that_fails_cancels_who_waits_for_a_connection(
+    app: App, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropping = Dropping(monkeypatch, "getconn")
+
+    async def fail() -> None:
+        await dropping.reached.wait()
+        raise ValueError("the group's end")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            await app.configure_task("t").defer_async()
+    assert str(caught.value.exceptions[0]) == "the group's end"
+    assert conn.execute("SELECT count(*) FROM pljobs.jobs").fetchone() == (0,)
+
+
+async def test_who_was_cancelled_before_can_still_make_calls(app: App) -> None:
+    async def clean_up() -> int:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return await app.configure_task("t").defer_async()
+        raise AssertionError
+
+    task = asyncio.create_task(clean_up())
+    await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(DEADLINE):
+        assert await task > 0
 
 
 def test_own_json_functions_write_and_read_arguments(db_url: str) -> None:

@@ -150,7 +150,8 @@ class PsycopgConnector:
             return  # a worker's perhaps: what was opened here found it open
         pool, self._loop = self._async.forget(), None
         if pool is not None:
-            await pool.close()
+            with pools.no_cancel_lost():
+                await pool.close()
         await in_a_thread(self.pings.close)
         if not self._sync.wanted:
             await in_a_thread(self.close)
@@ -329,7 +330,7 @@ class PsycopgConnector:
                 # A pool serves one event loop. A sync task that calls asyncio.run() has another.
                 conn = await stack.enter_async_context(await self.connect_async())
             else:
-                with db.translated():
+                with db.translated(), pools.no_cancel_lost():
                     conn = await stack.enter_async_context(pool.connection())
             yield conn
 

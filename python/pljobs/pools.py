@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import selectors
+from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 import psycopg
@@ -56,10 +59,25 @@ def refuse_second(new: object, present: object) -> None:
         raise InvalidArgument("open already: close before you open with another pool")
 
 
+@contextlib.contextmanager
+def no_cancel_lost() -> Iterator[None]:
+    """Raise `CancelledError` at the end if the task was cancelled inside, and went on all the same.
+
+    The pools wait with `asyncio.wait_for`, which on python 3.11 drops a cancel that comes together with what
+    is waited for.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    yield
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+
+
 async def open_async(pool: psycopg_pool.AsyncConnectionPool[Any]) -> None:
     """Open a pool; close it if that fails, or is cancelled: nobody else knows of it yet."""
     try:
-        await pool.open(wait=True)
+        with no_cancel_lost():
+            await pool.open(wait=True)
     except BaseException:
         await pool.close()
         raise
