@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import psycopg_pool
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from pljobs import App, PsycopgConnector, calls, calls_read, db, exceptions
 from pljobs.answers import Call
@@ -115,6 +116,40 @@ def test_another_event_loop_gets_connections_of_its_own(db_url: str) -> None:
             assert await backend_async(app.connector) == here
 
     asyncio.run(outer())
+
+
+@pytest.mark.parametrize("how", ["conninfo", "kwargs", "functions"])
+async def test_another_event_loop_leaves_your_async_pool_alone_and_connects_as_it_does(
+    db_url: str, how: str
+) -> None:
+    async def where() -> str:
+        return db_url
+
+    def settings() -> dict[str, Any]:
+        return {"application_name": "mine"}
+
+    pools: dict[str, tuple[Any, Any]] = {
+        "conninfo": (db_url, {"application_name": "mine"}),
+        "kwargs": ("", conninfo_to_dict(db_url, application_name="mine")),
+        "functions": (where, settings),
+    }
+    conninfo, kwargs = pools[how]
+    app = App("postgresql:///nowhere")
+    call = Call("SELECT current_setting('application_name') AS name", {}, lambda rows: str(rows[0]["name"]))
+
+    async def elsewhere() -> tuple[int, str]:
+        return await app.configure_task("t").defer_async(), await app.connector.execute_async(call)
+
+    pool = psycopg_pool.AsyncConnectionPool(
+        conninfo, kwargs=kwargs, min_size=1, max_size=1, timeout=10.0, open=False
+    )
+    async with pool, app.open_async(pool):
+        async with app.connector.checked_out_async():  # the only one that the pool may have
+            job_id, name = await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+        assert name == "mine"
+        assert (await app.job_manager.get_job_async(job_id)).id == job_id
+    stats = pool.get_stats()
+    assert stats["connections_num"] == 1
 
 
 def test_threads_share_the_pool(db_url: str) -> None:

@@ -246,13 +246,8 @@ class PsycopgConnector:
         """
         with db.translated():
             conn = await Connection.connect(self._conninfo, **(self._kwargs | extra))
-            try:
-                with during(conn):
-                    await self._adopt_async(conn)
-            except BaseException:
-                await conn.close()
-                raise
-            return conn
+            with during(conn):
+                return await self._adopted_async(conn)
 
     def _adopt(self, conn: psycopg.Connection[Any]) -> None:
         session.adopt(conn, db.run(conn, session.look()), keep_prepared="prepare_threshold" in self._kwargs)
@@ -260,6 +255,14 @@ class PsycopgConnector:
     async def _adopt_async(self, conn: psycopg.AsyncConnection[Any]) -> None:
         found = await db.run_async(conn, session.look())
         session.adopt(conn, found, keep_prepared="prepare_threshold" in self._kwargs)
+
+    async def _adopted_async(self, conn: psycopg.AsyncConnection[Any]) -> psycopg.AsyncConnection[Any]:
+        try:
+            await self._adopt_async(conn)
+        except BaseException:
+            await conn.close()
+            raise
+        return conn
 
     # Pools
 
@@ -326,9 +329,13 @@ class PsycopgConnector:
                 "open the app for async first: await app.open_async(), or `async with app.open_async(): ...`"
             )
         async with contextlib.AsyncExitStack() as stack:
-            if pool is None or (self._async.own and self._loop is not asyncio.get_running_loop()):
-                # A pool serves one event loop. A sync task that calls asyncio.run() has another.
+            if pool is None:
                 conn = await stack.enter_async_context(await self.connect_async())
+            elif self._loop is not asyncio.get_running_loop():
+                # Ours or yours, it serves one event loop. A sync task that calls asyncio.run() has another.
+                with db.translated():
+                    like = await self._adopted_async(await pools.connect_like(pool))
+                conn = await stack.enter_async_context(like)
             else:
                 with db.translated(), pools.no_cancel_lost():
                     conn = await stack.enter_async_context(pool.connection())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import selectors
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import psycopg
@@ -14,6 +15,8 @@ import psycopg_pool
 from pljobs.exceptions import InvalidArgument
 
 P = TypeVar("P")
+V = TypeVar("V")
+C = TypeVar("C", bound=psycopg.AsyncConnection[Any])
 
 # One system call where it exists, not the four of epoll: this is asked before each call.
 Selector = getattr(selectors, "PollSelector", selectors.DefaultSelector)
@@ -81,3 +84,16 @@ async def open_async(pool: psycopg_pool.AsyncConnectionPool[Any]) -> None:
     except BaseException:
         await pool.close()
         raise
+
+
+async def connect_like(pool: psycopg_pool.AsyncConnectionPool[C]) -> C:
+    """Make a connection as this pool does, in autocommit, for another event loop than the pool's own."""
+    conninfo = await _called(pool.conninfo)
+    settings = await _called(pool.kwargs)
+    return await pool.connection_class.connect(conninfo or "", **{**(settings or {}), "autocommit": True})
+
+
+async def _called(given: Callable[[], Awaitable[V] | V] | V) -> V:
+    """Return a setting of a pool: it may be given as a function, sync or async."""
+    value = given() if callable(given) else given
+    return await value if inspect.isawaitable(value) else value
