@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -145,6 +146,59 @@ def test_coalesced_a_broken_line_is_made_anew_and_the_queue_named_again(
 
     said: list[str] = []
     wait_until(both)
+
+
+@contextlib.contextmanager
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have no thread start: as where the process may have no more, or is ending."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        yield
+
+
+def test_coalesced_a_job_is_deferred_though_no_thread_can_be_had_and_told_of_later(
+    ears: Conn, coalesced: App, conn: Conn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with no_threads(monkeypatch):
+        coalesced.configure_task("t", queue="a").defer()
+        assert "Workers can't be told of new jobs" in caplog.text
+        assert heard(ears) == []
+    coalesced.configure_task("t", queue="b").defer()
+    assert {queue_hash("a"), queue_hash("b")} <= set(until_heard(ears, "b"))
+    assert conn.execute("SELECT count(*) FROM pljobs.jobs").fetchone() == (2,)
+
+
+def test_coalesced_an_app_that_could_start_no_thread_is_closed(
+    db_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(PsycopgConnector(db_url, notify="coalesced"))
+    app.open()
+    with no_threads(monkeypatch):
+        app.configure_task("t").defer()
+        app.close()
+    assert not app.connector.is_open
+
+
+def test_coalesced_closing_drops_the_pool_though_the_last_word_is_interrupted(
+    db_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = PsycopgConnector(db_url, notify="coalesced")
+    connector.open()
+    pool = connector._sync.pool
+    assert pool is not None
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(connector.pings, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        connector.close()
+    assert pool.closed
+    assert not connector.is_open
 
 
 def test_coalesced_what_is_due_much_later_needs_no_ping(ears: Conn, coalesced: App) -> None:

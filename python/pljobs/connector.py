@@ -114,12 +114,14 @@ class PsycopgConnector:
 
     def close(self) -> None:
         """Close what `open()` opened; harmless when closed already."""
-        self.pings.close()
-        with self._lock:
-            self._drop_if_forked()
-            pool = self._sync.forget()
-        if pool is not None:
-            pool.close()
+        try:
+            self.pings.close()
+        finally:
+            with self._lock:
+                self._drop_if_forked()
+                pool = self._sync.forget()
+            if pool is not None:
+                pool.close()
 
     async def open_async(self, pool: AsyncPool | None = None) -> bool:
         """Open for async calls in this event loop, and, where needed later, sync ones; say if it was not.

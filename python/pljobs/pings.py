@@ -32,6 +32,8 @@ PATIENCE = 5.0
 SOON = timedelta(minutes=2)
 """What is due later than this needs no ping: workers look before then."""
 
+UNTOLD = "Workers can't be told of new jobs, and find them when they poll: %s"
+
 
 def choice(notify: str) -> Notify:
     """Return it if it is one of the choices."""
@@ -63,16 +65,15 @@ class Pings:
             return
         if scheduled_at is not None and scheduled_at > datetime.now(UTC) + SOON:
             return
-        with self._lock:
-            if self._pid != os.getpid():  # a fork has none of its parent's threads
-                self._pid, self._thread, self._queues = os.getpid(), None, set()
-            self._queues.add(job.queue)
-            if self._thread is None:
-                self._closing = threading.Event()
-                run = partial(self._run, self._closing)
-                self._thread = threading.Thread(target=run, name="pljobs-pings", daemon=True)
-                self._thread.start()
-                atexit.register(self.close)
+        try:
+            with self._lock:
+                if self._pid != os.getpid():  # a fork has none of its parent's threads
+                    self._pid, self._thread, self._queues = os.getpid(), None, set()
+                self._queues.add(job.queue)
+                if self._thread is None:
+                    self._start()
+        except RuntimeError as error:  # no thread can be had, or the interpreter is ending; the job is there
+            logger.warning(UNTOLD, error)
         self._asked.set()
 
     def close(self) -> None:
@@ -85,6 +86,13 @@ class Pings:
         if thread is not None:
             self._asked.set()
             thread.join(PATIENCE)
+
+    def _start(self) -> None:
+        closing = threading.Event()
+        thread = threading.Thread(target=partial(self._run, closing), name="pljobs-pings", daemon=True)
+        thread.start()
+        self._thread, self._closing = thread, closing
+        atexit.register(self.close)
 
     def _run(self, closing: threading.Event) -> None:
         conn: psycopg.Connection[Any] | None = None
@@ -111,7 +119,7 @@ class Pings:
                 conn = self._connector.connect(**KEEPALIVES)
             db.run(conn, calls_wake.notify_queues(sorted(queues)))
         except PljobsException as error:
-            logger.warning("Workers can't be told of new jobs, and find them when they poll: %s", error)
+            logger.warning(UNTOLD, error)
             if conn is not None:
                 conn.close()
             with self._lock:
