@@ -26,7 +26,7 @@ from pljobs.exceptions import (
     SchemaMissing,
 )
 from pljobs.jobs import Job
-from waiting import DEADLINE
+from waiting import DEADLINE, wait_until_async
 
 
 def backend(connector: PsycopgConnector) -> int:
@@ -289,6 +289,51 @@ def test_an_app_left_open_in_a_dead_event_loop_opens_again(db_url: str) -> None:
     assert asyncio.run(again()) == 1
 
 
+async def test_closing_starts_no_thread_where_there_is_nothing_to_close_in_one(
+    db_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    app = App(db_url)
+    await app.open_async()
+    await app.configure_task("t").defer_async()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    await app.close_async()
+    assert not app.connector.is_open_async
+
+
+async def test_a_cancelled_close_still_closes_the_pool_of_sync_calls(
+    db_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(PsycopgConnector(db_url, notify="coalesced"))
+    await app.open_async()
+    await asyncio.to_thread(app.configure_task("t").defer)
+    pool = app.connector._sync.pool
+    assert pool is not None
+    pings, release = app.connector.pings, threading.Event()
+    closing = asyncio.Event()
+    loop, close_pings = asyncio.get_running_loop(), pings.close
+
+    def slowly() -> None:
+        loop.call_soon_threadsafe(closing.set)
+        release.wait()
+        close_pings()
+
+    monkeypatch.setattr(pings, "close", slowly)
+    task = asyncio.create_task(app.close_async())
+    try:
+        async with asyncio.timeout(DEADLINE):
+            await closing.wait()
+            task.cancel()
+            await asyncio.wait([task])
+    finally:
+        release.set()
+    assert task.cancelled()
+    await wait_until_async(lambda: pool.closed)
+    assert not app.connector.is_open
+
+
 # A cancel that comes together with what is waited for, which python 3.11's asyncio.wait_for drops
 
 
@@ -344,6 +389,19 @@ async def test_a_cancelled_close_is_cancelled(db_url: str, monkeypatch: pytest.M
     await app.open_async()
     await Dropping(monkeypatch, "close").cancel(asyncio.create_task(app.close_async()))
     assert not app.connector.is_open_async
+
+
+async def test_a_close_cancelled_at_the_async_pool_still_closes_the_other(
+    db_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(db_url)
+    await app.open_async()
+    await asyncio.to_thread(app.check_connection)
+    pool = app.connector._sync.pool
+    assert pool is not None
+    await Dropping(monkeypatch, "close").cancel(asyncio.create_task(app.close_async()))
+    assert pool.closed
+    assert not app.connector.is_open
 
 
 async def test_a_timeout_that_comes_with_the_connection_is_a_timeout(

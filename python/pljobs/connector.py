@@ -28,13 +28,6 @@ T = TypeVar("T")
 SyncPool = psycopg_pool.ConnectionPool[psycopg.Connection[Any]]
 AsyncPool = psycopg_pool.AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 
-POOL_SETTINGS = {
-    "name", "timeout", "max_waiting", "max_lifetime", "max_idle", "reconnect_timeout", "num_workers",
-}  # fmt: skip
-NOT_FOR_TWO_POOLS = {
-    "configure", "check", "reset", "reconnect_failed", "connection_class", "open", "close_returns",
-}  # fmt: skip
-
 
 class PsycopgConnector:
     """Reach the database through psycopg 3, from sync and from async code.
@@ -62,19 +55,14 @@ class PsycopgConnector:
         notify: Notify = "transaction",
         **settings: object,
     ) -> None:
-        refused = sorted(NOT_FOR_TWO_POOLS & set(settings))
-        if refused:
-            raise exceptions.InvalidArgument(
-                f"{', '.join(refused)}: can't be given for a sync and an async pool at once;"
-                " make a pool of your own and pass it to open() or open_async()"
-            )
+        pools.refuse_unshared(settings)
         refuse_unfit(conninfo)
         self.json_dumps = json_dumps
         self.json_loads = json_loads
         self._conninfo = conninfo
-        self._pool_settings: dict[str, Any] = {k: v for k, v in settings.items() if k in POOL_SETTINGS}
+        self._pool_settings: dict[str, Any] = {k: v for k, v in settings.items() if k in pools.SETTINGS}
         self._pool_settings |= {"min_size": min_size, "max_size": max_size}
-        others = {k: v for k, v in settings.items() if k not in POOL_SETTINGS}
+        others = {k: v for k, v in settings.items() if k not in pools.SETTINGS}
         defaults = {"fallback_application_name": "pljobs", "client_encoding": "utf8"}
         self._kwargs: dict[str, Any] = {**defaults, **(kwargs or {}), **others, "autocommit": True}
         self.notify = choice(notify)
@@ -114,12 +102,12 @@ class PsycopgConnector:
 
     def close(self) -> None:
         """Close what `open()` opened; harmless when closed already."""
+        with self._lock:
+            self._drop_if_forked()
+            pool = self._sync.forget()
         try:
             self.pings.close()
         finally:
-            with self._lock:
-                self._drop_if_forked()
-                pool = self._sync.forget()
             if pool is not None:
                 pool.close()
 
@@ -151,12 +139,16 @@ class PsycopgConnector:
         if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
             return  # a worker's perhaps: what was opened here found it open
         pool, self._loop = self._async.forget(), None
-        if pool is not None:
+        try:
             with pools.no_cancel_lost():
-                await pool.close()
-        await in_a_thread(self.pings.close)
-        if not self._sync.wanted:
-            await in_a_thread(self.close)
+                if pool is not None:
+                    await pool.close()
+        finally:
+            # In one thread, which goes on to the end though this be cancelled; in none if there is nothing.
+            if self._sync.pool is not None and not self._sync.wanted:
+                await in_a_thread(self.close)
+            elif self.pings.is_running:
+                await in_a_thread(self.pings.close)
 
     # In a process of its own, for one job
 

@@ -58,6 +58,11 @@ class Pings:
         self._closing = threading.Event()
         self._pid = os.getpid()
 
+    @property
+    def is_running(self) -> bool:
+        """Say whether there is a thread to be ended."""
+        return self._thread is not None and self._pid == os.getpid()
+
     def ping(self, job: Job) -> None:
         """Tell the workers of a job's queue; call it after the commit. Returns at once."""
         scheduled_in, scheduled_at = job.scheduled_in, job.scheduled_at

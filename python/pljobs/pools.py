@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import selectors
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import psycopg
@@ -20,6 +20,13 @@ C = TypeVar("C", bound=psycopg.AsyncConnection[Any])
 
 # One system call where it exists, not the four of epoll: this is asked before each call.
 Selector = getattr(selectors, "PollSelector", selectors.DefaultSelector)
+
+SETTINGS = {
+    "name", "timeout", "max_waiting", "max_lifetime", "max_idle", "reconnect_timeout", "num_workers",
+}  # fmt: skip
+NOT_FOR_TWO = {
+    "configure", "check", "reset", "reconnect_failed", "connection_class", "open", "close_returns",
+}  # fmt: skip
 
 
 class OwnPool(Generic[P]):
@@ -54,6 +61,16 @@ async def check_async(conn: psycopg.AsyncConnection[Any]) -> None:
     """Do what `check` does."""
     if _has_news(conn):
         await psycopg_pool.AsyncConnectionPool.check_connection(conn)
+
+
+def refuse_unshared(settings: Iterable[str]) -> None:
+    """Raise `InvalidArgument` for settings that a sync and an async pool can't share."""
+    refused = sorted(NOT_FOR_TWO.intersection(settings))
+    if refused:
+        raise InvalidArgument(
+            f"{', '.join(refused)}: can't be given for a sync and an async pool at once;"
+            " make a pool of your own and pass it to open() or open_async()"
+        )
 
 
 def refuse_second(new: object, present: object) -> None:
