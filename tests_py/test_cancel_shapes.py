@@ -18,12 +18,13 @@ import psycopg
 import pytest
 
 import workers
-from pljobs import App, JobAborted, JobContext, Status
+from pljobs import App, JobAborted, JobContext, Status, fetching
 from pljobs.careful import careful_logger
 from pljobs.control import Control
 from pljobs.worker import Worker
 from waiting import wait_until_async
 
+Conn = psycopg.AsyncConnection[Any]
 Body = Callable[[], Awaitable[object]]
 
 
@@ -105,25 +106,64 @@ async def test_a_group_that_holds_a_failure_is_a_failure(app: App) -> None:
     assert await end_of(app, job_id) is Status.FAILED
 
 
-async def test_a_thread_that_cannot_start_fails_its_job_alone(
-    app: App, monkeypatch: pytest.MonkeyPatch
+class NoMore:
+    """No thread for jobs can be started but so many."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.allowed = self.refused = 0
+        start = threading.Thread.start
+
+        def start_if_allowed(thread: threading.Thread) -> None:
+            if thread.name.startswith("pljobs-job"):
+                if self.allowed <= 0:
+                    self.refused += 1
+                    raise RuntimeError("can't start new thread")
+                self.allowed -= 1
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start_if_allowed)
+
+
+async def test_without_a_thread_jobs_go_back_uncharged_and_run_once_there_is_one(
+    app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    @app.task(name="sync")
+    @app.task(name="sync", retry=False)
     def sync() -> int:
         return 1
 
-    start, refused = threading.Thread.start, iter([True])
+    monkeypatch.setattr(fetching, "MAKE_DO", 0.05)
+    threads = NoMore(monkeypatch)
+    ids = await sync.batch_defer_async(*({} for _ in range(20)))
+    async with workers.running(app, concurrency=3):
+        await wait_until_async(lambda: threads.refused > 4)
+        async for row in await aconn.execute("SELECT status, attempts FROM pljobs.jobs"):
+            assert row[0] in {"todo", "doing"}
+            assert row[1] == (row[0] == "doing")
+        threads.allowed = 3
+        assert {await end_of(app, job_id) for job_id in ids} == {Status.SUCCEEDED}
+        assert {(await app.job_manager.get_job_async(job_id)).attempts for job_id in ids} == {1}
+    said = [each for each in caplog.messages if "can't start new thread" in each]
+    assert len(said) == 1
+    assert "gives others back" in said[0]
 
-    def refuse_once(thread: threading.Thread) -> None:
-        if thread.name.startswith("pljobs-job") and next(refused, False):
-            raise RuntimeError("can't start new thread")
-        start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", refuse_once)
-    ids = [await sync.defer_async() for _ in range(3)]
-    await app.run_worker_async(wait=False, concurrency=3, install_signal_handlers=False)
-    ends = [await end_of(app, job_id) for job_id in ids]
-    assert sorted(ends) == [Status.FAILED, Status.SUCCEEDED, Status.SUCCEEDED]
+async def test_with_fewer_threads_than_slots_a_worker_makes_do_with_these(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task(name="sync", retry=False)
+    def sync() -> str:
+        return threading.current_thread().name
+
+    monkeypatch.setattr(fetching, "MAKE_DO", 3600.0)
+    threads = NoMore(monkeypatch)
+    threads.allowed = 2
+    ids = await sync.batch_defer_async(*({} for _ in range(100)))
+    await app.run_worker_async(wait=False, concurrency=5, install_signal_handlers=False)
+    jobs = [await app.job_manager.get_job_async(job_id) for job_id in ids]
+    assert {job.status for job in jobs} == {Status.SUCCEEDED}
+    assert len({job.result for job in jobs}) <= 2
+    # It was left at what there were threads for: from five at once it came down to two, by one or more.
+    assert 1 <= threads.refused <= 3
 
 
 class Raises(logging.Filter):

@@ -389,12 +389,22 @@ async def test_a_nursery_that_dies_takes_its_jobs_along_and_the_next_job_gets_an
     assert (await alone.end(alone.start(tasks.noop))).outcome == "succeeded"
 
 
-async def test_a_fork_that_fails_fails_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fork_that_fails_gives_the_job_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_NURSERY", "no fork")
     async with runs() as made:
-        end = await made.end(made.start(tasks.noop))
-        assert end.outcome == "failed"
-        assert "could not be started: BlockingIOError" in (end.message or "")
+        run = made.start(tasks.noop)
+        assert (await made.end(run)).outcome == "unstarted"
+        assert "BlockingIOError" in (run.lacked or "")
+
+
+async def test_a_nursery_that_can_not_be_started_gives_the_job_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with runs() as made:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "executable", "/nowhere/python")
+            run = made.start(tasks.noop)
+            assert (await made.end(run)).outcome == "unstarted"
+            assert "/nowhere/python" in (run.lacked or "")
+        assert (await made.end(made.start(tasks.noop))).outcome == "succeeded"
 
 
 async def test_a_nursery_starts_where_the_directory_is_gone_and_sys_path_odd(

@@ -58,7 +58,10 @@ class LocalRun(Run):
             self._await(call)
         else:
             work = functools.partial(_call, call, self.context)
-            self._threads.submit(work, self._returned, context=self._environment)
+            try:
+                self._threads.submit(work, self._returned, context=self._environment)
+            except (RuntimeError, OSError, MemoryError) as error:
+                self.lack("thread", error)
 
     @property
     def handling(self) -> bool:

@@ -40,6 +40,8 @@ ASK_AGAIN = 60.0
 """Seconds from one question to the next where nothing happens meanwhile."""
 GIVE_BACK_AFTER, SURE_AFTER = 0.1, 0.01
 """Seconds for which a job may wait for its slot here, while others may have one free."""
+MAKE_DO, SAY_EVERY = 5.0, 60.0
+"""Seconds without a try to run more at once, where there was no thread or process; and without saying so."""
 
 
 class Fetcher:
@@ -67,6 +69,10 @@ class Fetcher:
         # Whether to ask when there may be something, and from when on; how long to sleep if that is now.
         self._to_ask, self._asked_at, self._ask_at, self._in_vain = False, 0.0, 0.0, SHORTEST_SLEEP
         self._patience: asyncio.TimerHandle | None = None
+        # How many there are threads and processes for, as far as is known, until it is tried again.
+        self._at_most = worker.concurrency
+        self._try_again: asyncio.TimerHandle | None = None
+        self._say_at = 0.0
         self._looked_at_all = False  # of a worker that ends when nothing is left
 
     def look(self) -> None:
@@ -89,7 +95,10 @@ class Fetcher:
             run.waiting = False
         else:
             self._running -= 1
-            self._ended += 1
+            if run.lacked is None:
+                self._ended += 1
+            else:
+                self._make_do(run.lacked)
         self._start_waiting()
         self._wake.set()
 
@@ -146,7 +155,11 @@ class Fetcher:
 
     def _free(self) -> int:
         """Return how many slots are free, less what waits for one."""
-        return self._worker.concurrency - self._running - self._held() - len(self._waiting)
+        return self._slots() - self._running - len(self._waiting)
+
+    def _slots(self) -> int:
+        """Return how many may run at once."""
+        return min(self._worker.concurrency, self._at_most) - self._held()
 
     async def _fetch(self, worker_id: int, wanted: int) -> None:
         worker = self._worker
@@ -227,8 +240,7 @@ class Fetcher:
             return
         self._starting = True
         try:
-            slots = self._worker.concurrency - self._held()
-            while self._waiting and self._running < slots and self._worker.may_start:
+            while self._waiting and self._running < self._slots() and self._worker.may_start:
                 run = self._waiting.popleft()
                 if run.ended:
                     continue
@@ -245,8 +257,28 @@ class Fetcher:
         try:
             logs.started(run.job)
             run.start()
-        except Exception as error:  # noqa: BLE001 - no thread to be had, an application's log filter
+        except Exception as error:  # noqa: BLE001 - what can't be pickled, an application's log filter
             run.finish(Ended(exception=error))
+
+    def _make_do(self, lacked: str) -> None:
+        """Run no more at once than now, for a while: else the same jobs would come and go all the time."""
+        loop = asyncio.get_running_loop()
+        self._at_most, self._ahead = self._running, 0
+        if self._try_again is None:
+            self._try_again = loop.call_later(MAKE_DO, self._try_more)
+        if loop.time() >= self._say_at:
+            self._say_at = loop.time() + SAY_EVERY
+            logger.warning(
+                "Worker %s can't start more than %s jobs for now, gives others back, and tries again: %s",
+                self._worker.worker_id,
+                self._at_most,
+                lacked,
+                extra=self._worker.ids(),
+            )
+
+    def _try_more(self) -> None:
+        self._try_again, self._at_most = None, self._worker.concurrency
+        self.look()
 
     def _be_patient(self) -> None:
         loop = asyncio.get_running_loop()

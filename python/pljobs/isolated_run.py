@@ -68,11 +68,14 @@ class IsolatedRun(Run):
         self._trouble: str | None = None
 
     def start(self) -> None:
-        """Start a process; raises OSError where that can't be, and what pickle does of the arguments."""
+        """Start a process; raises what pickle does of the arguments."""
         self._order = pickle.dumps(self._made_order())
-        ours, theirs = socket.socketpair()
-        self._line = Line(ours, on_payload=self._heard, on_end=self._hung_up)
-        self._signal = self._processes.begin(self, theirs)
+        try:
+            ours, theirs = socket.socketpair()
+            self._line = Line(ours, on_payload=self._heard, on_end=self._hung_up)
+            self._signal = self._processes.begin(self, theirs)
+        except OSError as error:
+            self.lack("process", error)
 
     def process_started(self) -> None:
         """Tell the process what to do, now that there is one: until then, nothing can have been done."""

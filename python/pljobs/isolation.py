@@ -181,7 +181,7 @@ class _Nursery:
                     run.process_started()
             case ["unforked", int(run_id), str(why)]:
                 if (run := self._runs.pop(run_id, None)) is not None:
-                    run.died(f"its process could not be started: {why}")
+                    run.lack("process", why)
             case ["unfit", str(why)]:
                 self._why = f"the application can't be imported for isolated jobs: {why}"
                 logger.error("Isolated jobs can't be run: %s", self._why)

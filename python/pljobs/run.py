@@ -47,6 +47,8 @@ class Run(ABC):
         self.ended = False
         # Fetched, and not started: there is no slot for it yet.
         self.waiting = False
+        # What there was none of, and why: then it could not start.
+        self.lacked: str | None = None
         # When to ask the database about this run, in seconds of time.monotonic(): its timeout, or the next
         # level of its abort.
         self.look_at: float | None = None
@@ -54,7 +56,7 @@ class Run(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Start the task. What it raises, the run must end with."""
+        """Start the task, or end for want of what it takes. What it raises, the run must end with."""
 
     def abort(self, reason: AbortReason, verdict: Verdict | None = None, *, level: int = 0) -> None:
         """Ask the task to stop, and stop it by force as far as the verdict, or `level`, says.
@@ -129,6 +131,11 @@ class Run(ABC):
     def give_back(self) -> None:
         """End what has not started, and is not going to here."""
         self.finish(self._end("unstarted", "given back: it had not started"))
+
+    def lack(self, what: str, error: BaseException | str) -> None:
+        """End what could not be started, for want of a thread or a process: that is not its job's fault."""
+        self.lacked = f"no {what} ({error})"
+        self.give_back()
 
     @abstractmethod
     def _stop(self, reason: AbortReason) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import queue
 import threading
 from collections.abc import Callable
@@ -50,7 +51,7 @@ class Threads:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], Callable[[], object]] | None] = queue.SimpleQueue()
         self._idle = 0
         self._started = 0
         self._lock = threading.Lock()
@@ -60,19 +61,13 @@ class Threads:
     ) -> None:
         """Run `function`, which must not raise, in a thread and in this context, which nobody else is in.
 
-        What it returns is passed to `on_end` in the running event loop. Nothing stops a thread.
+        What it returns is passed to `on_end` in the running event loop. Nothing stops a thread. Raises what
+        `Thread.start` does where a thread is needed, and can't be had.
         """
         loop = asyncio.get_running_loop()
 
-        def work() -> None:
-            value = context.run(function)
-            try:
-                loop.call_soon_threadsafe(on_end, value)
-            except RuntimeError:
-                # The loop was closed while the thread ran on: nobody is left to tell.
-                return
-            finally:
-                del value  # an exception in it would hold this frame, and this frame it
+        def work() -> Callable[[], object]:
+            return functools.partial(loop.call_soon_threadsafe, on_end, context.run(function))
 
         with self._lock:
             if self._idle:
@@ -91,7 +86,10 @@ class Threads:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            work()
+            tell = work()
             work = None  # what it holds is the job's, whose context would live as long as this one is idle
             with self._lock:
-                self._idle += 1
+                self._idle += 1  # first: whoever is told may submit the next, and need not start another
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody is left to tell
+                tell()
+            del tell
