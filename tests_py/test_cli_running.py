@@ -14,7 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from cli_fixtures import Pljobs, answer, app_folder, bare_environment, fields, pljobs, started, worker
+from pljobs import App, cli_worker
 from pljobs.cli_commands import cli
+from pljobs.exceptions import WorkerTainted
 from waiting import wait_until
 
 
@@ -183,6 +185,62 @@ def test_a_thread_that_an_aborted_task_has_left_does_not_hold_the_worker(
     pljobs("cancel", str(job_id), "--abort", "--wait", "20")
     worker.terminate()
     assert worker.wait(20) == 0
+
+
+AT_EXIT = """
+import atexit, threading
+
+def flush():
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread():
+            thread.join()
+    print("flushed")
+
+atexit.register(flush)
+"""
+
+
+def test_what_an_application_does_at_exit_may_take_longer_than_threads_have(
+    pljobs: Pljobs, app_folder: Path, db_url: str
+) -> None:
+    with (app_folder / "shop.py").open("a") as file:
+        file.write(AT_EXIT)
+    done = subprocess.run(
+        [sys.executable, "-m", "pljobs", "--url", db_url, "worker", "-a", "shop:app", "--one-shot"],
+        capture_output=True, text=True, cwd=app_folder, check=False, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "flushed\n"), done.stderr
+    assert "threads" not in done.stderr
+
+
+IN_PROCESS = """
+import sys, threading
+from pljobs.cli_commands import cli
+
+print(cli.main(["--url", sys.argv[1], "worker", "-a", "shop:app", *sys.argv[2:]], standalone_mode=False))
+print([thread.name for thread in threading.enumerate()])
+"""
+
+
+def test_a_worker_command_within_another_program_does_not_end_it(
+    pljobs: Pljobs, app_folder: Path, db_url: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_PROCESS, db_url, "--one-shot"],
+        capture_output=True, text=True, cwd=app_folder, check=False, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "None\n['MainThread']\n"), done.stderr
+
+
+def test_a_tainted_worker_within_another_program_ends_with_6_alone(
+    pljobs: Pljobs, app_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_tainted(_app: App, **_options: object) -> None:
+        raise WorkerTainted("worker 1 has stopped: it gave up a job")
+
+    monkeypatch.setattr(App, "run_worker_async", is_tainted)
+    monkeypatch.setattr(cli_worker, "set_up", lambda *_args, **_options: None)
+    assert "it gave up a job" in pljobs("worker", "-a", "shop:app", exits=6).stderr
 
 
 def test_a_worker_without_a_schema_says_so(app_folder: Path, empty_db_url: str) -> None:

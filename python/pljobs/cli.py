@@ -15,10 +15,11 @@ def main() -> None:
     except ImportError as error:
         reason = str(error).strip().splitlines()[0]
         sys.exit(f"pljobs: psycopg can't be loaded ({reason}): pip install 'psycopg[binary]'")
+    from pljobs.cli_base import OWN_PROCESS
     from pljobs.cli_commands import cli
 
     # A terminal that can't show a character is no reason to end in a traceback.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    cli(prog_name="pljobs")
+    cli(prog_name="pljobs", obj=OWN_PROCESS)

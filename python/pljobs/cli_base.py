@@ -32,6 +32,8 @@ T = TypeVar("T")
 Connection = psycopg.Connection[TupleRow]
 
 CONNECT_TIMEOUT = 10
+OWN_PROCESS = object()
+"""The `obj` of the context where the process is the command's own, which may then end it."""
 UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal, TypeVar
@@ -17,7 +17,16 @@ import click
 
 from pljobs import processes
 from pljobs.app import App, WorkerOptions, run_unless_tainted
-from pljobs.cli_base import Exit, Failure, app_option, connector, duration, load_app, url_option
+from pljobs.cli_base import (
+    OWN_PROCESS,
+    Exit,
+    Failure,
+    app_option,
+    connector,
+    duration,
+    load_app,
+    url_option,
+)
 from pljobs.cli_logging import set_up
 from pljobs.exceptions import SchemaMissing, WorkerTainted
 from pljobs.maintenance import Manager
@@ -169,10 +178,13 @@ def worker(
         options["archive"] = archive
     if stop_without_database is not None:
         options["stop_without_database"] = stop_without_database
+    is_ours = click.get_current_context().obj is OWN_PROCESS
     try:
-        run_unless_tainted(_work(app, options))
+        run_unless_tainted(_work(app, options, is_ours=is_ours))
     except WorkerTainted as error:
         click.echo(f"pljobs: {error}", err=True)
+        if not is_ours:
+            raise click.exceptions.Exit(Exit.TAINTED) from None
         logging.shutdown()
         # At once: the interpreter's own end waits for threads that a task may have left there.
         os._exit(Exit.TAINTED)
@@ -218,29 +230,34 @@ def manager(
     )
 
 
-async def _work(app: App, options: WorkerOptions) -> None:
+async def _work(app: App, options: WorkerOptions, *, is_ours: bool) -> None:
     try:
         async with app.open_async():
             await _require_schema(app)
             await app.run_worker_async(**options)
     except asyncio.CancelledError:
-        _leave_late(Exit.INTERRUPTED)
+        if is_ours:
+            _leave_late(Exit.INTERRUPTED)
         raise
-    _leave_late(Exit.DONE)
+    if is_ours:
+        _leave_late(Exit.DONE)
 
 
 def _leave_late(code: int) -> None:
     """End the process soon: asyncio and the interpreter wait for threads of `asyncio.to_thread`, for ever."""
 
     def leave() -> None:
-        time.sleep(THREADS_PATIENCE)
         click.echo(
             "pljobs: the worker has ended; threads that a task has left behind are left alone", err=True
         )
         logging.shutdown()
         os._exit(code)
 
-    threading.Thread(target=leave, name="pljobs-leave", daemon=True).start()
+    timer = threading.Timer(THREADS_PATIENCE, leave)
+    timer.name, timer.daemon = "pljobs-leave", True
+    timer.start()
+    # Called once all threads have been waited for: what an application does at exit may take its time.
+    atexit.register(timer.cancel)
 
 
 async def _manage(app: App, manager: Manager) -> None:
