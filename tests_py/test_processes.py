@@ -74,6 +74,28 @@ async def test_a_crashed_process_is_started_again_and_the_others_are_not(
     assert (starts(tmp_path, 1), starts(tmp_path, 2)) == (2, 1)
 
 
+async def test_one_that_can_not_be_started_is_tried_again_and_the_others_go_on(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[int] = []
+
+    def sometimes(number: int) -> Sequence[str]:
+        tries.append(number)
+        # Missing at first, and again when it is to replace one that crashed.
+        return ["/nowhere/python"] if tries.count(1) != 2 and number == 1 else command("wait")(number)
+
+    supervisor = Supervisor(sometimes, 2, QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await wait_until_async(lambda: starts(tmp_path, 1) and starts(tmp_path, 2))
+    os.kill(int((tmp_path / "1.start1").read_text().split()[0]), signal.SIGKILL)
+    await wait_until_async(lambda: tries.count(1) > 3)
+    assert tries.count(2) == 1
+    assert supervisor._running.keys() == {2}
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 1
+    assert "Worker process 1 could not be started ([Errno 2] No such file" in caplog.text
+
+
 async def test_one_that_somebody_sent_away_has_another_in_its_place(command: Command, tmp_path: Path) -> None:
     supervisor = Supervisor(command("wait"), 2, QUICK, forever=True)
     running = asyncio.create_task(supervisor.run())

@@ -60,9 +60,8 @@ class Supervisor:
         pause = self.backoff.first
         while True:
             started = time.monotonic()
-            code = await self._once(number)
+            code, how = await self._once(number)
             lived = time.monotonic() - started
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
             extra = {"process_number": number, "exit_code": code}
             if (code == 0 and not self.forever) or self._stopping.is_set():
                 logger.info("Worker process %s %s", number, how, extra=extra)
@@ -87,15 +86,21 @@ class Supervisor:
                 return code
             pause = min(pause * 2, self.backoff.longest)
 
-    async def _once(self, number: int) -> int:
-        process = await asyncio.create_subprocess_exec(
-            *self.command(number),
-            stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, LIFELINE: str(self._lifeline)},
-            pass_fds=[self._lifeline],
-            # A group of its own: Ctrl-C in a terminal reaches the supervisor alone, which passes it on once.
-            process_group=0,
-        )
+    async def _once(self, number: int) -> tuple[int, str]:
+        """Run one process until it ends; return its exit code, and how it ended."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self.command(number),
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, LIFELINE: str(self._lifeline)},
+                pass_fds=[self._lifeline],
+                # A group of its own: Ctrl-C in a terminal reaches the supervisor alone, which passes it on
+                # once.
+                process_group=0,
+            )
+        except (OSError, RuntimeError) as error:
+            # No memory, no process or thread to be had, a deployment under way: the others need not suffer.
+            return 1, f"could not be started ({error})"
         self._running[number] = process
         logger.info(
             "Worker process %s started, pid %s", number, process.pid, extra={"process_number": number}
@@ -103,9 +108,10 @@ class Supervisor:
         try:
             if self._stopping.is_set():
                 process.send_signal(signal.SIGTERM)
-            return await process.wait()
+            code = await process.wait()
         finally:
             del self._running[number]
+        return code, f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._stopping.set()
