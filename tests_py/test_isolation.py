@@ -452,7 +452,8 @@ async def test_nothing_leaks_over_200_jobs(alone: Runs) -> None:
         started = [alone.start(tasks.noop) for _ in range(5)]
         for run in started:
             assert (await alone.end(run)).outcome == "succeeded"
-    assert descriptors() == before
+    # Fewer, where the first job's were not closed yet.
+    assert all(now <= then for now, then in zip(descriptors(), before, strict=True))
     assert children(nursery) == []
 
 
