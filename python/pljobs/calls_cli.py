@@ -6,6 +6,7 @@ of time are in seconds.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from pljobs.answers import Call
@@ -27,6 +28,20 @@ REQUEST = (
     " r.actor, r.reason, r.requested_at, r.delivered_at, r.handling, r.resolved_at, r.resolution,"
     " r.source, r.level, r.escalated_at, r.sql_at, r.term_at, r.kill_at, r.sql_way"
 )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Holder:
+    """Tell who holds what another session waits for; what this role may not see is null.
+
+    `pid` is 0 for a prepared transaction; `seconds`: for how long it has been in its `state`.
+    """
+
+    pid: int
+    role: str | None
+    application: str | None
+    state: str | None
+    seconds: float | None
 
 
 def list_jobs(
@@ -95,6 +110,35 @@ def list_stuck_aborts() -> Call[list[str]]:
         " s.next, s.source, s.level, s.escalated_at, s.sql_way"
         " FROM pljobs.stuck_aborts AS s ORDER BY s.requested_at, s.job_id",
         {},
+    )
+
+
+def mind_client(*, is_local: bool) -> Call[int]:
+    """Have the server end what this client asked once it is gone; return the session's pid.
+
+    `is_local`: in this transaction only. Servers not on Linux may not be able to, and are left as they are.
+    """
+    return Call(
+        "SELECT pg_catalog.pg_backend_pid() AS pid,"
+        " CASE WHEN pg_catalog.version() LIKE '%%linux%%'"
+        " THEN pg_catalog.set_config('client_connection_check_interval', '1s', %(is_local)s::boolean) END",
+        {"is_local": is_local},
+        lambda rows: int(rows[0]["pid"]),
+    )
+
+
+def list_holders(pid: int) -> Call[list[Holder]]:
+    """Read for whom a session waits, those left out that wait themselves: what ends them helps nobody."""
+    return Call(
+        "WITH RECURSIVE ahead (pid) AS ("
+        " SELECT unnest(pg_catalog.pg_blocking_pids(%(pid)s::integer))"
+        " UNION SELECT unnest(pg_catalog.pg_blocking_pids(w.pid)) FROM ahead AS w"
+        ") SELECT w.pid, a.usename::text AS role, a.application_name AS application, a.state,"
+        " extract(epoch FROM clock_timestamp() - a.state_change)::double precision AS seconds"
+        " FROM ahead AS w LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = w.pid"
+        " WHERE pg_catalog.cardinality(pg_catalog.pg_blocking_pids(w.pid)) = 0 ORDER BY w.pid",
+        {"pid": pid},
+        lambda rows: [Holder(**row) for row in rows],
     )
 
 

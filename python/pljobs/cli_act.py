@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import click
 
-from pljobs import calls_people, db
+from pljobs import calls_people, cli_holders
 from pljobs.app import App
 from pljobs.calls_many import RETRIABLE
 from pljobs.cli_base import (
@@ -152,7 +152,7 @@ def retry(
     call = calls_people.retry_job(
         job_id, retry_at=retry_at, queue=to_queue, priority=priority, lock=to_lock, reason=reason, actor=actor
     )
-    result = db.run(conn, call)
+    result = cli_holders.run(conn, call, f"job {job_id}")
     _answer(job_id, result.outcome, as_json=as_json, status=result.status)
 
 
@@ -166,7 +166,8 @@ def delete(conn: Connection, *, job_id: int, reason: str | None, actor: str | No
 
     A waiting one is deleted by `pljobs cancel ID --delete`; a running one by that with --abort.
     """
-    result = db.run(conn, calls_people.delete_job(job_id, reason=reason, actor=actor))
+    call = calls_people.delete_job(job_id, reason=reason, actor=actor)
+    result = cli_holders.run(conn, call, f"job {job_id}")
     _answer(job_id, result.outcome, as_json=as_json, status=result.status)
 
 
@@ -177,7 +178,8 @@ def delete(conn: Connection, *, job_id: int, reason: str | None, actor: str | No
 @with_database
 def pause(conn: Connection, *, queue: str, reason: str | None, actor: str | None, as_json: bool) -> None:
     """Keep workers from fetching from a queue. Running jobs go on; so does deferring."""
-    outcome = db.run(conn, calls_people.pause_queue(queue, reason=reason, actor=actor))
+    call = calls_people.pause_queue(queue, reason=reason, actor=actor)
+    outcome = cli_holders.run(conn, call, f"queue {visible(queue)}")
     _answer_queue(queue, outcome, as_json=as_json)
 
 
@@ -188,7 +190,8 @@ def pause(conn: Connection, *, queue: str, reason: str | None, actor: str | None
 @with_database
 def resume(conn: Connection, *, queue: str, reason: str | None, actor: str | None, as_json: bool) -> None:
     """Let workers fetch from a paused queue again."""
-    outcome = db.run(conn, calls_people.resume_queue(queue, reason=reason, actor=actor))
+    call = calls_people.resume_queue(queue, reason=reason, actor=actor)
+    outcome = cli_holders.run(conn, call, f"queue {visible(queue)}")
     _answer_queue(queue, outcome, as_json=as_json)
 
 

@@ -209,7 +209,9 @@ def with_database(command: Callable[Concatenate[Connection, P], T]) -> Callable[
     @functools.wraps(command)
     def connected_command(*args: P.args, **kwargs: P.kwargs) -> T:
         url = kwargs.pop("url")
-        with connected(connector(url if isinstance(url, str) else None)) as conn:
+        source = connector(url if isinstance(url, str) else None)
+        click.get_current_context().obj = source
+        with connected(source) as conn:
             return command(conn, *args, **kwargs)
 
     return url_option(connected_command)
@@ -233,10 +235,10 @@ def connector(url: str | None) -> PsycopgConnector:
 
 
 @contextmanager
-def connected(source: PsycopgConnector) -> Iterator[Connection]:
+def connected(source: PsycopgConnector, **settings: object) -> Iterator[Connection]:
     """Open a connection in autocommit, and close it at the end."""
     # Whatever the database's encoding is, JSON and names come as text.
-    with source.connect(client_encoding="utf8") as conn:
+    with source.connect(client_encoding="utf8", **settings) as conn:
         yield conn
 
 

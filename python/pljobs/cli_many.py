@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pljobs import calls_cli, calls_many, db
+from pljobs import calls_cli, calls_many, cli_holders, db
 from pljobs.answers import Call, JobAnswer
 from pljobs.calls_many import CANCELLABLE, RETRIABLE, Page, Selection
 from pljobs.calls_people import StopOptions
@@ -146,7 +146,8 @@ def rescind(conn: Connection, *, job_id: int, reason: str | None, actor: str | N
 
     Answers with a word: rescinded (exit code 0); already_delivered, no_request (4); not_found (3).
     """
-    result = db.run(conn, calls_many.rescind_request(job_id, reason=reason, actor=actor))
+    call = calls_many.rescind_request(job_id, reason=reason, actor=actor)
+    result = cli_holders.run(conn, call, f"job {job_id}")
     told = {"job_id": job_id, "outcome": result.outcome, "request_id": result.request_id}
     click.echo(to_json(told) if as_json else f"job {job_id}: {result.outcome}")
     match result.outcome:
@@ -228,7 +229,8 @@ def _run(conn: Connection, ask: Ask, *, yes: bool, as_json: bool) -> Counter[str
 
 def _answers(conn: Connection, ask: Ask, *, dry_run: bool) -> Iterator[list[JobAnswer]]:
     for page, answers in pages(dry_run=dry_run):
-        answers.extend(db.run(conn, ask(page)))
+        undone = "nothing is done yet of this batch"
+        answers.extend(cli_holders.run(conn, ask(page), "one of these jobs", undone=undone))
         yield answers
 
 

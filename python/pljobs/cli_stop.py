@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import click
 
-from pljobs import calls_cli, calls_people, db
+from pljobs import calls_cli, calls_people, cli_holders, db
 from pljobs.answers import CancelResult, TreeAnswer
 from pljobs.calls_many import CANCELLABLE
 from pljobs.calls_people import StopOptions
@@ -30,6 +30,7 @@ from pljobs.manager_stop import STOPPED
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 FOR_EVER = "for ever"
+UNASKED = "nothing is asked yet"
 SQL_WAYS = {
     "server": "the statement that it was running was cancelled",
     "asked": "its statement will be cancelled by its worker, for the owner of pljobs may not:"
@@ -40,9 +41,20 @@ SQL_WAYS = {
 }
 
 
-def patience(text: str) -> timedelta:
-    """Read how long to wait."""
-    return timedelta.max if text == FOR_EVER else duration(text)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait, and until when, in seconds of time.monotonic(); None: for ever."""
+
+    length: timedelta | None
+    end: float | None
+
+
+def patience(text: str) -> Patience:
+    """Read how long to wait, from now on."""
+    if text == FOR_EVER:
+        return Patience(None, None)
+    length = duration(text)
+    return Patience(length, time.monotonic() + length.total_seconds())
 
 
 @click.command()
@@ -90,7 +102,7 @@ def cancel(
     force: bool,
     tree: bool,
     dry_run: bool,
-    wait: timedelta | None,
+    wait: Patience | None,
     reason: str | None,
     actor: str | None,
     as_json: bool,
@@ -122,9 +134,17 @@ def cancel(
 
 
 def _cancel_one(
-    conn: Connection, job_id: int, how: StopOptions, wait: timedelta | None, *, as_json: bool
+    conn: Connection, job_id: int, how: StopOptions, wait: Patience | None, *, as_json: bool
 ) -> None:
-    result = db.run(conn, calls_people.cancel_job(job_id, **how))
+    call = calls_people.cancel_job(job_id, **how)
+    try:
+        result = cli_holders.run(
+            conn, call, f"job {job_id}", undone=UNASKED, end=None if wait is None else wait.end
+        )
+    except KeyboardInterrupt:
+        # It cancels the statement, unless that is done already.
+        said = f"interrupted: job {job_id} is most likely not asked: `pljobs show {job_id}` says"
+        raise Failure(said, Exit.INTERRUPTED) from None
     if result.sql_way is not None and not as_json:
         say(f"job {job_id}: {SQL_WAYS[result.sql_way]}")
     ended: dict[str, Json] = {}
@@ -148,7 +168,8 @@ def _cancel_one(
 
 
 def _cancel_tree(conn: Connection, root: int, how: StopOptions, *, dry_run: bool, as_json: bool) -> None:
-    answers = db.run(conn, calls_people.cancel_tree(root, dry_run=dry_run, **how))
+    call = calls_people.cancel_tree(root, dry_run=dry_run, **how)
+    answers = cli_holders.run(conn, call, f"a job of the tree of {root}", undone=UNASKED)
     if as_json:
         print_json([to_json(dataclasses.asdict(answer)) for answer in answers])
     else:
@@ -181,12 +202,11 @@ def _told(job_id: int, result: CancelResult) -> dict[str, object]:
     return {"job_id": job_id, **dataclasses.asdict(result)}
 
 
-def _wait(conn: Connection, job_id: int, request_id: int, wait: timedelta) -> dict[str, Json]:
+def _wait(conn: Connection, job_id: int, request_id: int, wait: Patience) -> dict[str, Json]:
     """Wait until a request is resolved, and return it; raises `Failure` when the time is over.
 
     Its own request, not the job's status: after somebody's retry the job may be running again.
     """
-    end = time.monotonic() + wait.total_seconds()
     pause = FIRST_PAUSE
     while True:
         rows = db.run(conn, calls_cli.await_request(request_id))
@@ -195,13 +215,14 @@ def _wait(conn: Connection, job_id: int, request_id: int, wait: timedelta) -> di
         request = from_json(rows[0])
         if request["resolved_at"] is not None:
             return request
-        left = end - time.monotonic()
+        left = LONGEST_PAUSE if wait.end is None else wait.end - time.monotonic()
         if left <= 0:
             heard = {"swallowed": ", and swallowed its abort", "handling": ", and is handling its abort"}
             doing = heard.get(str(request["handling"]), "")
             unheard = "" if request["delivered_at"] else ", and its worker hasn't heard of it"
             raise Failure(
-                f"job {job_id} still runs after {wait}{doing}{unheard}; the request stays", Exit.TIMED_OUT
+                f"job {job_id} still runs after {wait.length}{doing}{unheard}; the request stays",
+                Exit.TIMED_OUT,
             )
         time.sleep(min(pause, left))
         pause = min(pause * 1.5, LONGEST_PAUSE)
