@@ -186,6 +186,17 @@ def test_interrupted_nothing_is_asked(command: Callable[..., Command], conn: Con
     assert "`pljobs show 1` says" in cancel.said
 
 
+def test_what_a_killed_command_has_asked_for_does_not_come_to_pass(
+    command: Callable[..., Command], conn: Conn, holder: Conn
+) -> None:
+    cancel = command("cancel", "1", "--force")
+    wait_until(lambda: waiting(conn))
+    cancel.process.kill()
+    wait_until(lambda: not waiting(conn), what="the server has noticed")
+    holder.rollback()
+    assert requests(conn) == []
+
+
 def test_a_prepared_transaction_is_named() -> None:
     held, ending = cli_holders._described([Holder(0, None, None, None, None)])
     assert held == "a prepared transaction"

@@ -21,7 +21,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
-from pljobs import checks, exceptions
+from pljobs import calls_cli, checks, db, exceptions, session
 from pljobs.app import App
 from pljobs.cli_output import one_line, visible
 from pljobs.connector import PsycopgConnector
@@ -239,6 +239,10 @@ def connected(source: PsycopgConnector, **settings: object) -> Iterator[Connecti
     """Open a connection in autocommit, and close it at the end."""
     # Whatever the database's encoding is, JSON and names come as text.
     with source.connect(client_encoding="utf8", **settings) as conn:
+        # What somebody killed had asked for must not be done minutes later. Of a pooler's session it would
+        # stay: there a call that may wait sets it for its own transaction.
+        if not session.is_pooled(conn):
+            db.run(conn, calls_cli.mind_client(is_local=False))
         yield conn
 
 
