@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pljobs.cli_commands import cli
-from waiting import wait_until
+from waiting import DEADLINE, wait_until
 
 Pljobs = Callable[..., Result]
 
@@ -64,6 +64,46 @@ def pljobs(db_url: str, bare_environment: None) -> Pljobs:
         return result
 
     return run
+
+
+class Command:
+    """A command in a process of its own."""
+
+    def __init__(self, url: str, folder: Path, *arguments: str) -> None:
+        self._said, self._answered = (folder / f"{'_'.join(arguments)}.{name}" for name in ("err", "out"))
+        with self._said.open("w") as said, self._answered.open("w") as answered:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pljobs", *arguments],
+                stdout=answered, stderr=said, env={**os.environ, "PLJOBS_URL": url},
+            )  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text()
+
+    @property
+    def answered(self) -> str:
+        return self._answered.read_text()
+
+    def has_said(self, text: str) -> None:
+        wait_until(lambda: text in self.said, what=f"it says {text}")
+
+    def ends(self, code: int) -> None:
+        assert self.process.wait(DEADLINE) == code, self.said
+
+
+@pytest.fixture
+def command(db_url: str, bare_environment: None, tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    begun = []
+
+    def begin(*arguments: str, url: str = db_url) -> Command:
+        begun.append(Command(url, tmp_path, *arguments))
+        return begun[-1]
+
+    yield begin
+    for each in begun:
+        each.process.kill()
+        each.process.wait()
 
 
 @pytest.fixture

@@ -4,67 +4,24 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from cli_fixtures import Pljobs, bare_environment, pljobs
+from cli_fixtures import Command, Pljobs, bare_environment, command, pljobs
 from pgbouncer import MISSING, binary, folder_for, pgbouncer
 from pljobs import calls, cli_holders, db
 from pljobs.calls_cli import Holder
 from pljobs.embedded import SUPERUSER, Server
 from sessions import sessions
-from waiting import DEADLINE, wait_until
+from waiting import wait_until
 
 Conn = psycopg.Connection[Any]
+Begin = Callable[..., Command]
 needs_pgbouncer = pytest.mark.skipif(binary() is None, reason=MISSING)
-
-
-class Command:
-    """A command in a process of its own."""
-
-    def __init__(self, url: str, folder: Path, *arguments: str) -> None:
-        self._said, self._answered = (folder / f"{'_'.join(arguments)}.{name}" for name in ("err", "out"))
-        with self._said.open("w") as said, self._answered.open("w") as answered:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "pljobs", *arguments],
-                stdout=answered, stderr=said, env={**os.environ, "PLJOBS_URL": url},
-            )  # fmt: skip
-
-    @property
-    def said(self) -> str:
-        return self._said.read_text()
-
-    @property
-    def answered(self) -> str:
-        return self._answered.read_text()
-
-    def has_said(self, text: str) -> None:
-        wait_until(lambda: text in self.said, what=f"it says {text}")
-
-    def ends(self, code: int) -> None:
-        assert self.process.wait(DEADLINE) == code, self.said
-
-
-@pytest.fixture
-def command(db_url: str, bare_environment: None, tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    begun = []
-
-    def begin(*arguments: str, url: str = db_url) -> Command:
-        begun.append(Command(url, tmp_path, *arguments))
-        return begun[-1]
-
-    yield begin
-    for each in begun:
-        each.process.kill()
-        each.process.wait()
 
 
 @pytest.fixture
@@ -106,7 +63,7 @@ def requests(conn: Conn) -> list[Any]:
     ],
 )
 def test_it_says_who_holds_the_job_and_goes_on_when_that_is_over(
-    command: Callable[..., Command], conn: Conn, holder: Conn, arguments: list[str], what: str, requested: Any
+    command: Begin, conn: Conn, holder: Conn, arguments: list[str], what: str, requested: Any
 ) -> None:
     cancel = command(*arguments)
     cancel.has_said("Ctrl-C gives up\n")
@@ -122,9 +79,7 @@ def test_it_says_who_holds_the_job_and_goes_on_when_that_is_over(
 
 
 @pytest.mark.parametrize("arguments", [["retry", "1"], ["delete", "1"], ["retry", "--ids", "1", "--yes"]])
-def test_so_do_retry_and_delete(
-    command: Callable[..., Command], pljobs: Pljobs, db_url: str, arguments: list[str]
-) -> None:
+def test_so_do_retry_and_delete(command: Begin, pljobs: Pljobs, db_url: str, arguments: list[str]) -> None:
     pljobs("defer", "t")
     pljobs("cancel", "1")
     with psycopg.connect(db_url) as holder:
@@ -135,9 +90,7 @@ def test_so_do_retry_and_delete(
         asked.ends(0)
 
 
-def test_with_wait_it_gives_up_in_time_and_nothing_is_asked(
-    command: Callable[..., Command], conn: Conn, holder: Conn
-) -> None:
+def test_with_wait_it_gives_up_in_time_and_nothing_is_asked(command: Begin, conn: Conn, holder: Conn) -> None:
     cancel = command("cancel", "1", "--force", "--wait", "0.1")
     cancel.ends(5)
     assert cancel.answered == ""
@@ -149,9 +102,7 @@ def test_with_wait_it_gives_up_in_time_and_nothing_is_asked(
     assert (waiting(conn), requests(conn)) == ([], [])
 
 
-def test_whoever_waits_as_well_is_not_to_blame(
-    command: Callable[..., Command], conn: Conn, holder: Conn
-) -> None:
+def test_whoever_waits_as_well_is_not_to_blame(command: Begin, conn: Conn, holder: Conn) -> None:
     command("cancel", "1", "--abort")
     wait_until(lambda: len(waiting(conn)) == 1)
     second = command("cancel", "1", "--force")
@@ -160,9 +111,7 @@ def test_whoever_waits_as_well_is_not_to_blame(
     assert not any(f"({pid})" in second.said for pid in waiting(conn))
 
 
-def test_whoever_holds_it_next_is_told_of(
-    command: Callable[..., Command], conn: Conn, admin_url: str, holder: Conn
-) -> None:
+def test_whoever_holds_it_next_is_told_of(command: Begin, conn: Conn, admin_url: str, holder: Conn) -> None:
     with sessions(admin_url, 1) as (following,):
         following.send("BEGIN; SELECT FROM pljobs.job WHERE id = 1 FOR UPDATE")
         wait_until(lambda: waiting(conn) == [following.pid])
@@ -177,7 +126,7 @@ def test_whoever_holds_it_next_is_told_of(
 
 
 @pytest.mark.usefixtures("holder")
-def test_interrupted_nothing_is_asked(command: Callable[..., Command], conn: Conn) -> None:
+def test_interrupted_nothing_is_asked(command: Begin, conn: Conn) -> None:
     cancel = command("cancel", "1", "--abort")
     wait_until(lambda: waiting(conn))
     cancel.process.send_signal(signal.SIGINT)
@@ -187,7 +136,7 @@ def test_interrupted_nothing_is_asked(command: Callable[..., Command], conn: Con
 
 
 def test_what_a_killed_command_has_asked_for_does_not_come_to_pass(
-    command: Callable[..., Command], conn: Conn, holder: Conn
+    command: Begin, conn: Conn, holder: Conn
 ) -> None:
     cancel = command("cancel", "1", "--force")
     wait_until(lambda: waiting(conn))
@@ -223,7 +172,7 @@ def pooled(server: Server, conn: Conn) -> Iterator[str]:
 
 @needs_pgbouncer
 def test_behind_a_pooler_it_does_the_same_and_leaves_no_settings(
-    command: Callable[..., Command], conn: Conn, holder: Conn, pooled: str
+    command: Begin, conn: Conn, holder: Conn, pooled: str
 ) -> None:
     killed = command("cancel", "1", "--force", url=pooled)
     killed.has_said(f"job 1 is held by pid {holder.info.backend_pid} (pljobs_tests, psql of ann")

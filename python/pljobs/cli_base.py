@@ -34,6 +34,7 @@ Connection = psycopg.Connection[TupleRow]
 CONNECT_TIMEOUT = 10
 OWN_PROCESS = object()
 """The `obj` of the context where the process is the command's own, which may then end it."""
+REACHED = "pljobs.reached"  # in what click keeps for a command: it has had a connection
 UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -76,14 +77,14 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except exceptions.PljobsException as error:
-            raise Failure(*_explained(error)) from error
+            raise Failure(*_explained(error, was_reached=REACHED in ctx.meta)) from error
         except KeyboardInterrupt:
             click.echo("pljobs: interrupted", err=True)
             ctx.exit(Exit.INTERRUPTED)
 
 
-def _explained(error: exceptions.PljobsException) -> tuple[str, Exit]:
-    """Return what to say about an error, and the exit code."""
+def _explained(error: exceptions.PljobsException, *, was_reached: bool) -> tuple[str, Exit]:
+    """Return what to say about an error, and the exit code; `was_reached`: there was a connection before."""
     match error:
         case exceptions.SchemaMissing():
             said = str(error).split("\n", 1)[0]
@@ -92,6 +93,8 @@ def _explained(error: exceptions.PljobsException) -> tuple[str, Exit]:
         case exceptions.DatabaseReadOnly():
             said = str(error).split("\n", 1)[0]
             return f"the database is read-only ({said}): connect to the primary", Exit.ERROR
+        case exceptions.DatabaseUnavailable() if was_reached:
+            return f"the connection to the database was lost: {error}", Exit.ERROR
         case exceptions.DatabaseUnavailable():
             where = "say where it is with --url, PLJOBS_URL, or libpq's own PGHOST, PGDATABASE ..."
             return f"can't reach the database: {error} ({where})", Exit.ERROR
@@ -243,6 +246,8 @@ def connected(source: PsycopgConnector, **settings: object) -> Iterator[Connecti
         # stay: there a call that may wait sets it for its own transaction.
         if not session.is_pooled(conn):
             db.run(conn, calls_cli.mind_client(is_local=False))
+        if context := click.get_current_context(silent=True):
+            context.meta[REACHED] = True
         yield conn
 
 

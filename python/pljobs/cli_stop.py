@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import click
 
-from pljobs import calls_cli, calls_people, cli_holders, db
+from pljobs import calls_people, cli_holders, exceptions
 from pljobs.answers import CancelResult, TreeAnswer
 from pljobs.calls_many import CANCELLABLE
 from pljobs.calls_people import StopOptions
@@ -25,11 +24,10 @@ from pljobs.cli_base import (
     with_database,
 )
 from pljobs.cli_many import SHOWN, Filters, cancel_many, filter_options, summary
-from pljobs.cli_output import Json, cell, from_json, print_json, print_table, say, to_json, when
+from pljobs.cli_output import Json, cell, print_json, print_table, say, to_json
+from pljobs.cli_waiting import FOR_EVER, Patience, ended_line, patience, unseen, wait_for_end
 from pljobs.manager_stop import STOPPED
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
-FOR_EVER = "for ever"
 UNASKED = "nothing is asked yet"
 SQL_WAYS = {
     "server": "the statement that it was running was cancelled",
@@ -39,22 +37,6 @@ SQL_WAYS = {
     "none": "it is in no statement that can be cancelled: on no connection of context.connection(), or behind"
     " a pooler; it is tried again",
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait, and until when, in seconds of time.monotonic(); None: for ever."""
-
-    length: timedelta | None
-    end: float | None
-
-
-def patience(text: str) -> Patience:
-    """Read how long to wait, from now on."""
-    if text == FOR_EVER:
-        return Patience(None, None)
-    length = duration(text)
-    return Patience(length, time.monotonic() + length.total_seconds())
 
 
 @click.command()
@@ -145,6 +127,13 @@ def _cancel_one(
         # It cancels the statement, unless that is done already.
         said = f"interrupted: job {job_id} is most likely not asked: `pljobs show {job_id}` says"
         raise Failure(said, Exit.INTERRUPTED) from None
+    except exceptions.DatabaseReadOnly:
+        raise
+    except exceptions.DatabaseUnavailable as error:
+        said = (
+            f"the connection was lost: `pljobs show {job_id}` says whether job {job_id} was asked ({error})"
+        )
+        raise Failure(said) from None
     if result.sql_way is not None and not as_json:
         say(f"job {job_id}: {SQL_WAYS[result.sql_way]}")
     ended: dict[str, Json] = {}
@@ -153,15 +142,20 @@ def _cancel_one(
         if not as_json and result.outcome.startswith("abort_"):
             say(f"job {job_id}: {result.outcome}; waiting until it has ended")
         try:
-            ended = _wait(conn, job_id, result.request_id, wait)
+            ended = wait_for_end(conn, job_id, result.request_id, wait)
         except Failure as failure:
             in_vain = failure
+        except exceptions.PljobsException as error:
+            in_vain = Failure(unseen(job_id, result.request_id, str(error)), Exit.TIMED_OUT)
+        except KeyboardInterrupt:
+            said = f"interrupted: the request {result.request_id} was made, and stays: `pljobs show {job_id}`"
+            in_vain = Failure(said, Exit.INTERRUPTED)
     if as_json:
         click.echo(to_json(_told(job_id, result) | ({"request": ended} if ended else {})))
     if in_vain is not None:
         raise in_vain
     if not as_json:
-        click.echo(_ended_line(job_id, ended) if ended else f"job {job_id}: {result.outcome}")
+        click.echo(ended_line(job_id, ended) if ended else f"job {job_id}: {result.outcome}")
     if ended and ended["resolution"] not in STOPPED:
         raise Failure(f"job {job_id} was not stopped: {cell(ended['resolution'])}", Exit.REFUSED)
     refuse(result.outcome, job_id, running="it runs, and was left alone: --abort asks it to stop")
@@ -200,54 +194,3 @@ def _tree_row(answer: TreeAnswer) -> list[str]:
 
 def _told(job_id: int, result: CancelResult) -> dict[str, object]:
     return {"job_id": job_id, **dataclasses.asdict(result)}
-
-
-def _wait(conn: Connection, job_id: int, request_id: int, wait: Patience) -> dict[str, Json]:
-    """Wait until a request is resolved, and return it; raises `Failure` when the time is over.
-
-    Its own request, not the job's status: after somebody's retry the job may be running again.
-    """
-    pause = FIRST_PAUSE
-    while True:
-        rows = db.run(conn, calls_cli.await_request(request_id))
-        if not rows:
-            raise Failure(f"job {job_id}: its request was pruned while waiting for it", Exit.NOT_FOUND)
-        request = from_json(rows[0])
-        if request["resolved_at"] is not None:
-            return request
-        left = LONGEST_PAUSE if wait.end is None else wait.end - time.monotonic()
-        if left <= 0:
-            heard = {"swallowed": ", and swallowed its abort", "handling": ", and is handling its abort"}
-            doing = heard.get(str(request["handling"]), "")
-            unheard = "" if request["delivered_at"] else ", and its worker hasn't heard of it"
-            raise Failure(
-                f"job {job_id} still runs after {wait.length}{doing}{unheard}; the request stays",
-                Exit.TIMED_OUT,
-            )
-        time.sleep(min(pause, left))
-        pause = min(pause * 1.5, LONGEST_PAUSE)
-
-
-def _ended_line(job_id: int, request: dict[str, Json]) -> str:
-    """Say how a job ended that was asked to, who asked, and how long it took."""
-    status = cell(request["status"]) or "deleted"
-    how = {
-        "finished_first": " (it finished before it stopped)",
-        "failed_first": " (it failed before it stopped)",
-        "worker_lost": " (its worker was lost)",
-        "forced": " (by force)",
-        "killed": " (killed)",
-        "abandoned": " (given up: its code may still run)",
-        "rescinded": " (somebody took the request back)",
-    }.get(str(request["resolution"]), "")
-    who = " for ".join(cell(request[name]) for name in ("requested_by", "actor") if request[name])
-    took = _between(request["requested_at"], request["resolved_at"])
-    asked, ended = when(request["requested_at"], fine=True), when(request["resolved_at"], fine=True)
-    return f"job {job_id}: {status}{how}; asked by {who} at {asked}, ended at {ended}{took}"
-
-
-def _between(first: Json, last: Json) -> str:
-    if not isinstance(first, str) or not isinstance(last, str):
-        return ""
-    seconds = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()
-    return f", after {seconds * 1000:.0f} ms" if seconds < 10 else f", after {seconds:.0f} s"
