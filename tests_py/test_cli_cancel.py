@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 
+import psycopg
 import pytest
 
 from cli_fixtures import Pljobs, app_folder, bare_environment, fields, pljobs, started, status, worker
@@ -107,3 +108,27 @@ def test_a_finished_job_is_refused_with_4(pljobs: Pljobs, worker: object) -> Non
     assert pljobs("cancel", "1", exits=4).stdout == "job 1: already_finished\n"
     pljobs("retry", "1", exits=4)
     assert ["result", "3"] in [line.split() for line in pljobs("show", "1").stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["cancel", "1"],
+        ["cancel", "1", "--tree"],
+        ["show", "1"],
+        ["rescind", "1"],
+        ["retry", "1"],
+        ["delete", "1"],
+    ],
+)
+def test_a_job_of_others_is_said_to_be_perhaps_that(
+    pljobs: Pljobs, conn: psycopg.Connection, command: list[str]
+) -> None:
+    pljobs("defer", "a")
+    conn.execute("DROP ROLE IF EXISTS cli_producer; CREATE ROLE cli_producer LOGIN")
+    conn.execute("GRANT pljobs_producer TO cli_producer")
+    try:
+        told = pljobs(*command, "--url", conn.info.dsn + " user=cli_producer", exits=3).stderr
+        assert "or belongs to another role, and this login may not see it" in told
+    finally:
+        conn.execute("DROP OWNED BY cli_producer; DROP ROLE cli_producer")

@@ -9,7 +9,7 @@ from typing import TypedDict, cast
 from pljobs import arguments, checks
 from pljobs.answers import Call, Row, length
 from pljobs.arguments import JsonLoads
-from pljobs.exceptions import DatabaseReadOnly, InvalidArgument, JobNotFound
+from pljobs.exceptions import NO_JOB, DatabaseReadOnly, InvalidArgument, JobNotFound
 from pljobs.jobs import Job, Status
 
 COUNTS = ", ".join(
@@ -264,7 +264,7 @@ def _counts(column: str, chosen: JobFilter) -> Call[list[JobCounts]]:
 
 def _found(rows: list[Row], job_id: int) -> Row:
     if not rows:
-        raise JobNotFound(f"no job has the id {job_id}: it never existed, or was deleted")
+        raise JobNotFound(f"no job has the id {job_id}: {NO_JOB}")
     return rows[0]
 
 

@@ -116,7 +116,7 @@ def refuse(outcome: str, job_id: int, *, running: str) -> None:
     """End with the exit code, and the reason, of an outcome that changed nothing; `running`: why not."""
     match outcome:
         case "not_found":
-            raise Failure(f"no job has the id {job_id}: it never existed, or was deleted", Exit.NOT_FOUND)
+            raise Failure(f"no job has the id {job_id}: {exceptions.NO_JOB}", Exit.NOT_FOUND)
         case "running":
             raise Failure(f"job {job_id}: {running}", Exit.REFUSED)
         case "todo":

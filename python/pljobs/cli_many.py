@@ -26,6 +26,7 @@ from pljobs.cli_base import (
     duration,
     job_id,
     json_option,
+    refuse,
     with_database,
 )
 from pljobs.cli_output import cell, from_json, print_json, print_table, say, to_json
@@ -152,7 +153,7 @@ def rescind(conn: Connection, *, job_id: int, reason: str | None, actor: str | N
     click.echo(to_json(told) if as_json else f"job {job_id}: {result.outcome}")
     match result.outcome:
         case "not_found":
-            raise Failure(f"no job has the id {job_id}: it never existed, or was deleted", Exit.NOT_FOUND)
+            refuse(result.outcome, job_id, running="")
         case "already_delivered":
             raise Failure(f"job {job_id}: its worker has heard of it, the task may be stopping", Exit.REFUSED)
         case "no_request":

@@ -118,7 +118,7 @@ def show(conn: Connection, *, job_id: int, as_json: bool) -> None:
     if not jobs:
         told = "; the above is what is left of it" if history else ""
         raise Failure(
-            f"no job has the id {job_id}: it never existed, or was deleted or archived{told}", Exit.NOT_FOUND
+            f"no job has the id {job_id}: it was archived, or {exceptions.NO_JOB}{told}", Exit.NOT_FOUND
         )
 
 

@@ -172,7 +172,10 @@ def _cancel_tree(conn: Connection, root: int, how: StopOptions, *, dry_run: bool
             [_tree_row(answer) for answer in answers[:SHOWN]],
         )
     if not answers:
-        raise Failure(f"no job has the id {root}, nor was any deferred inside of it", Exit.NOT_FOUND)
+        raise Failure(
+            f"no job has the id {root}, nor was any deferred inside of it: {exceptions.NO_JOB}",
+            Exit.NOT_FOUND,
+        )
     counts = Counter[str](answer.outcome for answer in answers)
     undone = "; nothing was changed: without --dry-run it is done" if dry_run else ""
     more = f" ({SHOWN} of them are shown)" if len(answers) > SHOWN and not as_json else ""

@@ -81,8 +81,11 @@ class KeyReused(PljobsException):
     code = "PJ012"
 
 
+NO_JOB = "it never existed, or was deleted, or belongs to another role, and this login may not see it"
+
+
 class JobNotFound(PljobsException):
-    """Say that no job has this id: it never existed, or was deleted."""
+    """Say that no job has this id: it never existed, or was deleted, or is another role's."""
 
 
 NoResult = JobNotFound

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pljobs import calls, calls_people, calls_read, checks
 from pljobs.answers import DeleteResult, RescueAnswer, RetryResult
 from pljobs.calls_read import HistoryEntry, JobCounts, JobFilter, QueueCounts, StalledWorker
-from pljobs.exceptions import JobNotFound
+from pljobs.exceptions import NO_JOB, JobNotFound
 from pljobs.jobs import Job, Status
 from pljobs.manager_flow import Throttles
 from pljobs.manager_many import ManyJobs
@@ -62,7 +62,7 @@ class JobManager(StopJobs, ManyJobs, Throttles):
         if seen.word == "deleted" or (seen.word == "not_found" and seen.before is not None):
             return None
         if seen.word == "not_found":
-            raise JobNotFound(f"no job has the id {job_id}: it never existed, or was deleted")
+            raise JobNotFound(f"no job has the id {job_id}: {NO_JOB}")
         return Status(str(seen.word))
 
     wait_for_job, wait_for_job_async = talking_twins(_wait_for_job)
