@@ -78,6 +78,28 @@ def test_every_filter(pljobs: Pljobs, conn: psycopg.Connection) -> None:
 
 
 @pytest.mark.usefixtures("jobs")
+@pytest.mark.parametrize(
+    "options", [["cancel"], ["cancel", "--yes", "--abort"], ["retry", "--yes", "--json"]]
+)
+def test_ids_of_which_none_is_there_end_with_3(pljobs: Pljobs, options: list[str]) -> None:
+    result = pljobs(*options, "--ids", "99999,98888", exits=3)
+    assert "pljobs: not found: 98888, 99999: it never existed, or was deleted" in result.stderr
+    assert result.stdout == ("[]\n" if "--json" in options else "")
+
+
+@pytest.mark.usefixtures("jobs")
+def test_ids_that_do_not_match_are_said(pljobs: Pljobs) -> None:
+    pljobs("cancel", "2")
+    result = pljobs("cancel", "--ids", "1,2,99", "--yes")
+    assert result.stdout == "1 jobs: 1 cancelled\n"
+    assert result.stderr == "not matched: 2 (cancelled)\nnot found: 99\n"
+    result = pljobs("cancel", "--ids", "1", "--delete", "--yes")
+    assert result.stderr == "no job matches\nnot matched: 1 (cancelled)\n"
+    assert pljobs("cancel", "--ids", "3", "--delete", "--yes").stderr == ""
+    assert pljobs("retry", "--ids", "1,3", "--yes").stderr == "not found: 3\n"
+
+
+@pytest.mark.usefixtures("jobs")
 def test_for_scripts_each_job_is_a_row(pljobs: Pljobs) -> None:
     assert answer(pljobs("cancel", "--lock", "l", "--delete", "--yes", "--json")) == [
         {"job_id": 2, "queue": "default", "task": "mail", "status_before": "todo", "outcome": "deleted"}

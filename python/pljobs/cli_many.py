@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pljobs import calls_cli, calls_many, cli_holders, db
+from pljobs import calls_cli, calls_many, cli_holders, db, exceptions
 from pljobs.answers import Call, JobAnswer
 from pljobs.calls_many import CANCELLABLE, RETRIABLE, Page, Selection
 from pljobs.calls_people import StopOptions
@@ -118,7 +118,7 @@ def cancel_many(
     def ask(page: Page) -> Call[list[JobAnswer]]:
         return calls_many.cancel_jobs(chosen, page, **how)
 
-    counts = _run(conn, ask, yes=filters.yes, as_json=as_json)
+    counts = _run(conn, ask, filters, as_json=as_json)
     if filters.yes and counts["running"]:
         raise Failure(
             f"{counts['running']} jobs run, and were left alone: --abort asks them to stop", Exit.REFUSED
@@ -134,7 +134,7 @@ def retry_many(
     def ask(page: Page) -> Call[list[JobAnswer]]:
         return calls_many.retry_jobs(chosen, page, reason=reason, actor=actor)
 
-    _run(conn, ask, yes=filters.yes, as_json=as_json)
+    _run(conn, ask, filters, as_json=as_json)
 
 
 @click.command()
@@ -195,8 +195,9 @@ def stuck(conn: Connection, *, as_json: bool) -> None:
     print_table(headings, rows, empty="no job was asked to abort and still runs")
 
 
-def _run(conn: Connection, ask: Ask, *, yes: bool, as_json: bool) -> Counter[str]:
+def _run(conn: Connection, ask: Ask, filters: Filters, *, as_json: bool) -> Counter[str]:
     """Show or do it, and print what became of the jobs; return how many of which outcome."""
+    yes, left = filters.yes, set(filters.selection.job_ids or ())
     matching = sum(len(answers) for answers in _answers(conn, ask, dry_run=True)) if yes else 0
     counts: Counter[str] = Counter()
     first: list[JobAnswer] = []
@@ -204,6 +205,7 @@ def _run(conn: Connection, ask: Ask, *, yes: bool, as_json: bool) -> Counter[str
         try:
             for answers in _answers(conn, ask, dry_run=not yes):
                 counts.update(answer.outcome for answer in answers)
+                left.difference_update(answer.job_id for answer in answers)
                 # For a script all of them; for people the first few.
                 first.extend(answers if as_json else answers[: max(0, SHOWN - len(first))])
                 advance(len(answers))
@@ -225,7 +227,29 @@ def _run(conn: Connection, ask: Ask, *, yes: bool, as_json: bool) -> Counter[str
             say(said)
     elif not as_json:
         say("no job matches")
+    _tell_of_ids(conn, left, none_matches=not counts)
     return counts
+
+
+def _tell_of_ids(conn: Connection, ids: set[int], *, none_matches: bool) -> None:
+    """Say why jobs that were named did not match; raises `Failure` where none did, and none is there."""
+    if not ids:
+        return
+    words = db.run(conn, calls_many.get_words(sorted(ids), []))
+    absent = {job_id for job_id in ids if words["job", job_id] in {"not_found", "deleted"}}
+    there = sorted(ids - absent)
+    if there:
+        statuses = ", ".join(f"{job_id} ({words['job', job_id]})" for job_id in there[:SHOWN])
+        say(f"not matched: {statuses}{_more(len(there))}")
+    if absent:
+        said = f"not found: {', '.join(map(str, sorted(absent)[:SHOWN]))}{_more(len(absent))}"
+        if none_matches and not there:
+            raise Failure(f"{said}: {exceptions.NO_JOB}", Exit.NOT_FOUND)
+        say(said)
+
+
+def _more(number: int) -> str:
+    return f" ... ({number} in all)" if number > SHOWN else ""
 
 
 def _answers(conn: Connection, ask: Ask, *, dry_run: bool) -> Iterator[list[JobAnswer]]:
