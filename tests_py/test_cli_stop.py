@@ -133,6 +133,21 @@ def test_waiting_has_an_end_and_the_request_stays(pljobs: Pljobs, conn: psycopg.
     assert (row["outcome"], row["request"]["resolution"]) == ("aborted", "forced")  # type: ignore[index]
 
 
+def test_a_job_that_was_asked_before_is_said_to_have_been(pljobs: Pljobs, conn: psycopg.Connection) -> None:
+    a_run(pljobs, conn, "--timeout", "1h")
+    assert "was left alone: --abort asks it" in pljobs("cancel", "1", exits=4).stderr
+    conn.execute("UPDATE pljobs.job SET timeout_at = clock_timestamp() - interval '1 s'")
+    conn.execute("SELECT pljobs.enforce_limits()")
+    assert "has been asked to stop by its timeout at 20" in pljobs("cancel", "1", exits=4).stderr
+    pljobs("cancel", "1", "--abort", "--actor", "ann")
+    result = pljobs("cancel", "1", exits=4)
+    assert result.stdout == "job 1: running\n"
+    assert result.stderr.startswith(
+        "pljobs: job 1: it runs, and has been asked to stop by pljobs_tests for ann at 20"
+    )
+    assert result.stderr.endswith(" (request 1): `pljobs stuck` shows what became of it\n")
+
+
 def test_a_number_behind_wait_is_a_time(pljobs: Pljobs) -> None:
     pljobs("defer", "t")
     assert "give the ID first" in pljobs("cancel", "--wait", "1", exits=2).stderr

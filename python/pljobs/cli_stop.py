@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import click
 
-from pljobs import calls_people, cli_holders, exceptions
+from pljobs import calls_cli, calls_people, cli_holders, db, exceptions
 from pljobs.answers import CancelResult, TreeAnswer
 from pljobs.calls_many import CANCELLABLE
 from pljobs.calls_people import StopOptions
@@ -24,8 +24,8 @@ from pljobs.cli_base import (
     with_database,
 )
 from pljobs.cli_many import SHOWN, Filters, cancel_many, filter_options, summary
-from pljobs.cli_output import Json, cell, print_json, print_table, say, to_json
-from pljobs.cli_waiting import FOR_EVER, Patience, ended_line, patience, unseen, wait_for_end
+from pljobs.cli_output import Json, cell, from_json, print_json, print_table, say, to_json, when
+from pljobs.cli_waiting import FOR_EVER, Patience, asked_by, ended_line, patience, unseen, wait_for_end
 from pljobs.manager_stop import STOPPED
 
 UNASKED = "nothing is asked yet"
@@ -158,7 +158,21 @@ def _cancel_one(
         click.echo(ended_line(job_id, ended) if ended else f"job {job_id}: {result.outcome}")
     if ended and ended["resolution"] not in STOPPED:
         raise Failure(f"job {job_id} was not stopped: {cell(ended['resolution'])}", Exit.REFUSED)
+    if result.outcome == "running" and result.request_id is not None:
+        raise Failure(f"job {job_id}: {_asked_before(conn, result.request_id)}", Exit.REFUSED)
     refuse(result.outcome, job_id, running="it runs, and was left alone: --abort asks it to stop")
+
+
+def _asked_before(conn: Connection, request_id: int) -> str:
+    """Say of a running job that it has been asked to stop, by whom and when."""
+    rows = db.run(conn, calls_cli.await_request(request_id))
+    by = ""
+    if rows:  # it may have been pruned
+        request = from_json(rows[0])
+        who = "its timeout" if request["source"] == "deadline" else asked_by(request)
+        by = f" by {who} at {when(request['requested_at'], fine=True)}"
+    asked = f"it runs, and has been asked to stop{by} (request {request_id})"
+    return f"{asked}: `pljobs stuck` shows what became of it"
 
 
 def _cancel_tree(conn: Connection, root: int, how: StopOptions, *, dry_run: bool, as_json: bool) -> None:

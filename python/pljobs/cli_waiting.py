@@ -103,10 +103,14 @@ def ended_line(job_id: int, request: dict[str, Json]) -> str:
         "abandoned": " (given up: its code may still run)",
         "rescinded": " (somebody took the request back)",
     }.get(str(request["resolution"]), "")
-    who = " for ".join(cell(request[name]) for name in ("requested_by", "actor") if request[name])
     took = _between(request["requested_at"], request["resolved_at"])
     asked, ended = when(request["requested_at"], fine=True), when(request["resolved_at"], fine=True)
-    return f"job {job_id}: {status}{how}; asked by {who} at {asked}, ended at {ended}{took}"
+    return f"job {job_id}: {status}{how}; asked by {asked_by(request)} at {asked}, ended at {ended}{took}"
+
+
+def asked_by(request: dict[str, Json]) -> str:
+    """Say who asked, and for whom."""
+    return " for ".join(cell(request[name]) for name in ("requested_by", "actor") if request[name])
 
 
 def _between(first: Json, last: Json) -> str:
