@@ -125,7 +125,8 @@ def test_who_waits_is_told_how_it_ended_and_whether_it_stopped(
 def test_waiting_has_an_end_and_the_request_stays(pljobs: Pljobs, conn: psycopg.Connection) -> None:
     job_id = str(a_run(pljobs, conn))
     result = pljobs("cancel", job_id, "--abort", "--wait", "0", exits=5)
-    assert "still runs after 0:00:00, and its worker hasn't heard of it; the request stays" in result.stderr
+    assert "still runs after 0:00:00, and its worker hasn't heard of it; the request stays: " in result.stderr
+    assert "`pljobs stuck` says what can be done" in result.stderr
     result = pljobs("cancel", job_id, "--abort", "--wait", "0", "--json", exits=5)
     assert json.loads(result.stdout)["outcome"] == "abort_already_requested"
     assert "1 its SQL" not in pljobs("stuck").stdout

@@ -88,7 +88,8 @@ def _still_runs(job_id: int, request: dict[str, Json], wait: Patience) -> str:
     heard = {"swallowed": ", and swallowed its abort", "handling": ", and is handling its abort"}
     doing = heard.get(str(request["handling"]), "")
     unheard = "" if request["delivered_at"] else ", and its worker hasn't heard of it"
-    return f"job {job_id} still runs after {wait.length}{doing}{unheard}; the request stays"
+    stays = "the request stays: `pljobs stuck` says what can be done"
+    return f"job {job_id} still runs after {wait.length}{doing}{unheard}; {stays}"
 
 
 def ended_line(job_id: int, request: dict[str, Json]) -> str:
