@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -36,6 +39,19 @@ def test_cancel_answers_scripts_with_a_row(pljobs: Pljobs) -> None:
         "sql_way": None,
     }
     assert fields(pljobs("cancel", "99", "--json", exits=3))["outcome"] == "not_found"
+
+
+def test_an_answer_that_cannot_be_written_is_one_line_and_what_was_done_is_done(
+    pljobs: Pljobs, db_url: str
+) -> None:
+    pljobs("defer", "a")
+    command = [sys.executable, "-m", "pljobs", "cancel", "1", "--url", db_url]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("pljobs: can't write the answer: No space left on device; ")
+    assert done.stderr.count("\n") == 1
+    assert status(pljobs) == "cancelled"
 
 
 @pytest.mark.parametrize("job_id", ["abc", "1.5", "1_0", "٣", "", "99999999999999999999", "1; DROP TABLE"])
