@@ -205,3 +205,21 @@ def test_on_a_terminal_answers_are_coloured_tables(pljobs: Pljobs, db_url: str) 
     shown = in_a_terminal(db_url, "list")
     assert "─" in shown
     assert "\x1b[36mtodo" in shown
+
+
+def test_on_a_terminal_ids_and_statuses_are_never_cut(
+    pljobs: Pljobs, conn: psycopg.Connection, db_url: str
+) -> None:
+    for _ in range(2):
+        pljobs("defer", "a_task_with_a_name_that_is_long", "--queue", "q" * 40, "--lock", "l")
+    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1)")
+    conn.execute("SELECT pljobs.fetch_jobs_v1(1)")
+    pljobs("cancel", "1", "--abort")
+    pljobs("cancel", "2")
+    for columns in (20, 45, 60, 80, 110):
+        shown = in_a_terminal(db_url, "list", columns=columns)
+        assert ("\u2500" in shown) is (columns > 60), columns
+        assert all(word in shown for word in ("doing (abort", "requested)"))
+        assert "cancelled" in shown
+        # What a narrow one shows is one line a job, which it folds itself, with nothing left out.
+        assert ("a_task_with_a_name_that_is_long" in shown) is (columns <= 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeAlias
@@ -34,6 +35,10 @@ _COLOURS = {
     "stopped": "dim",
     "deleted": "dim",
 }
+# Columns that are never cut in two.
+_IDS, _STATES = {"id", "job", "parent"}, {"status", "status now", "state", "outcome"}
+# Between columns; and what each of the others has at least, where it is not narrower by itself.
+GAP, FOLDED = 2, 6
 
 
 def visible(text: str, *, lines: bool = False) -> str:
@@ -97,29 +102,24 @@ def when(value: Json, *, fine: bool = False) -> str:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str = "") -> None:
-    """Print rows: a table on a terminal, else plain columns, one line a row, never cut or coloured."""
+    """Print rows: a table on a terminal that is wide enough, else plain columns.
+
+    These are one line a row, never cut or coloured.
+    """
     if not rows:
         if empty:
             say(empty)
         return
-    if not sys.stdout.isatty():
-        for line in _columns([list(headings), *(list(row) for row in rows)]):
-            click.echo(line)
+    console = Console()
+    folded = [
+        [_at_words(value) if name in _STATES else value for name, value in zip(headings, row, strict=True)]
+        for row in rows
+    ]
+    if sys.stdout.isatty() and _least_width(headings, folded) <= console.width:
+        console.print(_table(headings, folded))
         return
-    coloured = [name in {"status", "status now", "state", "outcome"} for name in headings]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in headings:
-        # An id that is cut is no id.
-        table.add_column(Text(heading), no_wrap=heading in {"id", "job"}, overflow="fold")
-    for row in rows:
-        # Text, never markup: what stands in square brackets is the job's, not a style.
-        table.add_row(
-            *(
-                Text(value, style=_COLOURS.get(value.split(" ", 1)[0], "") if has_colour else "")
-                for value, has_colour in zip(row, coloured, strict=True)
-            )
-        )
-    Console().print(table)
+    for line in _columns([list(headings), *(list(row) for row in rows)]):
+        click.echo(line)
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
@@ -143,6 +143,41 @@ def say(text: str) -> None:
 def one_line(text: str) -> str:
     """Return a message of many lines as one that a terminal can show."""
     return visible(" ".join(part.strip() for part in text.splitlines() if part.strip()))
+
+
+def _least_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Return how wide a terminal has to be for a table that can be read."""
+    total = GAP * (len(headings) - 1)
+    for heading, *values in zip(headings, *rows, strict=True):
+        width = max(cell_len(part) for value in [heading, *values] for part in value.split("\n"))
+        total += width if heading in _IDS | _STATES else min(width, FOLDED)
+    return total
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    for heading in headings:
+        # An id that is cut is no id.
+        table.add_column(Text(heading), no_wrap=heading in _IDS | _STATES, overflow="fold")
+    for row in rows:
+        # Text, never markup: what stands in square brackets is the job's, not a style.
+        table.add_row(
+            *(
+                Text(value, style=_colour(value) if heading in _STATES else "")
+                for heading, value in zip(headings, row, strict=True)
+            )
+        )
+    return table
+
+
+def _colour(state: str) -> str:
+    first, *_ = state.split() or [""]
+    return _COLOURS.get(first, "")
+
+
+def _at_words(state: str) -> str:
+    """Fold a status with what is said about it, between words."""
+    return textwrap.fill(state, 16, break_long_words=False, break_on_hyphens=False)
 
 
 def _columns(rows: list[list[str]]) -> Iterable[str]:
