@@ -112,6 +112,11 @@ def test_list_filters(pljobs: Pljobs) -> None:
     assert ids("--abort-requested") == ids("--stalled") == ids("--worker", "1") == []
 
 
+def test_list_takes_a_workers_id(pljobs: Pljobs) -> None:
+    assert "JOB_ID" not in pljobs("list", "--help").stdout
+    assert "'x' is not an id" in pljobs("list", "--worker", "x", exits=2).stderr
+
+
 def test_list_in_a_pipe_is_one_uncut_uncoloured_line_a_job(pljobs: Pljobs) -> None:
     pljobs("defer", "t" * 200, json.dumps({"text": "two\nlines"}))
     lines = pljobs("list", "--full").stdout.splitlines()

@@ -128,10 +128,10 @@ def refuse(outcome: str, job_id: int, *, running: str) -> None:
 
 
 def job_id(text: str) -> int:
-    """Read a job's id: a whole number of 64 bits."""
+    """Read the id of a job or a worker: a whole number of 64 bits."""
     # Not int() alone: it takes 1_000, and digits of every script.
     if not re.fullmatch(r"[+-]?[0-9]{1,19}", text) or abs(int(text)) > checks.MAX_INT64:
-        raise click.BadParameter(f"{visible(text)!r} is not a job's id, a whole number")
+        raise click.BadParameter(f"{visible(text)!r} is not an id, a whole number")
     return int(text)
 
 

@@ -40,7 +40,13 @@ BAR = 20
 @click.option("--task", metavar="NAME")
 @click.option("--lock", metavar="NAME")
 @click.option("--queueing-lock", metavar="NAME")
-@click.option("--worker", "worker_id", type=job_id, help="Jobs that this worker runs, or ran last.")
+@click.option(
+    "--worker",
+    "worker_id",
+    type=job_id,
+    metavar="ID",
+    help="Jobs that this worker (its id) runs, or ran last.",
+)
 @click.option("--parent", "parent_id", type=job_id, metavar="ID", help="Jobs deferred inside of this one.")
 @click.option("--abort-requested", is_flag=True, help="Running jobs that somebody asked to abort.")
 @click.option("--stalled", is_flag=True, help="Running jobs whose worker's lease ran out.")
