@@ -178,6 +178,14 @@ def test_show_of_a_deleted_job_tells_what_was_asked_and_ends_with_3(pljobs: Pljo
     assert fields(pljobs("show", "1", "--json", exits=3))["job"] is None
 
 
+def test_show_names_what_was_asked_once(pljobs: Pljobs) -> None:
+    pljobs("defer", "a")
+    pljobs("cancel", "1")
+    pljobs("cancel", "1", "--delete")
+    rows = pljobs("show", "1", exits=3).stdout.split("Requests")[1].splitlines()[2:]
+    assert [row.split()[:2] for row in rows] == [["cancel", "pljobs_tests"], ["delete", "pljobs_tests"]]
+
+
 def test_queues_and_pausing(pljobs: Pljobs) -> None:
     pljobs("defer", "a", "--queue", "mail")
     assert pljobs("pause", "mail", "--reason", "provider down").stdout == "queue mail: paused\n"

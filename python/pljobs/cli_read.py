@@ -286,7 +286,8 @@ def _print_requests(requests: list[dict[str, Json]] | None) -> None:
             strength = [
                 name for name, given in (("force", row["force"]), ("delete", row["delete_job"])) if given
             ]
-            kind = " + ".join([cell(row["kind"]), *strength])
+            # Of a deletion both say so.
+            kind = " + ".join(dict.fromkeys([cell(row["kind"]), *strength]))
             who = " for ".join(cell(row[name]) for name in ("requested_by", "actor") if row[name])
             times = [when(row[name], fine=True) for name in ("requested_at", "delivered_at", "resolved_at")]
             words = [cell(row[name]) for name in ("handling", "sql_way", "resolution", "reason")]
