@@ -62,6 +62,9 @@ class _Watch:
         self._what = what
         self._undone = undone
         self._pid = None if session.is_pooled(conn) else conn.info.backend_pid
+        info = conn.info
+        # Of several hosts, the same.
+        self._server = {"host": info.host, "hostaddr": info.hostaddr, "port": info.port}
         self._began = time.monotonic()
         self._end = end
         self._answered, self._looked = threading.Event(), threading.Event()
@@ -130,10 +133,7 @@ class _Watch:
     def _look(self) -> list[Holder]:
         if self._pid is None:  # nor has the pooler a server process for it
             return []
-        info = self._conn.info
-        # Of several hosts, the same.
-        server = {"host": info.host, "hostaddr": info.hostaddr, "port": info.port}
-        with connected(self._source, connect_timeout=TIMEOUT, **server) as other:
+        with connected(self._source, connect_timeout=TIMEOUT, **self._server) as other:
             return db.run(other, calls_cli.list_holders(self._pid))
 
     def _waiting_line(self) -> str:

@@ -93,8 +93,9 @@ def cancel(
 
     Answers with a word: cancelled, deleted, abort_requested, abort_already_requested, aborted (by --force),
     already_cancelled (exit code 0); running, already_finished (4); not_found (3). With --wait also 4 if the
-    job ended otherwise before it stopped, 5 if it still runs. With filters it shows what it would do, and
-    with --yes does it, in batches; 4 if running jobs were left alone.
+    job ended otherwise before it stopped, 5 if it still runs, or if somebody held it and nothing could be
+    asked in that time. With filters it shows what it would do, and with --yes does it, in batches; 4 if
+    running jobs were left alone.
     """
     how: StopOptions = {
         "abort": abort, "delete_job": delete_job, "force": force, "reason": reason, "actor": actor,
