@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import sys
 import threading
+import types
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any, Self
 
 import psycopg
 import pytest
@@ -15,7 +19,7 @@ import pytest
 from pljobs import App, Job, JobManager, Status, calls, db, watching
 from pljobs.answers import RunEnd
 from pljobs.exceptions import AppNotOpen, DatabaseUnavailable, InvalidArgument, JobNotFound
-from waiting import wait_until, wait_until_async
+from waiting import DEADLINE, wait_until, wait_until_async
 
 
 class Run:
@@ -192,6 +196,92 @@ def test_threads_share_their_questions_and_hand_them_on(
     assert {waiter.result(10) for waiter in waiters} == {Status.SUCCEEDED}
     assert all(asked == 1 for asked in questions.asked)
     assert len(questions.asked) < 100
+
+
+class AlarmError(Exception):
+    pass
+
+
+class Interruption:
+    """Raises at one point in this thread's waiting, as a signal handler may: between any two calls."""
+
+    def __init__(self, point: int, *, after: str = "") -> None:
+        self._left = point
+        self._after = after  # a built-in function: points are only where this has returned
+        self.raised = False
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        sys.setprofile(None)
+        return kind is AlarmError
+
+    def _look(self, frame: types.FrameType, event: str, what: Any) -> None:
+        # Where the interpreter looks for signals: as a function begins, and after calls.
+        if event not in {"call", "c_return"} or frame.f_code.co_filename != watching.__file__:
+            return
+        if self._after and (event != "c_return" or what.__name__ != self._after):
+            return
+        self._left -= 1
+        if self._left == 0:
+            sys.setprofile(None)
+            self.raised = True
+            raise AlarmError
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_signal_handler_that_raises_leaves_nothing_behind(
+    manager: JobManager, run: Run, pool: ThreadPoolExecutor, questions: Questions, is_first: bool
+) -> None:
+    def waiters() -> int:
+        circle = manager.connector.watches._of_threads
+        return 0 if circle is None else len(circle[1].waiters)
+
+    others = [] if is_first else [pool.submit(manager.wait_for_job, run.job_id, timeout=DEADLINE)]
+    wait_until(lambda: is_first or questions.asked)
+    for point in range(1, 1000):
+        with Interruption(point) as interruption, contextlib.suppress(TimeoutError):
+            manager.wait_for_job(run.job_id, timeout=0.001)
+        assert waiters() == len(others)
+        if not interruption.raised:
+            break
+    else:
+        pytest.fail("it never ends")
+    assert point > 20
+    others.append(pool.submit(manager.wait_for_job, run.job_id, timeout=DEADLINE))
+    run.end()
+    assert {other.result(DEADLINE) for other in others} == {Status.SUCCEEDED}
+
+
+def test_when_the_one_who_asks_is_interrupted_as_it_leaves_another_goes_on(
+    manager: JobManager, run: Run, pool: ThreadPoolExecutor, questions: Questions
+) -> None:
+    others: list[Future[Status | None]] = []
+
+    def another_waits() -> None:
+        wait_until(lambda: questions.asked)
+        others.append(pool.submit(manager.wait_for_job, run.job_id, timeout=DEADLINE))
+
+    starter = pool.submit(another_waits)
+    with Interruption(1, after="pop") as interruption, contextlib.suppress(TimeoutError):
+        manager.wait_for_job(run.job_id, timeout=1)
+    assert interruption.raised
+    starter.result(DEADLINE)
+    run.end()
+    assert others[0].result(DEADLINE) is Status.SUCCEEDED
+
+
+def test_one_may_wait_for_longer_than_threads_can(
+    manager: JobManager, run: Run, pool: ThreadPoolExecutor, questions: Questions
+) -> None:
+    first = pool.submit(manager.wait_for_job, run.job_id, timeout=timedelta(days=365_000))
+    wait_until(lambda: questions.asked)
+    second = pool.submit(manager.wait_for_job, run.job_id, timeout=timedelta(days=365_000))
+    wait_until(lambda: len(questions.asked) > 2 or second.done())
+    run.end()
+    assert [each.result(DEADLINE) for each in (first, second)] == [Status.SUCCEEDED] * 2
 
 
 def test_each_event_loop_has_its_own(db_url: str, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import threading
@@ -27,14 +28,33 @@ Key = tuple[str, int]
 """("job", id), or ("request", id)."""
 
 
-class _Event(Protocol):
-    """Be an event of threading or of asyncio."""
+class _Bell(Protocol):
+    """Wake the one who waits for it."""
 
     def set(self) -> None: ...
     def clear(self) -> None: ...
 
 
-E = TypeVar("E", bound=_Event)
+class _ThreadsBell:
+    """Wake a thread. An Event that a signal handler's exception leaves locked would hold whoever sets it."""
+
+    def __init__(self) -> None:
+        self._silence = threading.Lock()
+        self.clear()
+
+    def set(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it has rung already
+            self._silence.release()
+
+    def clear(self) -> None:
+        self._silence.acquire(blocking=False)
+
+    def wait(self, timeout: float) -> bool:
+        """Return whether it has rung, which is over by that."""
+        return self._silence.acquire(timeout=timeout)
+
+
+E = TypeVar("E", bound=_Bell)
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,13 +68,14 @@ class Seen:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Waiter(Generic[E]):
-    """One who waits; `turn` is set when it is over, and when it is this one's turn to ask."""
+    """One who waits; `bell` rings when it is over, and when it is this one's turn to ask, or to ask anew."""
 
     key: Key
-    turn: E
+    bell: E
     until: float | None
     seen: Seen = dataclasses.field(default_factory=Seen)
     was_asked: bool = False
+    leads: bool = False
     error: PljobsException | None = None
 
     @property
@@ -63,6 +84,12 @@ class _Waiter(Generic[E]):
 
     def left(self) -> float | None:
         return None if self.until is None else self.until - time.monotonic()
+
+    @property
+    def is_unasked(self) -> bool:
+        """Say whether its time is over, and it was neither asked for, nor tried to ask."""
+        left = self.left()
+        return left is not None and left <= 0 and not self.was_asked
 
     @property
     def is_late(self) -> bool:
@@ -77,49 +104,41 @@ class _Waiter(Generic[E]):
 
 
 class _Circle(Generic[E]):
-    """Those who wait together: one of them leads, which is to ask for all; who leaves hands that on.
+    """Those who wait together: the first of them leads, which is to ask for all; who leaves wakes the next.
 
-    There is no poller of its own, and so none that could be left behind, or die unnoticed.
+    There is no poller of its own, and so none that could be left behind, or die unnoticed. A signal handler
+    may raise in the middle of anything here: then the next finds out by itself that it leads now.
     """
 
-    def __init__(self, news: E) -> None:
-        self.news = news  # somebody new is waiting
+    def __init__(self) -> None:
+        # Whoever comes is put in, and who leaves taken out, by one step that nothing can interrupt.
+        self.waiters: dict[_Waiter[E], None] = {}
         self._lock = threading.Lock()
-        self._waiters: list[_Waiter[E]] = []
-        self._leader: _Waiter[E] | None = None
 
-    def join(self, waiter: _Waiter[E]) -> None:
-        with self._lock:
-            self._waiters.append(waiter)
-            if self._leader is None:
-                self._leader = waiter
-                waiter.turn.set()
-            else:
-                self.news.set()
+    def leader(self) -> _Waiter[E] | None:
+        for waiter in list(self.waiters):
+            if not waiter.is_done:
+                return waiter
+        return None
 
-    def leave(self, waiter: _Waiter[E]) -> bool:
-        """Return whether nobody is left."""
-        with self._lock:
-            self._waiters.remove(waiter)
-            if self._leader is waiter:
-                self._leader = next((other for other in self._waiters if not other.is_done), None)
-                if self._leader is not None:
-                    self._leader.turn.set()
-            return not self._waiters
+    def joined(self) -> None:
+        """Have somebody new be asked for."""
+        if (leader := self.leader()) is not None:
+            leader.bell.set()
 
-    def is_led_by(self, waiter: _Waiter[E]) -> bool:
-        return self._leader is waiter
+    def left(self) -> None:
+        """Hand on what the one who has left did."""
+        if (leader := self.leader()) is not None and not leader.leads:
+            leader.bell.set()
 
     def keys(self) -> set[Key]:
-        with self._lock:
-            self.news.clear()
-            return {waiter.key for waiter in self._waiters if not waiter.is_done}
+        return {waiter.key for waiter in list(self.waiters) if not waiter.is_done}
 
     def tell(self, answers: Mapping[Key, str]) -> bool:
         """Tell everybody what was answered; return whether anything is new."""
         changed = False
         with self._lock:
-            for waiter in self._waiters:
+            for waiter in list(self.waiters):
                 seen, word = waiter.seen, answers.get(waiter.key)
                 if word is None or waiter.is_done:
                     continue
@@ -128,17 +147,17 @@ class _Circle(Generic[E]):
                 waiter.was_asked = True
                 if word not in GOING_ON[waiter.key[0]]:
                     seen.is_over = True
-                    waiter.turn.set()
+                    waiter.bell.set()
         return changed
 
     def fail(self, asked: Iterable[Key], error: PljobsException) -> None:
         """Tell those who were asked for that the database could not answer."""
         keys = set(asked)
         with self._lock:
-            for waiter in self._waiters:
+            for waiter in list(self.waiters):
                 if waiter.key in keys and not waiter.is_done:
                     waiter.error = error
-                    waiter.turn.set()
+                    waiter.bell.set()
 
 
 class Watches:
@@ -147,7 +166,7 @@ class Watches:
     def __init__(self, connector: PsycopgConnector) -> None:
         self._connector = connector
         self._lock = threading.Lock()
-        self._of_threads: tuple[int, _Circle[threading.Event]] | None = None
+        self._of_threads: tuple[int, _Circle[_ThreadsBell]] | None = None
         self._of_loops: dict[asyncio.AbstractEventLoop, _Circle[asyncio.Event]] = {}
 
     def wait(self, key: Key, timeout: float | None) -> Seen:
@@ -155,56 +174,59 @@ class Watches:
         with self._lock:
             # A forked process has the parent's waiters, but not their threads.
             if self._of_threads is None or self._of_threads[0] != os.getpid():
-                self._of_threads = (os.getpid(), _Circle(threading.Event()))
+                self._of_threads = (os.getpid(), _Circle())
             circle = self._of_threads[1]
-        waiter = _Waiter(key, threading.Event(), _until(timeout))
-        circle.join(waiter)
+        waiter = _Waiter(key, _ThreadsBell(), _until(timeout))
         try:
+            circle.waiters[waiter] = None
+            circle.joined()
             while not (waiter.is_done or waiter.is_late):
-                if circle.is_led_by(waiter):
+                if circle.leader() is waiter:
                     self._lead(circle, waiter)
-                elif not waiter.turn.wait(waiter.left()) and not waiter.was_asked:
+                elif not waiter.bell.wait(_shorter(LONGEST_PAUSE, waiter.left())) and waiter.is_unasked:
                     self._look(circle, {key})
                     waiter.was_asked = True
         finally:
-            circle.leave(waiter)
+            circle.waiters.pop(waiter, None)
+            circle.left()
         return waiter.result()
 
     async def wait_async(self, key: Key, timeout: float | None) -> Seen:
         """Do what `wait` does."""
         loop = asyncio.get_running_loop()
-        with self._lock:
-            if loop not in self._of_loops:
-                self._of_loops[loop] = _Circle(asyncio.Event())
-            circle = self._of_loops[loop]
+        circle = self._of_loops.setdefault(loop, _Circle())
         waiter = _Waiter(key, asyncio.Event(), _until(timeout))
-        circle.join(waiter)
         try:
+            circle.waiters[waiter] = None
+            circle.joined()
             while not (waiter.is_done or waiter.is_late):
-                if circle.is_led_by(waiter):
+                if circle.leader() is waiter:
                     await self._lead_async(circle, waiter)
-                elif not await _is_set(waiter.turn, waiter.left()) and not waiter.was_asked:
+                elif not await _has_rung(waiter.bell, waiter.left()) and waiter.is_unasked:
                     await self._look_async(circle, {key}, PATIENCE)
                     waiter.was_asked = True
         finally:
-            if circle.leave(waiter):
-                with self._lock:
-                    del self._of_loops[loop]
+            circle.waiters.pop(waiter, None)
+            circle.left()
+            if not circle.waiters:
+                del self._of_loops[loop]
         return waiter.result()
 
-    def _lead(self, circle: _Circle[threading.Event], waiter: _Waiter[threading.Event]) -> None:
-        pause = FIRST_PAUSE
+    def _lead(self, circle: _Circle[_ThreadsBell], waiter: _Waiter[_ThreadsBell]) -> None:
+        pause, waiter.leads = FIRST_PAUSE, True
         while True:
+            waiter.bell.clear()
             changed = self._look(circle, circle.keys())
             waiter.was_asked = True
             if waiter.is_done or waiter.is_late:
                 return
             pause = FIRST_PAUSE if changed else min(pause * 1.5, LONGEST_PAUSE)
-            circle.news.wait(_shorter(pause, waiter.left()))
+            waiter.bell.wait(_shorter(pause, waiter.left()))
 
     async def _lead_async(self, circle: _Circle[asyncio.Event], waiter: _Waiter[asyncio.Event]) -> None:
-        pause = FIRST_PAUSE
+        pause, waiter.leads = FIRST_PAUSE, True
         while True:
+            waiter.bell.clear()
             left = waiter.left()
             changed = await self._look_async(
                 circle, circle.keys(), None if left is None else max(left, PATIENCE)
@@ -213,9 +235,9 @@ class Watches:
             if waiter.is_done or waiter.is_late:
                 return
             pause = FIRST_PAUSE if changed else min(pause * 1.5, LONGEST_PAUSE)
-            await _is_set(circle.news, _shorter(pause, waiter.left()))
+            await _has_rung(waiter.bell, _shorter(pause, waiter.left()))
 
-    def _look(self, circle: _Circle[threading.Event], keys: set[Key]) -> bool:
+    def _look(self, circle: _Circle[_ThreadsBell], keys: set[Key]) -> bool:
         try:
             return circle.tell(self._connector.execute(_question(keys)))
         except PljobsException as error:
@@ -250,10 +272,11 @@ def _shorter(pause: float, left: float | None) -> float:
     return pause if left is None else max(0.0, min(pause, left))
 
 
-async def _is_set(event: asyncio.Event, timeout: float | None) -> bool:
-    try:
+async def _has_rung(bell: asyncio.Event, timeout: float | None) -> bool:
+    """Do what `_ThreadsBell.wait` does."""
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(None if timeout is None else max(0.0, timeout)):
-            await event.wait()
-    except TimeoutError:
-        return event.is_set()
-    return True
+            await bell.wait()
+    rung = bell.is_set()
+    bell.clear()
+    return rung
