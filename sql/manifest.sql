@@ -246,7 +246,7 @@ BEGIN
     ('function', '_privileges()', 'a577a6f7d9c4ee2f11bdf1151c458c6a5ea2ea8cbd56ed6d6efac6049e502c7d'),
     ('function', '_promote_due_jobs(max_jobs integer)', 'fed616b14eee8e313fb1488d6d91761a7b06beefeb89ffc14c8d1af755cc110c'),
     ('function', '_promote_jobs(max_jobs integer)', '2ca0b841ee173c084b545e9f2153a0435a37f578c32109fd0c53e55601d4bf98'),
-    ('function', '_raise_held(job_id bigint)', '33a1d7746f8a53c3d5d949a4396a76a59becbdf406958d699ad81e55c91680e7'),
+    ('function', '_raise_held(job_id bigint)', '41e1aee4b5a1429b6008853eaf31583643838825af19358d7f8a4a8e15896961'),
     ('function', '_record_request(kind text, job_id bigint, queue text, task text, reason text, actor text, resolution text, delete_job boolean, force boolean, run_id bigint, worker_id bigint, source text, sql_at timestamp with time zone, term_at timestamp with time zone, kill_at timestamp with time zone)', '3fc280ca5c87ed04f07dd66b8748e49e10692aadea15f45f0d1db878c7b6bd4f'),
     ('function', '_refill_buckets(unused jsonb)', '1c6fd21f7f5bb98655533a11e1def95743d2f0fa992e26d1b1a3db3df58fadde'),
     ('function', '_refuse_held(relation regclass, since timestamp with time zone)', '751e4130df12500c6469d6aad9e137541dc64cf64500a60d85bbd6005460513a'),

@@ -58,7 +58,7 @@ def test_a_patient_reader_sees_no_harm_in_what_has_just_begun(night: Server, con
     ):
         writing.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         writing.execute("SELECT pljobs.cancel_job(%s)", [job_id])
-        thread = threading.Thread(target=waiting.execute, args=["SELECT pljobs.cancel_job(%s)", [job_id]])
+        thread = threading.Thread(target=waiting.execute, args=["SELECT pljobs.cancel_job_v1(%s)", [job_id]])
         thread.start()
         preparing.tpc_begin(preparing.xid(1, "young", "shop"))
         preparing.execute("SELECT pg_current_xact_id()")
@@ -274,7 +274,7 @@ def test_who_waits_is_shown_with_whom_for(night: Server, conn: Conn, other: Conn
     job_id = conn.execute("SELECT pljobs.defer_job('a task')").fetchall()[0][0]
     other.execute("SELECT pljobs.cancel_job(%s)", [job_id])
     with psycopg.connect(night.url("night"), autocommit=True) as waiting:
-        thread = threading.Thread(target=waiting.execute, args=["SELECT pljobs.cancel_job(%s)", [job_id]])
+        thread = threading.Thread(target=waiting.execute, args=["SELECT pljobs.cancel_job_v1(%s)", [job_id]])
         thread.start()
         _, detail, action = seen(conn, "blocked_sessions", pid_of(waiting))
         assert worst(conn, "blocked_sessions", pid_of(waiting)) == "critical"
@@ -294,7 +294,7 @@ def test_a_prepared_transaction_that_somebody_waits_for_is_named(
     other.execute("SELECT id FROM pljobs.job WHERE id = %s FOR UPDATE", [job_id])
     other.tpc_prepare()
     with psycopg.connect(night.url("night"), autocommit=True) as waiting:
-        thread = threading.Thread(target=waiting.execute, args=["SELECT pljobs.cancel_job(%s)", [job_id]])
+        thread = threading.Thread(target=waiting.execute, args=["SELECT pljobs.cancel_job_v1(%s)", [job_id]])
         thread.start()
         _, detail, action = seen(conn, "blocked_sessions", pid_of(waiting))
         other.tpc_rollback()
