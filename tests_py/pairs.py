@@ -23,12 +23,12 @@ CALLS: Mapping[str, str] = MappingProxyType(
         "stopped": "SELECT status FROM pljobs.finish_jobs_v1(public.ended(%(J)s, %(R)s, 'aborted'))",
         "abandoned": "SELECT status FROM pljobs.finish_jobs_v1(public.ended(%(J)s, %(R)s, 'abandoned'))",
         "finish in body": "SELECT pljobs.finish_job_v1(%(J)s, %(R)s)",
-        "cancel": "SELECT pljobs.cancel_job(%(J)s)",
-        "abort": "SELECT pljobs.cancel_job(%(J)s, abort => true)",
-        "force": "SELECT pljobs.cancel_job(%(J)s, force => true)",
+        "cancel": "SELECT c.outcome FROM pljobs.cancel_job_v1(%(J)s) AS c",
+        "abort": "SELECT c.outcome FROM pljobs.cancel_job_v1(%(J)s, abort => true) AS c",
+        "force": "SELECT c.outcome FROM pljobs.cancel_job_v1(%(J)s, force => true) AS c",
         "cancel tree": """
             SELECT array_agg(task_name || ' ' || outcome ORDER BY task_name)
-              FROM pljobs.cancel_tree(%(J)s, abort => true)""",
+              FROM pljobs.cancel_tree_v1(%(J)s, abort => true)""",
         "delete": "SELECT pljobs.delete_job(%(J)s)",
         "retry job": "SELECT pljobs.retry_job(%(J)s)",
         "rescind": "SELECT outcome FROM pljobs.rescind_request_v1(%(J)s)",
@@ -130,7 +130,7 @@ BEGIN
                  job.status, job.waiting_for, job.attempts::text, job.crashes::text, job.queueing_lock,
                  CASE WHEN job.run_id = r THEN 'run' WHEN job.run_id > r THEN 'new run' END,
                  CASE WHEN job.last_run_id = r THEN 'last' END,
-                 CASE WHEN job.request_id > 0 THEN 'asked' END]))
+                 CASE WHEN job.request_id > 0 THEN 'asked' END]) ORDER BY job.id)
                FROM pljobs.job),
     'archived', (SELECT jsonb_agg(archived.task) FROM pljobs.job_archive AS archived),
     'twice', (SELECT count(*) - count(DISTINCT job.task) FROM pljobs.job),

@@ -11,6 +11,8 @@ from pljobs.embedded import Server, environment
 from servers import TEMPLATE, isolationtester
 
 _TIMEOUT = "30"  # seconds that one step may take before isolationtester cancels it
+# Without one, a person's cancel waits a second: on a busy machine too short for the next step.
+_PATIENCE = "-c lock_timeout=60s"
 
 
 def run_specs(
@@ -30,7 +32,9 @@ def run_specs(
             capture_output=True,
             text=True,
             check=False,
-            env=environment() | {"PG_TEST_TIMEOUT_DEFAULT": _TIMEOUT, "PGISOLATIONTIMEOUT": _TIMEOUT},
+            env=environment()
+            | {"PG_TEST_TIMEOUT_DEFAULT": _TIMEOUT, "PGISOLATIONTIMEOUT": _TIMEOUT}
+            | {"PGOPTIONS": _PATIENCE},
         )
         printed = done.stdout + done.stderr
         before_drop(dbname)

@@ -243,11 +243,11 @@ class _Demo:
         deferrer = demo_tasks.hash_again_async.configure(priority=9)
         job_id = deferrer.defer(paths=self.found.files[:LOOPED_FILES])
         _until(lambda: self._are_doing(conn, [job_id]), alive, "the worker to start the job")
-        click.echo(
-            f"\nJob {job_id} runs until you abort it. In psql: SELECT cancel_job({job_id}, abort => true);"
-        )
-        click.echo("Waiting for that. Ctrl-C aborts it, too.")
         try:
+            click.echo(
+                f"\nJob {job_id} runs until you abort it. In psql: SELECT cancel_job({job_id}, abort => true);"
+            )
+            click.echo("Waiting for that. Ctrl-C aborts it, too.")
             while self._are_doing(conn, [job_id]):
                 alive()
                 time.sleep(LOOK_EVERY)

@@ -96,14 +96,18 @@ CREATE OR REPLACE FUNCTION pljobs.cancel_job(
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET lock_timeout = '1s'
 AS $$
 -- What cancel_job_v1 does, for people: returns its outcome, one word; for a running job that was left alone a
 -- NOTICE that says how to stop it, and with sql one that says what became of its statement. Waits a second
--- for whoever holds the job, not longer: then raises 55P03, with who that is and how to end it.
+-- for whoever holds the job, or for the caller's lock_timeout, where there is one: then raises 55P03, with
+-- who that is and how to end it.
 DECLARE
+    v_waits_for_ever boolean := current_setting('lock_timeout') = '0';
     v_answer record;
 BEGIN
+    IF v_waits_for_ever THEN
+        SET LOCAL lock_timeout = '1s';
+    END IF;
     SELECT c.outcome, c.sql_way INTO v_answer FROM pljobs.cancel_job_v1(
         cancel_job.job_id, cancel_job.abort, cancel_job.delete_job, cancel_job.force, cancel_job.reason,
         cancel_job.actor, cancel_job.grace, cancel_job.term_grace, cancel_job.sql) AS c;
@@ -119,6 +123,9 @@ BEGIN
             ELSE 'it is in no statement that can be cancelled, on no connection of context.connection(), '
                  'or behind a pooler; it is tried again'
         END;
+    END IF;
+    IF v_waits_for_ever THEN
+        SET LOCAL lock_timeout = 0;
     END IF;
     RETURN v_answer.outcome;
 EXCEPTION

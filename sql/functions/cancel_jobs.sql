@@ -102,14 +102,17 @@ CREATE OR REPLACE FUNCTION pljobs.cancel_jobs(
 ) RETURNS TABLE (job_id bigint, queue_name text, task_name text, status_before text, outcome text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET lock_timeout = '1s'
 AS $$
 -- What cancel_jobs_v1 does, for people: by ascending id; with a NOTICE where nothing was changed (dry_run),
--- where running jobs are left alone, and where max_jobs was reached. Waits a second for each lock, as
--- cancel_job does.
+-- where running jobs are left alone, and where max_jobs was reached. Waits for each lock as cancel_job
+-- does.
 DECLARE
+    v_waits_for_ever boolean := current_setting('lock_timeout') = '0';
     v_jobs bigint;
 BEGIN
+    IF v_waits_for_ever THEN
+        SET LOCAL lock_timeout = '1s';
+    END IF;
     RETURN QUERY
     SELECT c.job_id, c.queue_name, c.task_name, c.status_before, c.outcome
       FROM pljobs.cancel_jobs_v1(
@@ -126,6 +129,9 @@ BEGIN
     IF v_jobs = cancel_jobs.max_jobs THEN
         RAISE NOTICE 'there may be more than these % (max_jobs): CALL cancel_jobs_in_batches takes all',
             v_jobs;
+    END IF;
+    IF v_waits_for_ever THEN
+        SET LOCAL lock_timeout = 0;
     END IF;
 EXCEPTION
     WHEN lock_not_available THEN

@@ -281,13 +281,16 @@ CREATE OR REPLACE FUNCTION pljobs.cancel_tree(
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET lock_timeout = '1s'
 AS $$
 -- What cancel_tree_v1 does, for people: by ascending id; with a NOTICE where nothing was changed (dry_run),
--- and where running jobs were left alone. Waits a second for each lock, as cancel_job does.
+-- and where running jobs were left alone. Waits for each lock as cancel_job does.
 DECLARE
+    v_waits_for_ever boolean := current_setting('lock_timeout') = '0';
     v_running boolean := false;
 BEGIN
+    IF v_waits_for_ever THEN
+        SET LOCAL lock_timeout = '1s';
+    END IF;
     FOR job_id, parent_id, queue_name, task_name, status_before, outcome IN
         SELECT c.job_id, c.parent_id, c.queue_name, c.task_name, c.status_before, c.outcome
           FROM pljobs.cancel_tree_v1(
@@ -305,6 +308,9 @@ BEGIN
     IF v_running THEN
         RAISE NOTICE 'running jobs are left alone, and may defer more; to stop them: '
                      'SELECT cancel_tree(%, abort => true);', cancel_tree.root;
+    END IF;
+    IF v_waits_for_ever THEN
+        SET LOCAL lock_timeout = 0;
     END IF;
 EXCEPTION
     WHEN lock_not_available THEN

@@ -34,7 +34,6 @@ DECLARE
     v_started_before timestamptz;
     v_own bigint[] := pljobs._own_workers();
     v_job_ids bigint[];
-    v_ahead bigint[];
     v_request_ids bigint[];
     v_locks text[];
     v_id bigint;
@@ -49,20 +48,20 @@ BEGIN
                    'Call register_worker_v2 with its id, then heartbeat_v1 again.';
     END IF;
 
-    SELECT array_agg(h.id ORDER BY h.queueing_lock, h.id) FILTER (WHERE NOT h.ahead),
-           array_agg(h.lock) FILTER (WHERE NOT h.ahead AND h.lock IS NOT NULL),
-           array_agg(h.id) FILTER (WHERE h.ahead)
-      INTO v_job_ids, v_locks, v_ahead
-      FROM (SELECT j.id, j.lock, j.queueing_lock, j.started_at >= v_started_before AS ahead
-              FROM pljobs.job AS j
+    -- The clock was set back: else what was never received would be younger than a lease for as long.
+    UPDATE pljobs.job AS j SET started_at = clock_timestamp()
+     WHERE j.id = ANY (ARRAY(
+           SELECT o.id FROM pljobs.job AS o
+            WHERE o.worker_id = heartbeat_v1.worker_id AND o.status = 'doing'
+              AND o.started_at > clock_timestamp() AND (o.run_id = ANY (heartbeat_v1.run_ids)) IS NOT TRUE
+              FOR UPDATE SKIP LOCKED));
+    SELECT array_agg(h.id ORDER BY h.queueing_lock, h.id), array_agg(h.lock) FILTER (WHERE h.lock IS NOT NULL)
+      INTO v_job_ids, v_locks
+      FROM (SELECT j.id, j.lock, j.queueing_lock FROM pljobs.job AS j
              WHERE j.worker_id = heartbeat_v1.worker_id AND j.status = 'doing'
-               AND (j.started_at < v_started_before OR j.started_at > clock_timestamp())
+               AND j.started_at < v_started_before
                AND (j.run_id = ANY (heartbeat_v1.run_ids)) IS NOT TRUE
              ORDER BY j.id FOR UPDATE SKIP LOCKED) AS h;
-    IF v_ahead IS NOT NULL THEN
-        -- The clock was set back: else they would be younger than a lease for as long.
-        UPDATE pljobs.job AS j SET started_at = clock_timestamp() WHERE j.id = ANY (v_ahead);
-    END IF;
     FOREACH v_id IN ARRAY coalesce(v_job_ids, '{}') LOOP
         PERFORM pljobs._release_job(v_id, crashed => false, max_crashes => NULL);
     END LOOP;

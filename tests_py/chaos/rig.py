@@ -160,7 +160,10 @@ class Rig:
     def cancel(self, job_id: int, *, abort: bool = True, delete: bool = False) -> str:
         """Cancel a job, and keep the answer."""
         found = self.rows(
-            "SELECT pljobs.cancel_job(%s, abort => %s, delete_job => %s)", job_id, abort, delete
+            "SELECT c.outcome FROM pljobs.cancel_job_v1(%s, abort => %s, delete_job => %s) AS c",
+            job_id,
+            abort,
+            delete,
         )
         answer = str(found[0][0])
         self.answers[job_id].append(answer)

@@ -94,7 +94,7 @@ def _crash_in(rig: Rig, status: str | None) -> None:
 def _cancel_in_vain(url: str, job_id: int) -> None:
     """Cancel a job, and get no answer."""
     with contextlib.suppress(psycopg.Error), psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("SELECT pljobs.cancel_job(%s)", [job_id])
+        conn.execute("SELECT pljobs.cancel_job_v1(%s)", [job_id])
 
 
 def _caught(rig: Rig) -> bool:

@@ -198,7 +198,7 @@ class Session:
 
     def cancel(self, conn: Conn) -> None:
         conn.execute(
-            "SELECT pljobs.cancel_job(%s, abort => %s, delete_job => %s, force => %s, grace => %s)",
+            "SELECT pljobs.cancel_job_v1(%s, abort => %s, delete_job => %s, force => %s, grace => %s)",
             [self._id(), self._flag(0.8), self._flag(0.2), self._flag(0.3), self._random.choice([None, "0"])],
         )
 
