@@ -86,7 +86,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C reach what tests start: in the background a shell has it ignored, and so all that follows."""
+    """Have Ctrl-C reach what tests start: a shell has it ignored in its background, and by all from there."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -217,8 +217,9 @@ def test_a_record_tells_who_wrote_it(caplog: pytest.LogCaptureFixture) -> None:
     assert second.exc_info is not None
 
 
+@pytest.mark.parametrize("late", [False, True])
 async def test_a_callback_that_can_not_be_called_keeps_no_other_job_from_its_abort(
-    app: App, monkeypatch: pytest.MonkeyPatch
+    app: App, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     start = threading.Thread.start
 
@@ -229,8 +230,10 @@ async def test_a_callback_that_can_not_be_called_keeps_no_other_job_from_its_abo
 
     @app.task(name="t", pass_context=True)
     def t(context: JobContext) -> None:
-        context.on_abort(lambda: None)
+        if not late:
+            context.on_abort(lambda: None)
         context.abort_flag.wait(60)
+        context.on_abort(lambda: None)
         raise JobAborted("seen")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)

@@ -83,10 +83,7 @@ class AbortFlag:
         if raised is not None:
             raised.set()
         for callback in callbacks:
-            try:
-                callback()
-            except Exception:  # no thread to be had: the abort goes on, to the others, too
-                logger.exception("A callback of on_abort can't be called")
+            callback()
         return True
 
     def is_set(self) -> bool:
@@ -136,7 +133,10 @@ class AbortFlag:
         except RuntimeError:
 
             def start() -> None:
-                threading.Thread(target=guarded, name="pljobs-on-abort", daemon=True).start()
+                try:
+                    threading.Thread(target=guarded, name="pljobs-on-abort", daemon=True).start()
+                except Exception:  # no thread to be had: the abort goes on, to the others, too
+                    logger.exception("A callback of on_abort can't be called")
         else:
 
             def start() -> None:

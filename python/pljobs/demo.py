@@ -244,9 +244,8 @@ class _Demo:
         job_id = deferrer.defer(paths=self.found.files[:LOOPED_FILES])
         _until(lambda: self._are_doing(conn, [job_id]), alive, "the worker to start the job")
         try:
-            click.echo(
-                f"\nJob {job_id} runs until you abort it. In psql: SELECT cancel_job({job_id}, abort => true);"
-            )
+            statement = f"SELECT cancel_job({job_id}, abort => true);"
+            click.echo(f"\nJob {job_id} runs until you abort it. In psql: {statement}")
             click.echo("Waiting for that. Ctrl-C aborts it, too.")
             while self._are_doing(conn, [job_id]):
                 alive()
