@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pljobs import App, PsycopgConnector, pings
+from pljobs import App, Job, PsycopgConnector, pings
 from pljobs.exceptions import InvalidArgument
 from pljobs.listener import TODO_CHANNEL, queue_hash
 from waiting import wait_until
@@ -212,6 +212,7 @@ def test_never_nobody_is_told(ears: Conn, db_url: str) -> None:
     with app.open(), psycopg.connect(db_url) as other:
         app.configure_task("t").defer()
         app.configure_task("t", connection=other).defer()
+        app.job_manager.defer_job(Job(task_name="t"))
     assert heard(ears) == []
 
 

@@ -40,7 +40,9 @@ class JobManager(StopJobs, ManyJobs, Throttles):
         def deferred(ids: list[int]) -> Job:
             return job.evolve(id=ids[0], status=Status.TODO)
 
-        return Question(calls.defer_jobs([job], dumps=self.connector.json_dumps).then(deferred), connection)
+        notify = self.connector.notify != "never"
+        call = calls.defer_jobs([job], dumps=self.connector.json_dumps, notify=notify)
+        return Question(call.then(deferred), connection)
 
     defer_job, defer_job_async = twins(_defer_job)
 
