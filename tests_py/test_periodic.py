@@ -77,6 +77,12 @@ def test_cron_means_utc_also_across_daylight_saving(app: App) -> None:
     assert ticks == [spring + timedelta(hours=2.5), spring + timedelta(days=1, hours=2.5)]
 
 
+@pytest.mark.parametrize("cron", ["0 0 * MAR,apr FRI", "0 0 * * thu-fri"])
+def test_names_of_days_and_months_are_known(app: App, cron: str) -> None:
+    every(app, cron)
+    assert len(app.periodic_registry) == 1
+
+
 def test_the_next_tick_is_known(app: App) -> None:
     assert next_tick(app.periodic_registry, after=NOON) is None
     every(app, "0 13 * * *")
@@ -85,8 +91,12 @@ def test_the_next_tick_is_known(app: App) -> None:
 
 
 @pytest.mark.parametrize(
-    "cron", ["", "nonsense", "61 * * * *", "* * * *", "0 0 30 2 *", "* * * * * * *", 5, None]
-)
+    "cron",
+    [
+        "", "nonsense", "61 * * * *", "* * * *", "0 0 30 2 *", "* * * * * * *", 5, None,
+        "H * * * *", "R * * * *", "0 r(1-5) * * *", "0,R * * * *", "R/2 * * * *",
+    ],
+)  # fmt: skip
 def test_a_cron_that_cant_be_is_refused_where_it_is_declared(app: App, cron: Any) -> None:
     with pytest.raises(InvalidArgument, match="cron"):
         every(app, cron)

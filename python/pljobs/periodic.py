@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypedDict
@@ -176,6 +177,8 @@ def _check_cron(cron: str) -> None:
         raise InvalidArgument(f"cron must be text, not {type(cron).__name__}")
     if len(cron.split()) > 6:
         raise InvalidArgument(f"cron {cron!r} has more than six fields")
+    if re.search(r"(?<![^\s,])r(?![a-z])", cron, re.IGNORECASE):
+        raise InvalidArgument(f"cron {cron!r} is random (R): each worker would have ticks of its own")
     try:
         # get_next finds out that a date never comes.
         _croniter(cron, datetime.now(UTC).timestamp()).get_next(float)
