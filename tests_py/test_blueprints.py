@@ -96,3 +96,18 @@ def test_periodic_tasks_come_along() -> None:
     (periodic,) = app.periodic_registry
     assert periodic.task is feed
     assert periodic.task.name == "cats:feed"
+
+
+def test_periodic_tasks_come_along_once_and_what_is_refused_changes_nothing() -> None:
+    app, cats = App(""), Blueprint()
+
+    @cats.periodic(cron="0 * * * *")
+    @cats.task(name="feed", aliases=["old"])
+    def feed(timestamp: int) -> None: ...
+
+    app.add_tasks_from(cats, namespace="one")
+    with pytest.raises(TaskAlreadyRegistered, match="task one:feed is periodic already"):
+        app.add_tasks_from(cats, namespace="two")
+    assert set(app.tasks) == {"one:feed", "one:old"}
+    assert (feed.name, feed.aliases) == ("one:feed", ["one:old"])
+    assert len(app.periodic_registry) == 1

@@ -152,7 +152,8 @@ class Blueprint:
     def add_tasks_from(self, blueprint: Blueprint, *, namespace: str) -> None:
         """Add the tasks declared so far in another blueprint, names and aliases prefixed with `namespace:`.
 
-        Raises `TaskAlreadyRegistered`, and adds none, if one of the names is taken.
+        Raises `TaskAlreadyRegistered`, and adds none, if one of the names is taken, or one of the tasks is
+        periodic here already.
         """
         checks.name("namespace", namespace)
         new = [
@@ -163,12 +164,12 @@ class Blueprint:
         self._refuse_taken(names)
         for name in names:
             checks.name("the name of the task", name)
+        self.periodic_registry.update(blueprint.periodic_registry)
         for task, name, aliases in new:
             self._register(task, name, aliases)
             task.name, task.aliases = name, list(aliases)
         for task, _, _ in new:
             task.blueprint = self
-        self.periodic_registry.update(blueprint.periodic_registry)
 
     def add_task_alias(self, task: AnyTask, alias: str) -> None:
         """Add a further name for a task, namespaces included; raises `TaskAlreadyRegistered`."""

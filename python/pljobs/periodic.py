@@ -104,22 +104,23 @@ class PeriodicRegistry:
         _check_options(options)
         _check_cron(cron)
         periodic = PeriodicTask(task=task, cron=cron, periodic_id=periodic_id, configure_kwargs=options)
-        self._add(periodic)
+        self._refuse_known(periodic)
+        self._tasks.append(periodic)
         return periodic
 
     def update(self, other: PeriodicRegistry) -> None:
-        """Add all of another registry's periodic tasks."""
+        """Add another registry's periodic tasks, all or none; raises `TaskAlreadyRegistered`."""
         for periodic in other:
-            self._add(periodic)
+            self._refuse_known(periodic)
+        self._tasks += other
 
-    def _add(self, new: PeriodicTask) -> None:
+    def _refuse_known(self, new: PeriodicTask) -> None:
         for known in self._tasks:
             if known.task is new.task and known.periodic_id == new.periodic_id:
                 raise TaskAlreadyRegistered(
                     f"task {new.task.name} is periodic already, with periodic_id {new.periodic_id!r}:"
                     " give each its own"
                 )
-        self._tasks.append(new)
 
 
 def _check_options(options: PeriodicOptions) -> None:
