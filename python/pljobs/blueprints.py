@@ -136,8 +136,9 @@ class Blueprint:
 
         `cron` has five fields (minute, hour, day, month, weekday) or a sixth for the seconds, and means UTC.
         The task is called with `timestamp`, the planned time in seconds since 1970 as an int. One task may be
-        declared several times with different `periodic_id`. `options` are `configure`'s, without schedule and
-        connection. Raises `InvalidArgument` for a cron that can't be, `MissingExtra` without
+        declared several times with different `periodic_id`. `options` are `queue`, `priority`, `lock`,
+        `queueing_lock` and `task_kwargs`, as `configure` has them; what else its jobs have, the task says.
+        Raises `InvalidArgument` for other options and for a cron that can't be, `MissingExtra` without
         pljobs[periodic].
         """
 
