@@ -10,8 +10,9 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -154,6 +155,26 @@ def test_stop_is_for_the_dead_too(server: Server) -> None:
     started.stop()
 
     assert not started.base.exists()
+
+
+def test_one_that_is_interrupted_as_it_starts_leaves_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[Path, int]] = []
+    run = embedded._as
+
+    def interrupted(account: Any, command: Sequence[str], *, cwd: Path) -> None:
+        run(account, command, cwd=cwd)
+        if "start" in command:
+            started.append((cwd, int((cwd / "data" / "postmaster.pid").read_text().split()[0])))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedded, "_as", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Server.start(server.bin_dir, settings=THROW_AWAY)
+    ((folder, pid),) = started
+    assert not embedded._lives(pid)
+    assert not folder.exists()
 
 
 def test_a_kept_folder_starts_again_with_its_data(server: Server, short_folder: Path) -> None:

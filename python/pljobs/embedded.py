@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import os
@@ -15,7 +16,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import quote
 
@@ -59,10 +59,7 @@ class Server:
 
     @classmethod
     def start(
-        cls,
-        bin_dir: Path | None = None,
-        base: Path | None = None,
-        settings: Mapping[str, str] | None = None,
+        cls, bin_dir: Path | None = None, base: Path | None = None, settings: Mapping[str, str] | None = None
     ) -> Server:
         """Start a server and return once it answers.
 
@@ -74,6 +71,7 @@ class Server:
         account = _account()
         kept = base is not None
         folder = _kept_folder(base, account) if base is not None else _temporary_folder(account, "pljobs-pg-")
+        server = None
         try:
             binaries = _runnable(bin_dir, account, folder if kept else None)
             server = cls(bin_dir=binaries, base=folder, kept=kept)
@@ -87,6 +85,10 @@ class Server:
             server._pg_ctl("start", "-l", str(server.log))
         except BaseException:
             if not kept:
+                if server is not None:
+                    # Interrupted, or too slow: it may be there, and would go on without its folder.
+                    with contextlib.suppress(EmbeddedServerError):
+                        server.stop()
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         return server
@@ -160,9 +162,7 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _configure(self, settings: Mapping[str, str], account: _Account | None) -> None:
