@@ -174,6 +174,12 @@ async def test_a_worker_leaves_an_open_app_open(db_url: str) -> None:
         assert app.check_connection() is True
 
 
+async def test_a_worker_with_a_loop_of_its_own_within_another_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match=r"await app\.run_worker_async"):
+        App("").run_worker(wait=False)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_one_process_serves_several_databases_that_know_nothing_of_each_other(
     databases: Databases, template: str
 ) -> None:

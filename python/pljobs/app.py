@@ -224,7 +224,8 @@ class App(Blueprint):
     def run_worker(self, **options: Unpack[WorkerOptions]) -> None:
         """Run a worker until it is stopped, in an event loop of its own; opens and closes what it needs.
 
-        Raises `WorkerTainted` at the end if it gave up a job that could not be stopped.
+        Raises `WorkerTainted` at the end if it gave up a job that could not be stopped; `RuntimeError` where
+        an event loop runs already.
         """
         run_unless_tainted(self.run_worker_async(**options))
 
@@ -264,7 +265,15 @@ def run_unless_tainted(main: Coroutine[object, object, None]) -> None:
     stopped. And a `sys.exit()` in a task that a job has made, which asyncio lets through to here, does not
     end it: that job fails, its neighbours go on.
     """
-    runner = asyncio.Runner()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        runner = asyncio.Runner()
+    else:
+        main.close()  # else it is complained of, as never awaited
+        raise RuntimeError(
+            "an event loop runs here already: await app.run_worker_async(...) rather than app.run_worker(...)"
+        )
     task = runner.get_loop().create_task(main, name="pljobs worker")
 
     async def end() -> None:
