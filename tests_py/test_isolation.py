@@ -440,6 +440,15 @@ async def test_an_application_that_the_nursery_cant_import_is_said(
     assert (await alone.end(alone.start(tasks.noop))).outcome == "succeeded"
 
 
+async def test_a_nursery_closes_what_it_had(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONDEVMODE", "1")
+    async with runs() as made:
+        assert (await made.end(made.start(tasks.noop))).outcome == "succeeded"
+    assert "ResourceWarning" not in capfd.readouterr().err
+
+
 async def test_nothing_leaks_over_200_jobs(alone: Runs) -> None:
     await alone.end(alone.start(tasks.noop))
     nursery = nursery_of(alone.processes)

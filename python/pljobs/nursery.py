@@ -83,6 +83,9 @@ class Nursery:
                         break
         finally:
             self._kill_all()
+            signal.set_wakeup_fd(-1)
+            for each in (self._line, self._waker, self._woken):
+                each.close()
 
     def _hear(self) -> bool:
         """Do what the worker says; say whether it is still there."""
