@@ -207,6 +207,8 @@ def test_a_job_made_by_hand_is_deferred(manager: JobManager) -> None:
     assert manager.get_job(job.id).task_kwargs == {"a": 1}
     with pytest.raises(AlreadyEnqueued):
         manager.defer_job(job)
+    child = manager.defer_job(Job(task_name="made", parent_id=job.id))
+    assert manager.get_job(child.id or 0).parent_id == job.id
 
 
 def test_jobs_are_listed_by_all_that_is_given(

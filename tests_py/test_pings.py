@@ -216,6 +216,30 @@ def test_never_nobody_is_told(ears: Conn, db_url: str) -> None:
     assert heard(ears) == []
 
 
+async def test_never_nobody_is_told_of_a_managers_job(ears: Conn, db_url: str) -> None:
+    app = App(PsycopgConnector(db_url, notify="never"))
+    async with app.open_async(), await AConn.connect(db_url) as other:
+        await app.job_manager.defer_job_async(Job(task_name="t"))
+        await app.job_manager.defer_job_async(Job(task_name="t"), connection=other)
+    assert heard(ears) == []
+
+
+def test_coalesced_many_jobs_of_a_manager_are_few_messages(
+    ears: Conn, db_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pings, "EVERY", 3600.0)
+    app = App(PsycopgConnector(db_url, notify="coalesced"))
+    with app.open():
+        for _ in range(50):
+            app.job_manager.defer_job(Job(task_name="t", queue="a"))
+    assert 1 <= until_heard(ears, "a").count(queue_hash("a")) <= 2
+    with app.open(), psycopg.connect(db_url) as other:
+        app.job_manager.defer_job(Job(task_name="t", queue="mine"), connection=other)
+        assert heard(ears) == []
+        other.commit()
+        assert heard(ears) == [queue_hash("mine")]
+
+
 def test_what_is_none_of_the_choices_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="transaction, coalesced, never"):
         PsycopgConnector("", notify="maybe")  # type: ignore[arg-type]

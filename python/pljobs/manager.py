@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pljobs import calls, calls_people, calls_read, checks
 from pljobs.answers import DeleteResult, RescueAnswer, RetryResult
 from pljobs.calls_read import HistoryEntry, JobCounts, JobFilter, QueueCounts, StalledWorker
+from pljobs.deferring import JobDeferrer
 from pljobs.exceptions import NO_JOB, JobNotFound
 from pljobs.jobs import Job, Status
 from pljobs.manager_flow import Throttles
@@ -34,17 +35,16 @@ class JobManager(StopJobs, ManyJobs, Throttles):
 
     # One job
 
-    def _defer_job(self, job: Job, *, connection: object = None) -> Question[Job]:
+    def defer_job(self, job: Job, *, connection: object = None) -> Job:
         """Defer a job; return it with its id. Raises `AlreadyEnqueued`, `InvalidJob`."""
+        return job.evolve(id=self._deferrer(job, connection).defer(), status=Status.TODO)
 
-        def deferred(ids: list[int]) -> Job:
-            return job.evolve(id=ids[0], status=Status.TODO)
+    async def defer_job_async(self, job: Job, *, connection: object = None) -> Job:
+        """Defer a job; return it with its id. Raises `AlreadyEnqueued`, `InvalidJob`."""
+        return job.evolve(id=await self._deferrer(job, connection).defer_async(), status=Status.TODO)
 
-        notify = self.connector.notify != "never"
-        call = calls.defer_jobs([job], dumps=self.connector.json_dumps, notify=notify)
-        return Question(call.then(deferred), connection)
-
-    defer_job, defer_job_async = twins(_defer_job)
+    def _deferrer(self, job: Job, connection: object) -> JobDeferrer:
+        return JobDeferrer(job=job, connector=self.connector, parent=job.parent_id, connection=connection)
 
     def _wait_for_job(self, job_id: int, *, timeout: checks.Interval | None = None) -> Talk[Status | None]:
         """Wait until a job has ended; return the status that it has then, None if it was deleted.
