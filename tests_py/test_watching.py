@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dis
 import os
 import sys
 import threading
@@ -203,7 +204,7 @@ class AlarmError(Exception):
 
 
 class Interruption:
-    """Raises at one point in this thread's waiting, as a signal handler may: between any two calls."""
+    """Raises at one point in this thread's waiting, as a signal handler may: as a loop goes round, too."""
 
     def __init__(self, point: int, *, after: str = "") -> None:
         self._left = point
@@ -211,22 +212,39 @@ class Interruption:
         self.raised = False
 
     def __enter__(self) -> Self:
+        self._former = sys.gettrace()
         sys.setprofile(self._look)
+        sys.settrace(self._trace)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         sys.setprofile(None)
+        sys.settrace(self._former)
         return kind is AlarmError
 
+    # Where the interpreter looks for signals: as a function begins, after calls, and where a loop jumps back.
+
     def _look(self, frame: types.FrameType, event: str, what: Any) -> None:
-        # Where the interpreter looks for signals: as a function begins, and after calls.
         if event not in {"call", "c_return"} or frame.f_code.co_filename != watching.__file__:
             return
-        if self._after and (event != "c_return" or what.__name__ != self._after):
-            return
+        if not self._after or (event == "c_return" and what.__name__ == self._after):
+            self._point()
+
+    def _trace(self, frame: types.FrameType, event: str, _what: object) -> Any:
+        if frame.f_code.co_filename != watching.__file__:
+            return None
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        if event == "opcode" and not self._after:
+            name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if name == "JUMP_BACKWARD":
+                self._point()
+        return self._trace
+
+    def _point(self) -> None:
         self._left -= 1
         if self._left == 0:
             sys.setprofile(None)
+            sys.settrace(self._former)
             self.raised = True
             raise AlarmError
 

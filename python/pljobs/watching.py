@@ -57,7 +57,7 @@ class _ThreadsBell:
 E = TypeVar("E", bound=_Bell)
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Seen:
     """What was seen of a job (a status, `deleted`, `not_found`) or a request; `before`: a look earlier."""
 
@@ -107,13 +107,12 @@ class _Circle(Generic[E]):
     """Those who wait together: the first of them leads, which is to ask for all; who leaves wakes the next.
 
     There is no poller of its own, and so none that could be left behind, or die unnoticed. A signal handler
-    may raise in the middle of anything here: then the next finds out by itself that it leads now.
+    may raise in the middle of anything here: so nothing is locked, whatever changes does so in one step that
+    nothing interrupts, and a thread that nobody wakes finds out by itself that it leads now.
     """
 
     def __init__(self) -> None:
-        # Whoever comes is put in, and who leaves taken out, by one step that nothing can interrupt.
         self.waiters: dict[_Waiter[E], None] = {}
-        self._lock = threading.Lock()
 
     def leader(self) -> _Waiter[E] | None:
         for waiter in list(self.waiters):
@@ -137,27 +136,24 @@ class _Circle(Generic[E]):
     def tell(self, answers: Mapping[Key, str]) -> bool:
         """Tell everybody what was answered; return whether anything is new."""
         changed = False
-        with self._lock:
-            for waiter in list(self.waiters):
-                seen, word = waiter.seen, answers.get(waiter.key)
-                if word is None or waiter.is_done:
-                    continue
-                changed = changed or word != seen.word
-                seen.before, seen.word = seen.word, word
-                waiter.was_asked = True
-                if word not in GOING_ON[waiter.key[0]]:
-                    seen.is_over = True
-                    waiter.bell.set()
+        for waiter in list(self.waiters):
+            word, before = answers.get(waiter.key), waiter.seen.word
+            if word is None or waiter.is_done:
+                continue
+            changed = changed or word != before
+            is_over = word not in GOING_ON[waiter.key[0]]
+            waiter.seen, waiter.was_asked = Seen(word, before, is_over), True
+            if is_over:
+                waiter.bell.set()
         return changed
 
     def fail(self, asked: Iterable[Key], error: PljobsException) -> None:
         """Tell those who were asked for that the database could not answer."""
         keys = set(asked)
-        with self._lock:
-            for waiter in list(self.waiters):
-                if waiter.key in keys and not waiter.is_done:
-                    waiter.error = error
-                    waiter.bell.set()
+        for waiter in list(self.waiters):
+            if waiter.key in keys and not waiter.is_done:
+                waiter.error = error
+                waiter.bell.set()
 
 
 class Watches:
@@ -178,14 +174,8 @@ class Watches:
             circle = self._of_threads[1]
         waiter = _Waiter(key, _ThreadsBell(), _until(timeout))
         try:
-            circle.waiters[waiter] = None
-            circle.joined()
-            while not (waiter.is_done or waiter.is_late):
-                if circle.leader() is waiter:
-                    self._lead(circle, waiter)
-                elif not waiter.bell.wait(_shorter(LONGEST_PAUSE, waiter.left())) and waiter.is_unasked:
-                    self._look(circle, {key})
-                    waiter.was_asked = True
+            # No loop here: what a signal handler raises at a loop's jump back, a `try` around it may miss.
+            self._wait(circle, waiter)
         finally:
             circle.waiters.pop(waiter, None)
             circle.left()
@@ -211,6 +201,16 @@ class Watches:
             if not circle.waiters:
                 del self._of_loops[loop]
         return waiter.result()
+
+    def _wait(self, circle: _Circle[_ThreadsBell], waiter: _Waiter[_ThreadsBell]) -> None:
+        circle.waiters[waiter] = None
+        circle.joined()
+        while not (waiter.is_done or waiter.is_late):
+            if circle.leader() is waiter:
+                self._lead(circle, waiter)
+            elif not waiter.bell.wait(_shorter(LONGEST_PAUSE, waiter.left())) and waiter.is_unasked:
+                self._look(circle, {waiter.key})
+                waiter.was_asked = True
 
     def _lead(self, circle: _Circle[_ThreadsBell], waiter: _Waiter[_ThreadsBell]) -> None:
         pause, waiter.leads = FIRST_PAUSE, True
