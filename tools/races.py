@@ -33,8 +33,11 @@ def run_specs(
             text=True,
             check=False,
             env=environment()
-            | {"PG_TEST_TIMEOUT_DEFAULT": _TIMEOUT, "PGISOLATIONTIMEOUT": _TIMEOUT}
-            | {"PGOPTIONS": _PATIENCE},
+            | {
+                "PG_TEST_TIMEOUT_DEFAULT": _TIMEOUT,
+                "PGISOLATIONTIMEOUT": _TIMEOUT,
+                "PGOPTIONS": _PATIENCE,
+            },
         )
         printed = done.stdout + done.stderr
         before_drop(dbname)

@@ -145,6 +145,11 @@ def one_line(text: str) -> str:
     return visible(" ".join(part.strip() for part in text.splitlines() if part.strip()))
 
 
+def asked_by(request: Mapping[str, Json]) -> str:
+    """Say who asked, and for whom."""
+    return " for ".join(cell(request[name]) for name in ("requested_by", "actor") if request[name])
+
+
 def _least_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
     """Return how wide a terminal has to be for a table that can be read."""
     total = GAP * (len(headings) - 1)

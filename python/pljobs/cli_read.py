@@ -10,6 +10,7 @@ from pljobs.cli_base import Connection, Exit, Failure, job_id, json_option, with
 from pljobs.cli_many import LEVELS
 from pljobs.cli_output import (
     Json,
+    asked_by,
     cell,
     from_json,
     heading,
@@ -288,7 +289,7 @@ def _print_requests(requests: list[dict[str, Json]] | None) -> None:
             ]
             # Of a deletion both say so.
             kind = " + ".join(dict.fromkeys([cell(row["kind"]), *strength]))
-            who = " for ".join(cell(row[name]) for name in ("requested_by", "actor") if row[name])
+            who = asked_by(row)
             times = [when(row[name], fine=True) for name in ("requested_at", "delivered_at", "resolved_at")]
             words = [cell(row[name]) for name in ("handling", "sql_way", "resolution", "reason")]
             rows.append([kind, who, cell(row["source"]), *times, _level(row), *words])

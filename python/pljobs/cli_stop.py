@@ -24,8 +24,8 @@ from pljobs.cli_base import (
     with_database,
 )
 from pljobs.cli_many import SHOWN, Filters, cancel_many, filter_options, summary
-from pljobs.cli_output import Json, cell, from_json, print_json, print_table, say, to_json, when
-from pljobs.cli_waiting import FOR_EVER, Patience, asked_by, ended_line, patience, unseen, wait_for_end
+from pljobs.cli_output import Json, asked_by, cell, from_json, print_json, print_table, say, to_json, when
+from pljobs.cli_waiting import FOR_EVER, Patience, ended_line, patience, unseen, wait_for_end
 from pljobs.manager_stop import STOPPED
 
 UNASKED = "nothing is asked yet"

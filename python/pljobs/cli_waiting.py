@@ -11,7 +11,7 @@ import click
 
 from pljobs import calls_cli, db
 from pljobs.cli_base import CONNECT_TIMEOUT, Connection, Exit, Failure, connected, duration
-from pljobs.cli_output import Json, cell, from_json, one_line, say, when
+from pljobs.cli_output import Json, asked_by, cell, from_json, one_line, say, when
 from pljobs.connector import PsycopgConnector
 from pljobs.exceptions import DatabaseUnavailable
 
@@ -107,11 +107,6 @@ def ended_line(job_id: int, request: dict[str, Json]) -> str:
     took = _between(request["requested_at"], request["resolved_at"])
     asked, ended = when(request["requested_at"], fine=True), when(request["resolved_at"], fine=True)
     return f"job {job_id}: {status}{how}; asked by {asked_by(request)} at {asked}, ended at {ended}{took}"
-
-
-def asked_by(request: dict[str, Json]) -> str:
-    """Say who asked, and for whom."""
-    return " for ".join(cell(request[name]) for name in ("requested_by", "actor") if request[name])
 
 
 def _between(first: Json, last: Json) -> str:

@@ -25,16 +25,14 @@ BEGIN
     ELSIF (v_job.run_id = _finish_run.run_id) IS NOT TRUE THEN
         RETURN coalesce(
             -- That run ended, and the job has been put back since: what that run wrote is in its event.
-            (SELECT CASE WHEN e.kind IN ('retried', 'interrupted') THEN 'todo' ELSE e.kind END
+            (SELECT CASE WHEN e.kind IN ('failed', 'aborted') THEN e.kind ELSE 'todo' END
                FROM pljobs.job_event AS e
               WHERE e.job_id = _finish_run.job_id AND e.run_id = _finish_run.run_id
-                AND e.kind IN ('retried', 'interrupted', 'failed', 'aborted') ORDER BY e.at LIMIT 1),
-            -- One that is put back as it was never received names no last run.
-            CASE WHEN (v_job.last_run_id = _finish_run.run_id) IS NOT TRUE THEN 'stale'
-                 WHEN EXISTS (SELECT FROM pljobs.job_event AS e
-                               WHERE e.job_id = _finish_run.job_id AND e.run_id = _finish_run.run_id
-                                 AND e.kind = 'given_back') THEN 'todo'
-                 ELSE v_job.status END,
+                AND (e.kind IN ('retried', 'interrupted', 'failed', 'aborted')
+                     -- One that was never received is given back by its worker's heartbeat, and no last run.
+                     OR e.kind = 'given_back' AND v_job.last_run_id = _finish_run.run_id)
+              ORDER BY e.at LIMIT 1),
+            CASE WHEN v_job.last_run_id = _finish_run.run_id THEN v_job.status END,
             'stale');
     END IF;
 

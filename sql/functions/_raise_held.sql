@@ -1,3 +1,18 @@
+CREATE OR REPLACE FUNCTION pljobs._wait_briefly() RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Has a person's call wait for each lock a second, in this transaction, unless the caller has a lock_timeout.
+-- Returns what that was, to be set again at the end of the call.
+DECLARE
+    v_lock_timeout text := current_setting('lock_timeout');
+BEGIN
+    PERFORM set_config('lock_timeout', CASE v_lock_timeout WHEN '0' THEN '1s' ELSE v_lock_timeout END, true);
+    RETURN v_lock_timeout;
+END
+$$;
+COMMENT ON FUNCTION pljobs._wait_briefly() IS 'Limits how long a person''s call waits for a lock.';
+
 CREATE OR REPLACE FUNCTION pljobs._raise_held(job_id bigint) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp

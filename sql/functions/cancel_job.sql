@@ -102,12 +102,9 @@ AS $$
 -- for whoever holds the job, or for the caller's lock_timeout, where there is one: then raises 55P03, with
 -- who that is and how to end it.
 DECLARE
-    v_waits_for_ever boolean := current_setting('lock_timeout') = '0';
+    v_lock_timeout text := pljobs._wait_briefly();
     v_answer record;
 BEGIN
-    IF v_waits_for_ever THEN
-        SET LOCAL lock_timeout = '1s';
-    END IF;
     SELECT c.outcome, c.sql_way INTO v_answer FROM pljobs.cancel_job_v1(
         cancel_job.job_id, cancel_job.abort, cancel_job.delete_job, cancel_job.force, cancel_job.reason,
         cancel_job.actor, cancel_job.grace, cancel_job.term_grace, cancel_job.sql) AS c;
@@ -124,9 +121,7 @@ BEGIN
                  'or behind a pooler; it is tried again'
         END;
     END IF;
-    IF v_waits_for_ever THEN
-        SET LOCAL lock_timeout = 0;
-    END IF;
+    PERFORM set_config('lock_timeout', v_lock_timeout, true);
     RETURN v_answer.outcome;
 EXCEPTION
     WHEN lock_not_available THEN

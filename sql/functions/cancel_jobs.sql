@@ -107,12 +107,9 @@ AS $$
 -- where running jobs are left alone, and where max_jobs was reached. Waits for each lock as cancel_job
 -- does.
 DECLARE
-    v_waits_for_ever boolean := current_setting('lock_timeout') = '0';
+    v_lock_timeout text := pljobs._wait_briefly();
     v_jobs bigint;
 BEGIN
-    IF v_waits_for_ever THEN
-        SET LOCAL lock_timeout = '1s';
-    END IF;
     RETURN QUERY
     SELECT c.job_id, c.queue_name, c.task_name, c.status_before, c.outcome
       FROM pljobs.cancel_jobs_v1(
@@ -130,9 +127,7 @@ BEGIN
         RAISE NOTICE 'there may be more than these % (max_jobs): CALL cancel_jobs_in_batches takes all',
             v_jobs;
     END IF;
-    IF v_waits_for_ever THEN
-        SET LOCAL lock_timeout = 0;
-    END IF;
+    PERFORM set_config('lock_timeout', v_lock_timeout, true);
 EXCEPTION
     WHEN lock_not_available THEN
         PERFORM pljobs._raise_held(NULL);

@@ -285,12 +285,9 @@ AS $$
 -- What cancel_tree_v1 does, for people: by ascending id; with a NOTICE where nothing was changed (dry_run),
 -- and where running jobs were left alone. Waits for each lock as cancel_job does.
 DECLARE
-    v_waits_for_ever boolean := current_setting('lock_timeout') = '0';
+    v_lock_timeout text := pljobs._wait_briefly();
     v_running boolean := false;
 BEGIN
-    IF v_waits_for_ever THEN
-        SET LOCAL lock_timeout = '1s';
-    END IF;
     FOR job_id, parent_id, queue_name, task_name, status_before, outcome IN
         SELECT c.job_id, c.parent_id, c.queue_name, c.task_name, c.status_before, c.outcome
           FROM pljobs.cancel_tree_v1(
@@ -309,9 +306,7 @@ BEGIN
         RAISE NOTICE 'running jobs are left alone, and may defer more; to stop them: '
                      'SELECT cancel_tree(%, abort => true);', cancel_tree.root;
     END IF;
-    IF v_waits_for_ever THEN
-        SET LOCAL lock_timeout = 0;
-    END IF;
+    PERFORM set_config('lock_timeout', v_lock_timeout, true);
 EXCEPTION
     WHEN lock_not_available THEN
         PERFORM pljobs._raise_held(NULL);
