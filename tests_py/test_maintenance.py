@@ -78,6 +78,72 @@ async def test_workers_rescue_too_and_run_what_they_rescued(app: App, aconn: Con
     assert len(ran) == 5
 
 
+async def test_a_worker_that_drains_goes_on_rescuing(app: App, aconn: Conn) -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+
+    @app.task(name="long")
+    async def long() -> None:
+        started.set()
+        await go.wait()
+
+    job_id = await long.defer_async()
+    async with running(app, **HASTY) as draining:
+        await asyncio.wait_for(started.wait(), DEADLINE)
+        draining.stop()
+        for each in await orphans(app, aconn, 2):
+            await until(aconn, each, "todo")
+        assert (await job(aconn, job_id))["status"] == "doing"
+        go.set()
+        await until(aconn, job_id, "succeeded")
+
+
+async def test_while_a_worker_drains_it_makes_no_new_work_and_prunes_nothing(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pljobs.maintenance.PRUNE_EVERY", 0.01)
+
+    @app.periodic(cron="* * * * * *")
+    @app.task(name="each_second")
+    async def each_second(timestamp: int) -> None: ...
+
+    made: list[str] = []
+
+    async def execute(call: Any) -> Any:
+        made.append(call.statement)
+        return await app.connector.execute_async(call)
+
+    stopping, drained = asyncio.Event(), asyncio.Event()
+    duties = Maintenance(app, execute, interval=0.01, retention=Retention(timedelta(0)))
+    task = asyncio.create_task(duties.run(stopping, until=drained))
+
+    def number_of(function: str) -> int:
+        return sum(function in each for each in made)
+
+    await wait_until_async(lambda: number_of("prune_history") and number_of("defer_periodic"), DEADLINE)
+    stopping.set()
+    await wait_until_async(lambda: "rescue_jobs" in made[-1], DEADLINE)
+    made.clear()
+    await wait_until_async(lambda: number_of("wake_lanes") >= 150, DEADLINE)
+    drained.set()
+    await asyncio.wait_for(task, DEADLINE)
+    assert number_of("rescue_jobs") + number_of("enforce_limits") + number_of("wake_lanes") == len(made)
+
+
+async def test_of_a_duty_that_is_under_way_when_the_worker_has_drained_no_more_is_begun(app: App) -> None:
+    made: list[str] = []
+    stopping, drained = asyncio.Event(), asyncio.Event()
+
+    async def execute(call: Any) -> Any:
+        made.append(call.statement)
+        drained.set()
+        return await app.connector.execute_async(call)
+
+    stopping.set()
+    duties = Maintenance(app, execute, interval=0.01)
+    await asyncio.wait_for(duties.run(stopping, until=drained), DEADLINE)
+    assert len(made) == 1
+
+
 async def test_a_job_that_kills_every_worker_fails_in_the_end(app: App, aconn: Conn) -> None:
     (job_id,) = await orphans(app, aconn, 1)
     async with managing(app, max_crashes=1):

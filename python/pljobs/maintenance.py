@@ -84,22 +84,25 @@ class Maintenance:
         self._history_since: datetime | None = None
         self._anew_at = 0.0
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Run until `stopping` is set."""
-        duties: list[tuple[Callable[[], Awaitable[float]], float]] = [(self._rescue, 0.0)]
+    async def run(self, stopping: asyncio.Event, *, until: asyncio.Event | None = None) -> None:
+        """Run until `stopping` is set; what looks after jobs that are there already, `until` that is set."""
+        over = stopping if until is None else until
+        duties: list[tuple[Callable[[], Awaitable[float]], asyncio.Event, float]] = [
+            (duty, over, 0.0) for duty in (self._rescue, self._enforce_limits, self._wake_lanes)
+        ]
         if len(self._app.periodic_registry):
-            duties.append((self._defer_periodic, 0.0))
+            duties.append((self._defer_periodic, stopping, 0.0))
         if self._retention is not None:
-            duties.append((self._prune, 0.0))
-        while not stopping.is_set():
+            duties.append((self._prune, stopping, 0.0))
+        while not over.is_set():
             now = time.monotonic()
-            for place, (duty, due) in enumerate(duties):
-                if due <= now and not stopping.is_set():
-                    duties[place] = (duty, time.monotonic() + await self._done(duty))
-            pause = min(due for _, due in duties) - time.monotonic()
+            for place, (duty, ends, due) in enumerate(duties):
+                if due <= now and not ends.is_set():
+                    duties[place] = (duty, ends, time.monotonic() + await self._done(duty))
+            pause = min((due for _, ends, due in duties if not ends.is_set()), default=0.0) - time.monotonic()
             try:
                 async with asyncio.timeout(max(0.0, pause)):
-                    await stopping.wait()
+                    await over.wait()
             except TimeoutError:
                 continue
 
@@ -123,13 +126,22 @@ class Maintenance:
                 answer.outcome,
                 extra={"job_id": answer.job_id},
             )
+        return self._pause()
+
+    async def _enforce_limits(self) -> float:
         for limit in await self._execute(calls.enforce_limits()):
             logger.info(
                 "Job %s is over its time: %s", limit.job_id, limit.outcome, extra={"job_id": limit.job_id}
             )
+        return self._pause()
+
+    async def _wake_lanes(self) -> float:
         woken = await self._execute(calls.wake_lanes())
         if woken:
             logger.info("Woke %s lanes that had been left asleep", woken)
+        return self._pause()
+
+    def _pause(self) -> float:
         # Not all workers at the same moment.
         return self._interval * random.uniform(0.8, 1.2)  # noqa: S311
 

@@ -204,7 +204,7 @@ class Worker:
             interrupt=interrupter.interrupt,
             outage=self._outage,
         )
-        maintenance = Maintenance(
+        duties = Maintenance(
             self.app, self._link.execute, interval=self.stalled_timeout / 3, retention=self.retention
         )
         self._control.start()
@@ -213,7 +213,7 @@ class Worker:
                 links, stops = (self._link, self._fetch_link), self.stop_without_database
                 watch = self._lease.run(self._control, links, self._drained, stops=stops)
                 group.create_task(watch, name="pljobs watch")
-                group.create_task(maintenance.run(self._stopping), name="pljobs maintenance")
+                group.create_task(duties.run(self._stopping, until=self._drained), name="pljobs maintenance")
                 group.create_task(self._finisher.run(), name="pljobs finisher")
                 group.create_task(self._fetch_then_drain(worker_id), name="pljobs fetch")
         finally:
