@@ -638,6 +638,59 @@ async def test_what_a_task_does_with_its_abort_is_seen(
     assert found["resolution"] == ("aborted" if status == "aborted" else "finished_first")
 
 
+# No poll is near: neither of a worker that listens, nor of one behind a transaction pooler.
+FAR_POLLS = [NOTIFIED, POLLING | {"abort_job_polling_interval": 600.0}]
+
+
+@pytest.mark.parametrize("options", FAR_POLLS, ids=["notified", "polling"])
+@pytest.mark.parametrize("inside", [False, True], ids=["itself", "a task of its"])
+async def test_what_a_task_does_with_its_abort_is_seen_long_before_the_next_poll(
+    app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], inside: bool
+) -> None:
+    ready, clean, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    beats: list[int] = []
+    heartbeat = calls.heartbeat
+
+    def counted(*args: Any, **named: Any) -> Any:
+        beats.append(1)
+        return heartbeat(*args, **named)
+
+    monkeypatch.setattr(calls, "heartbeat", counted)
+
+    async def cleans_up() -> None:
+        try:
+            ready.set()
+            await _forever()
+        except asyncio.CancelledError:
+            await clean.wait()
+
+    @app.task(name="body")
+    async def body() -> None:
+        await (asyncio.create_task(cleans_up()) if inside else cleans_up())
+        await go.wait()
+
+    async def seen(handling: str) -> None:
+        async def reported() -> bool:
+            return bool((await request(aconn, job_id))["handling"] == handling)
+
+        await wait_until_async(reported, DEADLINE, f"the request is seen as {handling}")
+
+    job_id = await body.defer_async()
+    async with running(app, **options) as worker:
+        await wait_for(ready)
+        await wait_until_async(lambda: beats, DEADLINE, "the worker's first heartbeat")
+        before = len(beats)
+        await abort(app, job_id)
+        if options is not NOTIFIED:
+            worker._control.look_now()  # the poll that finds the request
+        await seen("handling")
+        clean.set()
+        await seen("swallowed")
+        go.set()
+        await until(aconn, job_id, "succeeded")
+        assert len(beats) - before == 3
+
+
 async def test_a_swallowed_abort_is_in_the_log(
     app: App, aconn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:

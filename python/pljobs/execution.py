@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Seconds between two cancels, from level 3 on.
 CANCEL_FIRST, CANCEL_EVERY = 0.1, 1.0
+# A task that has not ended by then is handling its abort, for people to see.
+SEEN_AFTER = 0.2
 # Whether a task group cancels its task once more, where it has dropped a cancel from outside.
 RECANCELS = sys.version_info >= (3, 13)
 
@@ -77,6 +79,16 @@ class LocalRun(Run):
         # in its body.
         if not self._cancelled and self._cancel():
             self._cancelled = True
+            self._loop.call_later(SEEN_AFTER, self._tell_handling)
+
+    def _tell_handling(self) -> None:
+        if self.handling:
+            self._tell()
+
+    def _tell(self) -> None:
+        # Only who asked has a place to read it, and the next poll may be seconds away.
+        if self.request is not None and self.on_news is not None and not self.ended:
+            self.on_news()
 
     def _terminate(self, pause: float = CANCEL_FIRST) -> None:
         """Cancel an async task again and again. Nothing stops a thread."""
@@ -145,8 +157,10 @@ class LocalRun(Run):
         # Called when the abort dies, be it swallowed or because the body ended with it; by the garbage
         # collector perhaps, so that nothing may happen here but a note for the event loop.
         if self._in_body and not self._is_passed_on():
-            self.swallowed = True
+            is_news, self.swallowed = not self.swallowed, True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                if is_news:
+                    self._loop.call_soon_threadsafe(self._tell)
                 self._loop.call_soon_threadsafe(self._log_swallowed)
                 if threading.get_ident() == self._thread_id:
                     self._uncancel()

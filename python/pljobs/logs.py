@@ -51,10 +51,19 @@ def refused(job: Job, why: str) -> None:
 
 
 def asked_to_stop(job: Job, request: Verdict) -> None:
-    """Say who asked for the abort that is now delivered, or that the run was lost."""
+    """Say who asked for the abort that is now delivered, or why its worker does, or that the run was lost."""
     if request.verdict == "lost":
         logger.warning(
             "Job %s is no longer this run's: it is stopped", job.call_string, extra=job.log_context()
+        )
+        return
+    if request.request_id is None:
+        logger.warning(
+            "Job %s is over its timeout of %s, and another transaction holds its row (`pljobs doctor` names"
+            " it): its worker asks it to abort",
+            job.call_string,
+            job.timeout,
+            extra=_about(job, "abort_job"),
         )
         return
     who = " for ".join(name for name in (request.requested_by, request.actor) if name)

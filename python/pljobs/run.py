@@ -52,6 +52,8 @@ class Run(ABC):
         # When to ask the database about this run, in seconds of time.monotonic(): its timeout, or the next
         # level of its abort.
         self.look_at: float | None = None
+        # Called in the event loop when the database should hear at once what the task does with its abort.
+        self.on_news: Callable[[], None] | None = None
         self._on_end = on_end
 
     @abstractmethod

@@ -275,6 +275,7 @@ class Worker:
         except Unfit as unfit:
             self._refuse(job, job.run_id, str(unfit))
             return None
+        run.on_news = self._control.look_now
         return run
 
     def accepted(self, runs: Sequence[Run]) -> None:

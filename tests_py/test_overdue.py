@@ -1,0 +1,211 @@
+"""A run over its timeout whose job's row somebody holds: the database can't ask it, its worker does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from pljobs import App, JobContext
+from pljobs.jobs import AbortReason
+from waiting import wait_until_async
+from workers import DEADLINE, NOTIFIED, job, request, row, running, until
+
+Conn = psycopg.AsyncConnection[Any]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held for a moment counts as held for long."""
+    monkeypatch.setattr("pljobs.verdicts.HELD_FOR", 0.1, raising=False)
+    monkeypatch.setattr("pljobs.verdicts.LOOK_EVERY", 0.02, raising=False)
+
+
+@pytest.fixture
+async def person(admin_url: str) -> AsyncIterator[Conn]:
+    """Somebody who leaves a transaction open."""
+    async with await psycopg.AsyncConnection.connect(admin_url) as connection:
+        yield connection
+        await connection.rollback()
+
+
+async def hold(person: Conn, job_id: int) -> None:
+    await person.execute("SELECT FROM pljobs.job WHERE id = %s FOR UPDATE", [job_id])
+
+
+async def wait_for(event: asyncio.Event) -> None:
+    await asyncio.wait_for(event.wait(), DEADLINE)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [r for r in caplog.records if "holds its row" in r.getMessage()]
+
+
+async def test_a_job_that_hangs_in_the_transaction_that_ends_it_is_stopped_and_fails(
+    app: App, aconn: Conn, db_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[AbortReason | None] = []
+
+    @app.task(pass_context=True, timeout=0.05, retry=1)
+    async def task(context: JobContext) -> None:
+        try:
+            async with await psycopg.AsyncConnection.connect(db_url) as mine:
+                await context.finish_async(mine)
+                await asyncio.get_running_loop().create_future()
+        finally:
+            seen.append(context.abort_reason())
+
+    async with running(app, **NOTIFIED):
+        job_id = await task.defer_async()
+        found = await until(aconn, job_id, "failed")
+    assert seen == [AbortReason.DEADLINE] * 2
+    assert (found["attempts"], "timeout" in found["message"]) == (2, True)
+    said = warnings(caplog)
+    assert [r.levelname for r in said] == ["WARNING"] * 2  # each of its runs
+    assert {r.__dict__["job_id"] for r in said} == {job_id}
+    assert len({r.__dict__["run_id"] for r in said}) == 2
+
+
+async def test_a_job_whose_row_somebody_holds_is_stopped_in_time_and_ends_when_it_is_let_go(
+    app: App, aconn: Conn, person: Conn
+) -> None:
+    go, stopped = asyncio.Event(), asyncio.Event()
+
+    @app.task(timeout=0.5)
+    async def task() -> None:
+        go.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            stopped.set()
+
+    async with running(app, **NOTIFIED):
+        job_id = await task.defer_async()
+        await wait_for(go)
+        await hold(person, job_id)
+        await wait_for(stopped)
+        assert (await job(aconn, job_id))["status"] == "doing"
+        await person.rollback()
+        found = await until(aconn, job_id)
+    assert (found["status"], "timeout" in found["message"]) == ("failed", True)
+
+
+async def test_if_it_was_an_abort_that_had_not_been_committed_the_job_is_aborted(
+    app: App, aconn: Conn, person: Conn
+) -> None:
+    go, stopped = asyncio.Event(), asyncio.Event()
+
+    @app.task(timeout=0.5, retry=9)
+    async def task() -> None:
+        go.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            stopped.set()
+
+    async with running(app, **NOTIFIED):
+        job_id = await task.defer_async()
+        await wait_for(go)
+        await person.execute("SELECT pljobs.cancel_job(%s, abort => true, reason => 'mine')", [job_id])
+        await wait_for(stopped)
+        await person.commit()
+        assert (await until(aconn, job_id, "aborted", "failed"))["status"] == "aborted"
+    asked = await request(aconn, job_id)
+    assert (asked["source"], asked["reason"], asked["resolution"]) == ("user", "mine", "aborted")
+
+
+async def test_it_is_only_told_until_the_database_can_take_the_further_steps(
+    app: App, aconn: Conn, person: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    go, swallowed, stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @app.task(timeout=0.5, grace=0)
+    async def stubborn() -> None:
+        go.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+        swallowed.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            stopped.set()
+
+    async with running(app, **NOTIFIED):
+        job_id = await stubborn.defer_async()
+        await wait_for(go)
+        await hold(person, job_id)
+        await wait_for(swallowed)
+        await late(aconn, job_id, by="2 s")
+        assert not stopped.is_set()
+        await person.rollback()
+        await wait_for(stopped)
+        await until(aconn, job_id, "failed")
+    asked = await request(aconn, job_id)
+    assert (asked["source"], asked["level"], asked["resolution"]) == ("deadline", 3, "timeout")
+    assert len(warnings(caplog)) == 1
+
+
+async def test_what_is_held_for_a_moment_is_asked_by_the_database(
+    app: App,
+    aconn: Conn,
+    person: Conn,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pljobs.verdicts.HELD_FOR", 2 * DEADLINE)
+    go = asyncio.Event()
+
+    @app.task(timeout=0.5)
+    async def task() -> None:
+        go.set()
+        await asyncio.get_running_loop().create_future()
+
+    async with running(app, **NOTIFIED):
+        job_id = await task.defer_async()
+        await wait_for(go)
+        await hold(person, job_id)
+        await late(aconn, job_id)
+        await person.rollback()
+        await until(aconn, job_id, "failed")
+    assert (await request(aconn, job_id))["resolution"] == "timeout"
+    assert warnings(caplog) == []
+
+
+async def late(aconn: Conn, job_id: int, *, by: str = "0.3 s") -> None:
+    """Wait until a heartbeat came so much later than the job's timeout."""
+
+    async def has_come() -> bool:
+        query = (
+            "SELECT w.heartbeat_at > j.timeout_at + %s::interval AS is_so"
+            " FROM pljobs.job AS j JOIN pljobs.worker AS w ON w.id = j.worker_id WHERE j.id = %s"
+        )
+        found = await row(aconn, query, by, job_id)
+        return found is not None and bool(found["is_so"])
+
+    await wait_until_async(has_come, DEADLINE, f"job {job_id} is late")
+
+
+async def test_a_job_that_has_ended_in_time_is_not_late_for_not_being_recorded(
+    app: App, aconn: Conn, person: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @app.task(timeout=1)
+    async def task() -> None:
+        begun.set()
+        await go.wait()
+
+    async with running(app, **NOTIFIED):
+        job_id = await task.defer_async()
+        await wait_for(begun)
+        await hold(person, job_id)
+        go.set()
+        await late(aconn, job_id)
+        await person.rollback()
+        assert (await until(aconn, job_id))["status"] == "succeeded"
+    assert warnings(caplog) == []
