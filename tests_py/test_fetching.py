@@ -92,6 +92,16 @@ async def test_a_stop_gives_what_waits_back_at_once_and_does_not_charge_it(
     assert all(r.getMessage().endswith("is now todo again: given back: it had not started") for r in said)
 
 
+async def test_a_second_stop_too_gives_it_back_as_not_started(held: Held, aconn: Conn) -> None:
+    async with held.waiting() as (worker, last):
+        worker.abort()
+        for each in last:
+            await until(aconn, each, "todo")
+            query = "SELECT array_agg(e.kind) AS kinds FROM pljobs.job_event AS e WHERE e.job_id = %s"
+            assert await row(aconn, query, each) == {"kinds": ["given_back"]}
+    assert not set(last) & set(held.started)
+
+
 async def test_what_finds_no_slot_soon_goes_back_for_others(
     held: Held, aconn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

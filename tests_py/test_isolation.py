@@ -195,19 +195,48 @@ async def test_an_abort_before_the_nursery_is_ready_is_not_lost(alone: Runs, tmp
     assert (await alone.end(run)).outcome == "aborted"
 
 
-@pytest.mark.parametrize("level", [3, 4])
-async def test_stopped_by_force_before_it_has_a_process_it_never_runs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: int
-) -> None:
+@pytest.fixture
+def go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The file that the nursery waits for when it imports."""
     monkeypatch.setenv("TEST_NURSERY", "slow")
     monkeypatch.setenv("TEST_NURSERY_GO", str(tmp_path / "go"))
+    return tmp_path / "go"
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome"), [(AbortReason.USER_REQUEST, "aborted"), (AbortReason.SHUTDOWN, "unstarted")]
+)
+@pytest.mark.parametrize("level", [1, 3, 4])
+async def test_stopped_before_it_has_a_process_it_never_runs(
+    go: Path, tmp_path: Path, level: int, reason: AbortReason, outcome: str
+) -> None:
     async with runs() as made:
         run = made.start(tasks.ignores, started=str(tmp_path / "started"))
-        ask(run, level)
-        end = await made.end(run)
-        assert (end.outcome, run.ended) == ("killed", True)
-        (tmp_path / "go").touch()
+        ask(run, level, reason)
+        assert run.ended
+        assert (await made.end(run)).outcome == outcome
+        go.touch()
         assert (await made.end(made.start(tasks.noop))).outcome == "succeeded"
+    assert not (tmp_path / "started").exists()
+
+
+async def test_stopped_when_its_process_is_just_there_it_never_runs(go: Path, tmp_path: Path) -> None:
+    async with runs() as made:
+        run = made.start(tasks.ignores, started=str(tmp_path / "started"))
+        run.context.abort_flag.set(AbortReason.USER_REQUEST, None)  # by the control thread
+        go.touch()
+        assert (await made.end(run)).outcome == "aborted"
+        assert (await made.end(made.start(tasks.noop))).outcome == "succeeded"
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.usefixtures("go")
+async def test_a_nursery_that_dies_gives_back_what_has_no_process_yet(tmp_path: Path) -> None:
+    async with runs() as made:
+        run = made.start(tasks.ignores, started=str(tmp_path / "started"))
+        os.kill(nursery_of(made.processes), signal.SIGKILL)
+        assert (await made.end(run)).outcome == "unstarted"
+        assert "the nursery" in (run.lacked or "")
     assert not (tmp_path / "started").exists()
 
 

@@ -12,7 +12,7 @@ import pytest
 from pljobs import App, JobContext, current_context
 from pljobs.exceptions import TreeCancelled
 from waiting import wait_until_async
-from workers import DEADLINE, NOTIFIED, job, request, running, until
+from workers import DEADLINE, NOTIFIED, POLLING, job, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -106,6 +106,39 @@ async def test_a_running_job_of_a_cancelled_tree_can_defer_no_more(app: App, aco
         go.set()
         await until(aconn, root_id, "succeeded")
     assert f"job {root_id} can't defer jobs: its tree was cancelled" in refused[0]
+
+
+@pytest.mark.parametrize(
+    "options", [NOTIFIED, POLLING | {"abort_job_polling_interval": 600.0}], ids=["told", "not told yet"]
+)
+async def test_a_job_that_ends_because_it_can_defer_no_more_has_stopped_as_it_was_asked_to(
+    app: App, aconn: Conn, options: dict[str, Any]
+) -> None:
+    started, go, cleaned = threading.Event(), threading.Event(), asyncio.Event()
+
+    @app.task(name="clean up")
+    async def clean_up(**_: Any) -> None:
+        cleaned.set()
+
+    @app.task(on_cancelled="clean up", name="fans out")
+    def fans_out() -> None:
+        started.set()
+        go.wait(DEADLINE)
+        leaf.defer()
+
+    @app.task(name="leaf")
+    async def leaf() -> None: ...
+
+    async with running(app, **options):
+        root_id = await fans_out.defer_async()
+        assert await asyncio.to_thread(started.wait, DEADLINE)
+        await cancel_tree(aconn, root_id)
+        go.set()
+        found = await until(aconn, root_id)
+        await asyncio.wait_for(cleaned.wait(), DEADLINE)
+    assert found["status"] == "aborted"
+    assert found["message"] == f"job {root_id} can't defer jobs: its tree was cancelled"
+    assert (await request(aconn, root_id))["resolution"] == "aborted"
 
 
 async def test_a_child_that_is_being_deferred_when_its_tree_is_cancelled_never_runs(

@@ -332,7 +332,7 @@ class Control:
     def _give_up(self, conn: psycopg.Connection[Any], verdict: Verdict) -> None:
         """Report that a run is given up where its event loop can't: it is blocked, for good."""
         run = self._runs.get(verdict.run_id)
-        if verdict.level < KILL or run is None or run.ended or run.waiting:
+        if verdict.level < KILL or run is None or run.ended or not run.begun:
             return
         if min(self._lag.blocked_for(), run.context.abort_flag.raised_for()) > LAST_WORDS:
             self._timed(conn, calls.finish_jobs([run.abandoned()], wait=False))

@@ -13,7 +13,7 @@ import psycopg
 
 from pljobs.answers import Outcome, RunEnd
 from pljobs.careful import careful_logger
-from pljobs.exceptions import JobAborted, JobTimeout
+from pljobs.exceptions import JobAborted, JobTimeout, TreeCancelled
 from pljobs.jobs import AbortReason, DeleteJobCondition
 from pljobs.retry import RetryDecision
 
@@ -24,7 +24,8 @@ logger = careful_logger(__name__)
 
 # The modules whose frames call a task: they tell nobody anything about its failure.
 CALLERS = {str(Path(__file__).with_name(name)) for name in ("execution.py", "isolated.py")}
-STOPS = (JobAborted, asyncio.CancelledError)
+# TreeCancelled: who cancels a tree closes it first, and asks its jobs to stop then.
+STOPS = (JobAborted, asyncio.CancelledError, TreeCancelled)
 EXITS = (SystemExit, KeyboardInterrupt)
 
 
@@ -165,6 +166,8 @@ def message(error: BaseException) -> str | None:
         text = str(error)
     except BaseException:  # noqa: BLE001 - an exception class, or an argument of one, with a broken __str__
         text = "(its text can't be had)"
+    if isinstance(error, TreeCancelled):
+        return text.split("\n", 1)[0]  # its second line is for who defers by hand
     if isinstance(error, STOPS):
         return text or None
     if not isinstance(error, Exception):

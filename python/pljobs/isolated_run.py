@@ -81,23 +81,29 @@ class IsolatedRun(Run):
         """Tell the process what to do, now that there is one: until then, nothing can have been done."""
         if self._line is None or self.ended:
             return  # it will find its line closed, and end
+        if self.context.should_abort():  # the control thread has heard of it already
+            self.end_unstarted()
+            return
         self._has_process = True
         self._line.send(self._order)
         self._order = b""
-        if (reason := self.context.abort_reason()) is not None:
-            self._stop(reason)
 
     def process_ended(self, status: int) -> None:
         """Take note that the process, and all that it had started, is dead; `status` as wait gives it."""
         self.died(described(status))
 
-    def died(self, how: str) -> None:
-        """End the run, whose process is gone: as it has reported, else by how it died."""
+    def died(self, how: str, *, is_unfit: bool = False) -> None:
+        """End the run, whose process is gone: as it has reported, else by how it died.
+
+        One that never had a process goes back, unless none can be made for it (`is_unfit`).
+        """
         if self._line is not None:
             self._line.drain()  # its report may have come by the other way, and not been read yet
         how, reason = self._trouble or how, self.context.abort_reason()
         if self._report is not None:
             self.finish(self._report)
+        elif not self._has_process and not is_unfit:
+            self.lack("process", how)
         elif self._forced is None:
             hint = " (out of memory?)" if how == "killed by SIGKILL" else ""
             self.finish(Ended(exception=ProcessDied(f"{how}{hint}")))
@@ -123,10 +129,15 @@ class IsolatedRun(Run):
             timer.cancel()  # each would keep the run, and what it returned
         super().finish(ended)
 
+    @property
+    def begun(self) -> bool:
+        """Say whether it has a process: the nursery may be importing for a long time."""
+        return self._has_process
+
     def _stop(self, reason: AbortReason) -> None:
         flag = self.context.abort_flag
         abort = Abort(flag.reason or reason, flag.request)
-        if self._line is not None and self._has_process and abort != self._told:
+        if self._line is not None and abort != self._told:
             self._told = abort
             self._line.send(pickle.dumps(abort))
         graces = {AbortReason.RUN_LOST: VOID_GRACE, AbortReason.SHUTDOWN: SHUTDOWN_GRACE}
@@ -138,22 +149,12 @@ class IsolatedRun(Run):
 
     def _terminate(self) -> None:
         self._forced = self._forced or "terminated: it had not stopped in time"
-        if self._is_stopped_before_it_started():
-            return
         self._signal("term")
 
     def _kill(self) -> None:
         self._forced = "killed: it had not stopped in time"
-        if self._is_stopped_before_it_started():
-            return
         self._signal("kill")
         self._later(DEATH_TAKES, self._give_up)
-
-    def _is_stopped_before_it_started(self) -> bool:
-        """End the run if its process is not there yet: the nursery may be importing for a long time."""
-        if not self._has_process and not self.ended:
-            self.died("it had not started")
-        return self.ended
 
     def _give_up(self) -> None:
         if self._report is not None:

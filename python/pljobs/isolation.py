@@ -122,7 +122,7 @@ class _Nursery:
         self._on_end = on_end
         self._runs: dict[int, IsolatedRun] = {}
         self._why = "the nursery, the process that starts isolated jobs, died"
-        self._is_closing = False
+        self._is_closing = self._is_unfit = False
         # First, for a process that can't be told what to import would be left alone.
         load = json.dumps(["load", _preparation(with_main="__main__" in modules), modules]).encode()
         ours, theirs = socket.socketpair()
@@ -183,6 +183,7 @@ class _Nursery:
                 if (run := self._runs.pop(run_id, None)) is not None:
                     run.lack("process", why)
             case ["unfit", str(why)]:
+                self._is_unfit = True
                 self._why = f"the application can't be imported for isolated jobs: {why}"
                 logger.error("Isolated jobs can't be run: %s", self._why)
             case ["warn", str(text)]:
@@ -198,7 +199,7 @@ class _Nursery:
         runs, self._runs = self._runs, {}
         self._on_end(self)
         for run in runs.values():
-            run.died(self._why)
+            run.died(self._why, is_unfit=self._is_unfit)
 
 
 def _preparation(*, with_main: bool) -> dict[str, object]:

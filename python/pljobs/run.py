@@ -73,7 +73,7 @@ class Run(ABC):
         if self.request is None and verdict is not None:
             self.request = verdict
             logs.asked_to_stop(self.job, verdict)
-        if self.waiting:
+        if not self.begun:
             self.end_unstarted()
             return
         self._stop(reason)
@@ -115,6 +115,11 @@ class Run(ABC):
             self.context.reported_progress.put_back(seen.progress)
 
     @property
+    def begun(self) -> bool:
+        """Say whether something of the task may have run."""
+        return not self.waiting
+
+    @property
     def handling(self) -> bool:
         """Say whether the task is handling its abort right now, where that can be seen."""
         return False
@@ -127,8 +132,12 @@ class Run(ABC):
             self._on_end(self, ended)
 
     def end_unstarted(self) -> None:
-        """End what should stop, and has not started, as if it had stopped at once."""
-        self.finish(Ended(exception=JobAborted()))
+        """End what should stop, and has not started: for good, or for others to run."""
+        reason = self.context.abort_reason()
+        if reason is not None and reason.will_run_again:
+            self.give_back()
+        else:
+            self.finish(Ended(exception=JobAborted()))
 
     def give_back(self) -> None:
         """End what has not started, and is not going to here."""
