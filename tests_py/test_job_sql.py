@@ -133,10 +133,12 @@ async def test_a_job_in_no_statement_gets_the_cancel_when_it_next_runs_one(
 
 
 async def test_once_a_statement_was_cancelled_the_database_is_left_alone(app: App, aconn: Conn) -> None:
+    begun = threading.Event()
     enter, go_on = threading.Event(), threading.Event()
 
     @app.task(pass_context=True)
     def task(context: JobContext) -> None:
+        begun.set()
         enter.wait(DEADLINE)
         with pytest.raises(psycopg.errors.QueryCanceled), context.connection() as conn:
             conn.execute(SLEEP.encode())
@@ -144,7 +146,7 @@ async def test_once_a_statement_was_cancelled_the_database_is_left_alone(app: Ap
 
     async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await cancel(aconn, job_id)
         enter.set()
         await wait_until_async(
