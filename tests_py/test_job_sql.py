@@ -19,7 +19,7 @@ from pljobs import App, JobContext, calls_sql
 from pljobs.embedded import Server
 from pljobs.exceptions import InvalidArgument
 from waiting import wait_until, wait_until_async
-from workers import DEADLINE, HASTY, NOTIFIED, POLLING, job, look, request, row, running, until
+from workers import DEADLINE, LASTING, NOTIFIED, POLLING, job, look, request, row, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 SQL = Path(__file__).parent.parent / "sql"
@@ -291,7 +291,7 @@ async def test_odd_sources_are_refused_at_the_door(
 # Which way was taken
 
 
-@pytest.mark.parametrize("options", [NOTIFIED, HASTY], ids=["at once", "after some heartbeats"])
+@pytest.mark.parametrize("options", [NOTIFIED, LASTING], ids=["at once", "after some heartbeats"])
 async def test_a_pooler_between_is_noticed_and_said(
     app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -306,7 +306,7 @@ async def test_a_pooler_between_is_noticed_and_said(
     async with running(app, concurrency=2, **options):
         job_id = await stuck.defer_async()
         await in_sql(aconn)
-        if options is HASTY:
+        if options is LASTING:
             # What a heartbeat has told, and nobody wrote, for nobody had asked, is told again.
             for _ in range(2):
                 found = await row(aconn, "SELECT clock_timestamp() AS now")
