@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,13 +13,17 @@ import psycopg
 import pytest
 
 from pljobs import App, JobContext
+from pljobs.control import Control
 from pljobs.jobs import AbortReason
 from pljobs.maintenance import Maintenance
+from pljobs.worker import Worker
 from waiting import wait_until_async
 from workers import DEADLINE, NOTIFIED, job, request, row, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 HOUR = 3600.0
+# While somebody has it, no worker calls its heartbeat.
+STILL = threading.Lock()
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +36,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Maintenance, "_enforce_limits", later)
     monkeypatch.setattr("pljobs.verdicts.HELD_FOR", 0.1)
     monkeypatch.setattr("pljobs.verdicts.LOOK_EVERY", 0.02)
+    beat = Control._beat
+
+    def beat_if_it_may(control: Control, conn: psycopg.Connection[Any]) -> None:
+        with STILL:
+            beat(control, conn)
+
+    monkeypatch.setattr(Control, "_beat", beat_if_it_may)
 
 
 @pytest.fixture
@@ -41,15 +53,20 @@ async def person(admin_url: str) -> AsyncIterator[Conn]:
         await connection.rollback()
 
 
-async def make_late(aconn: Conn, job_id: int) -> None:
-    """Have a running job's timeout pass, while its worker has no reason to look."""
+@contextlib.asynccontextmanager
+async def made_late(aconn: Conn, worker: Worker, job_id: int) -> AsyncIterator[None]:
+    """Have a running job's timeout pass; its worker looks when the block, which holds the row, is over.
 
-    async def has_beaten() -> bool:
-        query = "SELECT FROM pljobs.worker WHERE heartbeat_at > started_at"
-        return await row(aconn, query) is not None
-
-    await wait_until_async(has_beaten, DEADLINE, "the worker's first heartbeat")
-    await aconn.execute("UPDATE pljobs.job SET timeout_at = clock_timestamp() WHERE id = %s", [job_id])
+    It may have any reason to look earlier, as the notification of the job that it runs already: that
+    heartbeat would find the row free, and have the database ask.
+    """
+    await wait_until_async(lambda: STILL.acquire(blocking=False), DEADLINE, "no heartbeat is under way")
+    try:
+        await aconn.execute("UPDATE pljobs.job SET timeout_at = clock_timestamp() WHERE id = %s", [job_id])
+        yield
+        worker._control.look_now()
+    finally:
+        STILL.release()
 
 
 async def hold(person: Conn, job_id: int) -> None:
@@ -72,11 +89,10 @@ async def test_a_job_that_hangs_in_the_transaction_that_ends_it_is_stopped_and_f
     @app.task(pass_context=True, timeout=HOUR, retry=1)
     async def task(context: JobContext) -> None:
         assert context.job.id is not None
-        await make_late(aconn, context.job.id)
         try:
             async with await psycopg.AsyncConnection.connect(db_url) as mine:
-                await context.finish_async(mine)
-                worker._control.look_now()
+                async with made_late(aconn, worker, context.job.id):
+                    await context.finish_async(mine)
                 await asyncio.get_running_loop().create_future()
         finally:
             seen.append(context.abort_reason())
@@ -108,9 +124,8 @@ async def test_a_job_whose_row_somebody_holds_is_stopped_in_time_and_ends_when_i
     async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
         await wait_for(go)
-        await make_late(aconn, job_id)
-        await hold(person, job_id)
-        worker._control.look_now()
+        async with made_late(aconn, worker, job_id):
+            await hold(person, job_id)
         await wait_for(stopped)
         assert (await job(aconn, job_id))["status"] == "doing"
         await person.rollback()
@@ -134,9 +149,8 @@ async def test_if_it_was_an_abort_that_had_not_been_committed_the_job_is_aborted
     async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
         await wait_for(go)
-        await make_late(aconn, job_id)
-        await person.execute("SELECT pljobs.cancel_job(%s, abort => true, reason => 'mine')", [job_id])
-        worker._control.look_now()
+        async with made_late(aconn, worker, job_id):
+            await person.execute("SELECT pljobs.cancel_job(%s, abort => true, reason => 'mine')", [job_id])
         await wait_for(stopped)
         await person.commit()
         assert (await until(aconn, job_id, "aborted", "failed"))["status"] == "aborted"
@@ -163,9 +177,8 @@ async def test_it_is_only_told_until_the_database_can_take_the_further_steps(
     async with running(app, **NOTIFIED) as worker:
         job_id = await stubborn.defer_async()
         await wait_for(go)
-        await make_late(aconn, job_id)
-        await hold(person, job_id)
-        worker._control.look_now()
+        async with made_late(aconn, worker, job_id):
+            await hold(person, job_id)
         await wait_for(swallowed)
         await late(aconn, job_id, by="2 s")
         assert not stopped.is_set()
@@ -195,9 +208,8 @@ async def test_what_is_held_for_a_moment_is_asked_by_the_database(
     async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
         await wait_for(go)
-        await make_late(aconn, job_id)
-        await hold(person, job_id)
-        worker._control.look_now()
+        async with made_late(aconn, worker, job_id):
+            await hold(person, job_id)
         await late(aconn, job_id)
         await person.rollback()
         await until(aconn, job_id, "failed")
@@ -232,13 +244,12 @@ async def test_a_job_that_has_ended_in_time_is_not_late_for_not_being_recorded(
     async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
         await wait_for(begun)
-        await make_late(aconn, job_id)
-        await hold(person, job_id)
-        go.set()
-        await wait_until_async(
-            lambda: all(run and run.ended for run in worker._control._runs.values()), DEADLINE
-        )
-        worker._control.look_now()
+        async with made_late(aconn, worker, job_id):
+            await hold(person, job_id)
+            go.set()
+            await wait_until_async(
+                lambda: all(run and run.ended for run in worker._control._runs.values()), DEADLINE
+            )
         await late(aconn, job_id)
         await person.rollback()
         assert (await until(aconn, job_id))["status"] == "succeeded"
