@@ -69,10 +69,11 @@ def test_a_lost_connection_is_made_good(command: Begin, conn: Conn) -> None:
     assert asked(cancel)["request"]["resolution"] == "aborted"
 
 
+@pytest.mark.slow  # so long that all before the loss of the connection fits in, on a busy machine too
 def test_without_a_connection_it_says_that_the_request_was_made(
     command: Begin, conn: Conn, server: Server
 ) -> None:
-    cancel = command("cancel", "1", "--abort", "--wait", "5", "--json")
+    cancel = command("cancel", "1", "--abort", "--wait", "15", "--json")
     only = wait_until(session_of(conn, "pljobs.requests"))
     with psycopg.connect(server.url("postgres"), autocommit=True) as elsewhere:
         elsewhere.execute(f"ALTER DATABASE {conn.info.dbname} ALLOW_CONNECTIONS false".encode())
