@@ -130,7 +130,7 @@ def worker(app_folder: Path, db_url: str, pljobs: Pljobs) -> Iterator[subprocess
         yield process
         (app_folder / "enough").touch()
         process.terminate()
-        process.wait(20)
+        process.wait(DEADLINE)
 
 
 def answer(result: Result) -> object:
@@ -178,5 +178,5 @@ def in_a_terminal(url: str, *arguments: str, columns: int = 120) -> str:
             break
         shown += part
     os.close(ours)
-    assert process.wait(20) == 0
+    assert process.wait(DEADLINE) == 0
     return shown.decode()

@@ -22,7 +22,7 @@ from pljobs import App, JobAborted, JobContext, Status, fetching
 from pljobs.careful import careful_logger
 from pljobs.control import Control
 from pljobs.worker import Worker
-from waiting import wait_until_async
+from waiting import DEADLINE, wait_until_async
 
 Conn = psycopg.AsyncConnection[Any]
 Body = Callable[[], Awaitable[object]]
@@ -366,7 +366,7 @@ async def test_a_signal_stops_both_workers_of_a_loop(app: App) -> None:
     await wait_until_async(lambda: all(worker.worker_id is not None for worker in workers))
     before = signal.getsignal(signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE):
         await asyncio.wait(running_both)
     assert signal.getsignal(signal.SIGTERM) is not before
 
@@ -378,7 +378,7 @@ async def test_an_applications_own_signal_handler_is_there_again(app: App) -> No
     try:
         await app.run_worker_async(wait=False)
         os.kill(os.getpid(), signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             await heard.wait()
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
@@ -476,7 +476,7 @@ async def test_an_abort_that_meets_a_cancel_of_the_bodys_own_is_not_lost(
 
     async with workers.running(app):
         job_id = await t.defer_async()
-        await cleaning.wait()
+        await asyncio.wait_for(cleaning.wait(), DEADLINE)
         await app.job_manager.cancel_job_by_id_async(job_id, abort=True)
         assert await end_of(app, job_id) is Status.ABORTED
     assert not after.is_set()

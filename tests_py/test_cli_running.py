@@ -18,7 +18,7 @@ from cli_fixtures import Pljobs, answer, app_folder, bare_environment, fields, p
 from pljobs import App, cli_worker
 from pljobs.cli_commands import cli
 from pljobs.exceptions import WorkerTainted
-from waiting import wait_until
+from waiting import DEADLINE, wait_until
 
 
 def test_migrate_installs_and_is_safe_to_run_again(empty_db_url: str) -> None:
@@ -268,4 +268,4 @@ def test_the_manager_runs_until_it_is_stopped(db_url: str, conn: psycopg.Connect
     ) as manager:
         wait_until(lambda: conn.execute("SELECT status FROM pljobs.jobs").fetchall() == [("todo",)])
         manager.terminate()
-        assert manager.wait(10) == 0
+        assert manager.wait(DEADLINE) == 0
