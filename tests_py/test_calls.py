@@ -274,7 +274,7 @@ def test_a_retry_that_the_database_would_refuse_is_tamed(conn: psycopg.Connectio
     assert (job.queue, job.lock, job.priority, job.attempts) == ("default", None, 0, 1)
 
 
-def test_relative_times_are_sent_as_they_are_for_the_database_to_add(conn: psycopg.Connection) -> None:
+def test_relative_times_are_sent_as_they_are_for_the_database_to_add() -> None:
     encoded = json.loads(calls.encode_job(JOB.evolve(scheduled_in=timedelta(hours=1, microseconds=1))))
     assert encoded["scheduled_in"] == "1 hours 0.000001 seconds"
     assert "scheduled_at" not in encoded

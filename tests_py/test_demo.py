@@ -230,7 +230,7 @@ def test_two_demos_do_not_share_a_home(texts: Path, home: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's home needs no care")
-def test_the_home_of_root_is_not_where_postgresql_can_enter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_of_root_is_not_where_postgresql_can_enter() -> None:
     assert find_home(None).path == Path("/var/lib/pljobs-demo")
 
 

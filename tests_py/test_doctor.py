@@ -139,7 +139,7 @@ def test_the_worst_comes_first(pljobs: Pljobs, conn: Conn) -> None:
     assert result.stderr == "looked at 31 items: 1 critical, 1 warning, 1 notice\n"
 
 
-def test_on_a_terminal_each_finding_is_a_paragraph(db_url: str, conn: Conn, night: Server) -> None:
+def test_on_a_terminal_each_finding_is_a_paragraph(db_url: str, conn: Conn) -> None:
     conn.execute("SELECT pljobs.defer_job('a task', queue => %s), pljobs.pause_queue(%s)", ["a\x1b[2Jb"] * 2)
 
     shown = in_a_terminal(db_url, "doctor")
