@@ -347,5 +347,8 @@ SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'without an ind
 SELECT throws_ok(format('SELECT keyed_jobs(%L, ''a'', 1)', :'q'), 'PJ013', 'fairness keys and throttles need index pljobs.job_limit, which is not there yet', 'but keys are refused');
 SELECT throws_ok(format('SELECT pljobs.throttle_queue(%L, 1)', :'q'), 'PJ013', NULL, 'and throttles');
 
+-- Who is told of the room that a throttled job leaves: races/notify.spec.
+SELECT lives_ok($$SELECT pljobs._notify_room('{a,b}', '{a task}'), pljobs._notify_room(NULL, NULL), pljobs._notify_room_of(0)$$, 'there need be no throttle, no queue, and no job');
+
 SELECT * FROM finish();
 ROLLBACK;
