@@ -18,7 +18,7 @@ from cli_fixtures import Pljobs, bare_environment, pljobs
 from pljobs import App
 from pljobs.exceptions import InvalidArgument, InvalidJob
 from waiting import wait_until_async
-from workers import HASTY, NOTIFIED, running
+from workers import LASTING, NOTIFIED, running
 
 
 class Crowd:
@@ -88,7 +88,7 @@ async def test_a_task_s_limit_holds_and_keeps_no_others_waiting(
         await app.job_manager.throttle_task_async("work", max_running=2)
         await app.configure_task("work").batch_defer_async(*({"key": "all"} for _ in range(40)))
         await other.defer_async()
-        async with running(app, concurrency=5, **HASTY), running(app, concurrency=5, **HASTY):
+        async with running(app, concurrency=5, **LASTING), running(app, concurrency=5, **LASTING):
             await _all_done(conn, 41)
     assert crowd.most["all"] == 2
     assert crowd.order.index("other") < 20
@@ -104,7 +104,7 @@ async def test_few_jobs_of_one_key_do_not_wait_for_the_many_of_another(
         ids = await few.batch_defer_async(*({"key": "few"} for _ in range(5)))
         job = await app.job_manager.get_job_async(ids[0])
         assert (job.fairness_key, job.waiting_for) == ("few", "turn")
-        async with running(app, concurrency=2, **HASTY):
+        async with running(app, concurrency=2, **LASTING):
             await _all_done(conn, 305)
     assert max(place for place, key in enumerate(crowd.order) if key == "few") < 20
 
@@ -113,7 +113,7 @@ async def test_a_rate_lets_so_many_start(app: App, crowd: Crowd, conn: psycopg.C
     async with app.open_async():
         await app.job_manager.throttle_queue_async("default", rate=4, period={"hours": 1}, burst=6)
         await app.configure_task("work").batch_defer_async(*({"key": "all"} for _ in range(20)))
-        async with running(app, concurrency=5, **HASTY):
+        async with running(app, concurrency=5, **LASTING):
             await _all_done(conn, 6)
             await asyncio.sleep(0.5)
             await _all_done(conn, 6)

@@ -67,6 +67,7 @@ async def test_iter_loses_no_item_that_was_taken(app: App) -> None:
 async def test_on_abort_calls_back_once_whether_registered_before_or_after(
     app: App, aconn: Conn, when: str
 ) -> None:
+    begun = threading.Event()
     calls: list[tuple[str, AbortReason | None, int | None]] = []
     called = threading.Event()
 
@@ -80,6 +81,7 @@ async def test_on_abort_calls_back_once_whether_registered_before_or_after(
     def task(context: JobContext) -> None:
         if when == "before":
             context.on_abort(call_back)
+        begun.set()
         assert context.abort_flag.wait(DEADLINE)
         if when == "after":
             context.on_abort(call_back)
@@ -87,7 +89,7 @@ async def test_on_abort_calls_back_once_whether_registered_before_or_after(
 
     async with running(app, **NOTIFIED):
         job_id = await task.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await abort(app, job_id)
         await until(aconn, job_id, "succeeded")
     assert calls == [("pljobs-on-abort", AbortReason.USER_REQUEST, job_id)]
@@ -96,6 +98,7 @@ async def test_on_abort_calls_back_once_whether_registered_before_or_after(
 async def test_in_async_code_on_abort_calls_back_in_the_event_loop_before_the_cancel(
     app: App, aconn: Conn
 ) -> None:
+    begun = asyncio.Event()
     order: list[str] = []
 
     @app.task(pass_context=True)
@@ -104,6 +107,7 @@ async def test_in_async_code_on_abort_calls_back_in_the_event_loop_before_the_ca
         context.on_abort(
             lambda: order.append("callback" if asyncio.get_running_loop() is loop else "elsewhere")
         )
+        begun.set()
         try:
             await asyncio.sleep(DEADLINE)
         finally:
@@ -111,7 +115,7 @@ async def test_in_async_code_on_abort_calls_back_in_the_event_loop_before_the_ca
 
     async with running(app, **NOTIFIED):
         job_id = await task.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await abort(app, job_id)
         await until(aconn, job_id, "aborted")
     assert order == ["callback", "cancel"]
@@ -182,8 +186,6 @@ async def test_progress_that_a_heartbeat_took_along_too_late_is_stored_with_the_
 async def test_what_is_no_share_of_one_is_refused_in_the_task(app: App, fraction: Any) -> None:
     @app.task
     def task() -> None: ...
-
-    from pljobs.jobs import Job
 
     context = JobContext(app=app, job=Job(id=1, run_id=1, task_name="task"), task=task)
     with pytest.raises((InvalidArgument, TypeError)):

@@ -44,11 +44,13 @@ async def is_at(conn: Conn, job_id: int, level: int) -> None:
 async def test_without_a_grace_an_abort_stays_at_level_1(
     app: App, aconn: Conn, options: dict[str, Any]
 ) -> None:
+    begun = asyncio.Event()
     told = asyncio.Event()
     go_on = asyncio.Event()
 
     @app.task
     async def stubborn() -> str:
+        begun.set()
         try:
             await asyncio.sleep(DEADLINE)
         except asyncio.CancelledError:
@@ -58,7 +60,7 @@ async def test_without_a_grace_an_abort_stays_at_level_1(
 
     async with running(app, **options):
         job_id = await stubborn.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await ask(aconn, job_id)
         await asyncio.wait_for(told.wait(), DEADLINE)
         asked = await request(aconn, job_id)
@@ -72,10 +74,12 @@ async def test_without_a_grace_an_abort_stays_at_level_1(
 async def test_an_async_task_that_swallows_its_abort_is_cancelled_again_when_its_grace_is_over(
     app: App, aconn: Conn, options: dict[str, Any]
 ) -> None:
+    begun = asyncio.Event()
     cancels: list[AbortReason | None] = []
 
     @app.task(pass_context=True)
     async def stubborn(context: JobContext) -> None:
+        begun.set()
         while len(cancels) < 2:
             try:
                 await asyncio.sleep(DEADLINE)
@@ -85,7 +89,7 @@ async def test_an_async_task_that_swallows_its_abort_is_cancelled_again_when_its
 
     async with running(app, **options):
         job_id = await stubborn.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await ask(aconn, job_id, grace="1 h", term_grace="1 min", reason="enough", actor="ann")
         await wait_until_async(lambda: len(cancels) == 1, DEADLINE)
         await look(aconn, job_id)
@@ -103,6 +107,7 @@ async def test_an_async_task_that_swallows_its_abort_is_cancelled_again_when_its
 
 
 async def test_the_task_knows_its_deadline(app: App, aconn: Conn) -> None:
+    begun = asyncio.Event()
     seen: list[object] = []
 
     async def watch(context: JobContext) -> None:
@@ -113,6 +118,7 @@ async def test_the_task_knows_its_deadline(app: App, aconn: Conn) -> None:
 
     @app.task(pass_context=True)
     async def task(context: JobContext) -> None:
+        begun.set()
         watching = asyncio.create_task(watch(context))
         try:
             await asyncio.sleep(DEADLINE)
@@ -121,7 +127,7 @@ async def test_the_task_knows_its_deadline(app: App, aconn: Conn) -> None:
 
     async with running(app, **NOTIFIED):
         job_id = await task.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await ask(aconn, job_id, grace="1 h", reason="why not", actor="ann")
         await until(aconn, job_id, "aborted")
     asked = await request(aconn, job_id)
@@ -132,10 +138,12 @@ async def test_the_task_knows_its_deadline(app: App, aconn: Conn) -> None:
 async def test_a_task_that_can_not_be_stopped_is_given_up_and_its_worker_leaves(
     app: App, aconn: Conn, grace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    begun = threading.Event()
     let_go = threading.Event()
 
     @app.task(queue="stuck")
     def stuck() -> None:
+        begun.set()
         let_go.wait(DEADLINE)
 
     @app.task
@@ -147,7 +155,7 @@ async def test_a_task_that_can_not_be_stopped_is_given_up_and_its_worker_leaves(
     ended = asyncio.create_task(worker.run())
     try:
         job_id = await stuck.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await ask(aconn, job_id, grace=grace, term_grace="10 ms")
         await until(aconn, job_id, "aborted")
         with pytest.raises(WorkerTainted, match=r"stuck\[\d+\]"):
@@ -173,11 +181,13 @@ async def test_a_task_that_can_not_be_stopped_is_given_up_and_its_worker_leaves(
 
 
 async def test_an_async_task_that_ignores_every_cancel_is_given_up(app: App, aconn: Conn) -> None:
+    begun = asyncio.Event()
     stop = asyncio.Event()
     stopped = asyncio.Event()
 
     @app.task
     async def stubborn() -> None:
+        begun.set()
         while not stop.is_set():
             with contextlib.suppress(asyncio.CancelledError):
                 await stop.wait()
@@ -186,7 +196,7 @@ async def test_an_async_task_that_ignores_every_cancel_is_given_up(app: App, aco
     worker = Worker(app, install_signal_handlers=False, **NOTIFIED)
     ended = asyncio.create_task(worker.run())
     job_id = await stubborn.defer_async()
-    await until(aconn, job_id, "doing")
+    await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
     await ask(aconn, job_id, grace="50 ms", term_grace="50 ms")
     with pytest.raises(WorkerTainted):
         await asyncio.wait_for(ended, DEADLINE)
@@ -197,15 +207,18 @@ async def test_an_async_task_that_ignores_every_cancel_is_given_up(app: App, aco
 
 
 async def test_two_people_ask_and_the_earlier_deadline_wins(app: App, aconn: Conn) -> None:
+    begun = asyncio.Event()
+
     @app.task
     async def stubborn() -> None:
+        begun.set()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(DEADLINE)
         await asyncio.sleep(DEADLINE)
 
     async with running(app, **NOTIFIED):
         job_id = await stubborn.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         assert (await ask(aconn, job_id, grace="1 year"))["outcome"] == "abort_requested"
         assert (await ask(aconn, job_id, grace="10 ms"))["outcome"] == "abort_already_requested"
         await until(aconn, job_id, "aborted")
@@ -213,10 +226,12 @@ async def test_two_people_ask_and_the_earlier_deadline_wins(app: App, aconn: Con
 
 
 async def test_forced_after_an_abort_with_a_deadline_the_worker_goes_on(app: App, aconn: Conn) -> None:
+    begun = asyncio.Event()
     went_on = asyncio.Event()
 
     @app.task
     async def stubborn() -> None:
+        begun.set()
         try:
             await asyncio.sleep(DEADLINE)
         finally:
@@ -228,7 +243,7 @@ async def test_forced_after_an_abort_with_a_deadline_the_worker_goes_on(app: App
 
     async with running(app, concurrency=2, **NOTIFIED):
         job_id = await stubborn.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await ask(aconn, job_id, grace="1 h")
         await is_at(aconn, job_id, 1)
         await aconn.execute("SELECT pljobs.cancel_job(%s, force => true)", [job_id])
@@ -241,8 +256,11 @@ async def test_forced_after_an_abort_with_a_deadline_the_worker_goes_on(app: App
 async def test_a_person_holding_the_jobs_row_delays_the_ladder_and_nothing_else(
     app: App, aconn: Conn, admin_url: str
 ) -> None:
+    begun = asyncio.Event()
+
     @app.task(queue="a")
     async def stubborn() -> None:
+        begun.set()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(DEADLINE)
         await asyncio.sleep(DEADLINE)
@@ -255,7 +273,7 @@ async def test_a_person_holding_the_jobs_row_delays_the_ladder_and_nothing_else(
         await psycopg.AsyncConnection.connect(admin_url) as person,
     ):
         job_id = await stubborn.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await ask(aconn, job_id, grace="20 ms", term_grace="1 h")
         await is_at(aconn, job_id, 1)
         await person.execute("SELECT FROM pljobs.request WHERE job_id = %s FOR UPDATE", [job_id])
@@ -268,17 +286,20 @@ async def test_a_person_holding_the_jobs_row_delays_the_ladder_and_nothing_else(
 async def test_a_callback_that_raises_is_logged_and_stops_nothing(
     app: App, aconn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
+    begun = asyncio.Event()
+
     @app.task(pass_context=True)
     async def task(context: JobContext) -> None:
         @context.on_abort
         def broken() -> None:
             raise ValueError("broken callback")
 
+        begun.set()
         await asyncio.sleep(DEADLINE)
 
     async with running(app, **NOTIFIED):
         job_id = await task.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await ask(aconn, job_id)
         await until(aconn, job_id, "aborted")
     assert any("callback of on_abort raised" in record.message for record in caplog.records)
@@ -419,15 +440,18 @@ async def test_each_step_is_one_line_with_the_ids(
 ) -> None:
     caplog.set_level(logging.INFO, logger="pljobs.jobs")
 
+    begun = asyncio.Event()
+
     @app.task
     async def stubborn() -> None:
+        begun.set()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(DEADLINE)
         await asyncio.sleep(DEADLINE)
 
     async with running(app, **NOTIFIED):
         job_id = await stubborn.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         answer = await ask(aconn, job_id, grace="50 ms", term_grace="1 h")
         await until(aconn, job_id, "aborted")
     lines = [record for record in caplog.records if record.name == "pljobs.jobs"]

@@ -41,8 +41,11 @@ async def beats(conn: Conn) -> bool:
 
 
 async def test_an_async_task_is_told_before_it_is_given_up(app: App, aconn: Conn) -> None:
+    begun = asyncio.Event()
+
     @app.task
     async def willing() -> None:
+        begun.set()
         try:
             await asyncio.sleep(DEADLINE)
         finally:
@@ -50,7 +53,7 @@ async def test_an_async_task_is_told_before_it_is_given_up(app: App, aconn: Conn
 
     async with running(app, **NOTIFIED):
         job_id = await willing.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await ask(aconn, job_id, grace="0", term_grace="0")
         await until(aconn, job_id)
     assert (await request(aconn, job_id))["resolution"] == "aborted"
@@ -59,29 +62,35 @@ async def test_an_async_task_is_told_before_it_is_given_up(app: App, aconn: Conn
 async def test_an_async_task_that_swallowed_is_cancelled_again_before_it_is_given_up(
     app: App, aconn: Conn
 ) -> None:
+    begun = asyncio.Event()
+
     @app.task
     async def once() -> None:
+        begun.set()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(DEADLINE)
         await asyncio.sleep(DEADLINE)
 
     async with running(app, **NOTIFIED):
         job_id = await once.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await ask(aconn, job_id, grace="0", term_grace="0")
         await until(aconn, job_id)
     assert (await request(aconn, job_id))["resolution"] == "aborted"
 
 
 async def test_a_thread_that_looks_is_not_given_up(app: App, aconn: Conn) -> None:
+    begun = threading.Event()
+
     @app.task(pass_context=True)
     def willing(context: JobContext) -> None:
+        begun.set()
         context.abort_flag.wait(DEADLINE)
         raise JobAborted
 
     async with running(app, **NOTIFIED):
         job_id = await willing.defer_async()
-        await until(aconn, job_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await ask(aconn, job_id, grace="0", term_grace="0")
         await until(aconn, job_id)
     assert (await request(aconn, job_id))["resolution"] == "aborted"

@@ -21,7 +21,12 @@ from waiting import wait_until, wait_until_async
 from workers import DEADLINE, HASTY, SIDE_TABLE, Process, running
 
 Conn = psycopg.Connection[Any]
-LEASE = 3.0
+
+# Each waits for a lease to be over.
+pytestmark = pytest.mark.slow
+
+# A worker stops its jobs when 0.6 of it is over: what a busy machine does not stall for.
+LEASE = 8.0
 OPTIONS: dict[str, Any] = {
     "fetch_job_polling_interval": 0.1,
     "update_heartbeat_interval": 0.3,
@@ -75,7 +80,7 @@ def test_a_cut_off_workers_job_stops_before_another_worker_starts_it(
         wait_until(lambda: starts(conn, job_id), DEADLINE, "the job starts")
         proxy.swallow_up = proxy.swallow_down = True
         second = worker(db_url, db_url, tmp_path, "second")
-        wait_until(lambda: len(starts(conn, job_id)) == 2, DEADLINE, "the job starts again")
+        wait_until(lambda: len(starts(conn, job_id)) >= 2, DEADLINE, "the job starts again")
         assert [what for _, what in side(conn, job_id)] == ["start", "cancelled", "start"]
         first.until_said("the jobs stop")
         # Back again, it works on, and what it reports of its run changes nothing.
@@ -102,7 +107,7 @@ def test_what_can_not_be_stopped_ends_with_its_process(
         # Not reported as anything: it is rescued as from a dead worker, and runs again.
         second = worker(db_url, db_url, tmp_path, "second")
         try:
-            wait_until(lambda: len(starts(conn, job_id)) == 2, DEADLINE, "the job starts again")
+            wait_until(lambda: len(starts(conn, job_id)) >= 2, DEADLINE, "the job starts again")
         finally:
             second.kill()
     finally:
@@ -110,7 +115,7 @@ def test_what_can_not_be_stopped_ends_with_its_process(
 
 
 def test_told_to_go_on_it_goes_on(conn: Conn, db_url: str, proxy: Proxy, tmp_path: Path) -> None:
-    job_id = defer(conn, "work", f'{{"seconds": {2 * LEASE}}}')
+    job_id = defer(conn, "work", f'{{"seconds": {1.5 * LEASE}}}')
     first = worker(proxy.url(conn.info.dbname), db_url, tmp_path, "first", stop_without_database=False)
     try:
         wait_until(lambda: starts(conn, job_id), DEADLINE, "the job starts")
@@ -143,7 +148,7 @@ def test_a_suspended_process_is_not_given_up_when_it_wakes(conn: Conn, db_url: s
         conn.execute("SELECT pljobs.rescue_jobs()")
         first.signal(signal.SIGCONT)
         wait_until(lambda: (first.pid, "cancelled") in side(conn, job_id), DEADLINE, "its run is stopped")
-        wait_until(lambda: len(starts(conn, job_id)) == 2, DEADLINE, "the job starts again")
+        wait_until(lambda: len(starts(conn, job_id)) >= 2, DEADLINE, "the job starts again")
         assert first.running
     finally:
         first.kill()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import time
+import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,7 @@ from pljobs.connector import PsycopgConnector
 from pljobs.embedded import Server
 from pljobs.maintenance import Manager
 from waiting import wait_until, wait_until_async
-from workers import DEADLINE, HASTY, SIDE_TABLE, job, process, psql, request, running, until
+from workers import DEADLINE, HASTY, LASTING, SIDE_TABLE, job, process, psql, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -81,10 +81,6 @@ def tasks_of(app: App) -> App:
         context.progress(0.5, "half")
         await asyncio.get_running_loop().create_future()
 
-    @app.task(name="swallows")
-    def swallows(seconds: float = 600.0) -> None:
-        time.sleep(seconds)
-
     @app.task(name="hangs_in_sql", pass_context=True)
     def hangs_in_sql(context: JobContext) -> None:
         with context.connection() as conn:
@@ -107,7 +103,7 @@ async def application(urls: Urls) -> AsyncIterator[App]:
 @pytest.fixture
 async def hands(urls: Urls) -> AsyncIterator[App]:
     """The same app, run by a worker that only works."""
-    async with tasks_of(App(urls["lp_worker"])).open_async() as app, running(app, concurrency=5, **HASTY):
+    async with tasks_of(App(urls["lp_worker"])).open_async() as app, running(app, concurrency=5, **LASTING):
         yield app
 
 
@@ -130,7 +126,7 @@ async def test_a_producer_defers_and_a_worker_runs(application: App, hands: App,
 
 async def test_a_worker_runs_isolated_jobs(urls: Urls, application: App, aconn: Conn) -> None:
     with isolated_tasks.app.replace_connector(PsycopgConnector(urls["lp_worker"])) as app:
-        async with app.open_async(), running(app, **HASTY):
+        async with app.open_async(), running(app, **LASTING):
             job_id = await application.configure_task("isolated_add").defer_async(a=1, b=2)
             done = await until(aconn, job_id)
     assert (done["status"], done["result"]["sum"]) == ("succeeded", 3)
@@ -138,7 +134,7 @@ async def test_a_worker_runs_isolated_jobs(urls: Urls, application: App, aconn: 
 
 async def test_a_worker_retries_and_deletes_jobs(urls: Urls, application: App, aconn: Conn) -> None:
     app = tasks_of(App(urls["lp_worker"]))
-    async with app.open_async(), running(app, delete_jobs="successful", **HASTY):
+    async with app.open_async(), running(app, delete_jobs="successful", **LASTING):
         job_id = await application.configure_task("fails_once").defer_async()
         assert (await until(aconn, job_id))["status"] == "gone"
 
@@ -188,7 +184,7 @@ async def test_a_worker_whose_tasks_defer_jobs_is_a_producer_too(
 ) -> None:
     for login, status in (("lp_worker", "failed"), ("lp_deferring_worker", "succeeded")):
         app = tasks_of(App(urls[login]))
-        async with app.open_async(), running(app, concurrency=2, queues=["default"], **HASTY):
+        async with app.open_async(), running(app, concurrency=2, queues=["default"], **LASTING):
             done = await until(aconn, await application.configure_task("defers").defer_async())
             assert done["status"] == status
             if status == "failed":
@@ -238,16 +234,27 @@ async def test_the_sql_of_a_workers_job_is_cancelled_by_the_server(
 
 
 async def test_an_abort_is_taken_as_far_as_it_has_to_be(urls: Urls, application: App, aconn: Conn) -> None:
-    app = tasks_of(App(urls["lp_worker"]))
+    app = App(urls["lp_worker"])
+    begun, let_go = threading.Event(), threading.Event()
+
+    @app.task(name="heeds nothing")
+    def heeds_nothing() -> None:
+        begun.set()
+        let_go.wait(600.0)
+
     async with app.open_async():
-        with pytest.raises(exceptions.WorkerTainted):
-            async with running(app, **HASTY):
-                job_id = await application.configure_task("swallows").defer_async(seconds=5.0)
-                await until(aconn, job_id, "doing")
-                await application.job_manager.cancel_job_by_id_async(
-                    job_id, abort=True, grace=0, term_grace=0.1
-                )
-                await until(aconn, job_id)
+        try:
+            with pytest.raises(exceptions.WorkerTainted):
+                async with running(app, **LASTING):
+                    job_id = await application.configure_task("heeds nothing").defer_async()
+                    # What has not begun ends at once, unstarted.
+                    await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
+                    await application.job_manager.cancel_job_by_id_async(
+                        job_id, abort=True, grace=0, term_grace=0.1
+                    )
+                    await until(aconn, job_id)
+        finally:
+            let_go.set()
     assert (await request(aconn, job_id))["resolution"] == "abandoned"
 
 
@@ -359,7 +366,7 @@ async def test_where_there_are_no_groups_single_grants_do(urls: Urls, aconn: Con
 
 def test_a_worker_process_needs_no_more(urls: Urls, conn: psycopg.Connection, tmp_path: Path) -> None:
     conn.execute(SIDE_TABLE)
-    with process(urls["lp_worker"], tmp_path, **HASTY) as worker:
+    with process(urls["lp_worker"], tmp_path, **LASTING) as worker:
         conn.execute("SELECT pljobs.defer_job('quick')")
         wait_until(
             lambda: conn.execute("SELECT 1 FROM pljobs.jobs WHERE status = 'succeeded'").fetchone(), DEADLINE
@@ -382,10 +389,10 @@ async def test_a_worker_that_is_limited_to_queues_works_for_these(
     async with tasks_of(App(urls["lp_worker"])).open_async() as app:
         with pytest.raises(exceptions.NotPermitted, match="mail"):
             await app.run_worker_async(queues=["money"], wait=False, install_signal_handlers=False)
-        async with running(app, **HASTY):
+        async with running(app, **LASTING):
             assert (await until(aconn, mail))["result"] == 3
         # Its lease ran out meanwhile, say: it comes back as itself.
-        async with running(app, **HASTY) as worker:
+        async with running(app, **LASTING) as worker:
             await aconn.execute(
                 "UPDATE pljobs.worker SET stopped_at = now(), expires_at = now() WHERE id = %s",
                 [worker.worker_id],

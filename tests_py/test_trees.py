@@ -85,6 +85,7 @@ async def test_a_cancelled_tree_stops_all_of_it(app: App, aconn: Conn) -> None:
 
 
 async def test_a_running_job_of_a_cancelled_tree_can_defer_no_more(app: App, aconn: Conn) -> None:
+    begun = threading.Event()
     refused: list[str] = []
     go = threading.Event()
 
@@ -93,6 +94,7 @@ async def test_a_running_job_of_a_cancelled_tree_can_defer_no_more(app: App, aco
 
     @app.task
     def root() -> None:
+        begun.set()
         go.wait(DEADLINE)
         with pytest.raises(TreeCancelled) as info:
             leaf.defer()
@@ -101,7 +103,7 @@ async def test_a_running_job_of_a_cancelled_tree_can_defer_no_more(app: App, aco
 
     async with running(app, **NOTIFIED):
         root_id = await root.defer_async()
-        await until(aconn, root_id, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await cancel_tree(aconn, root_id)
         go.set()
         await until(aconn, root_id, "succeeded")
@@ -174,6 +176,7 @@ async def test_a_task_can_name_another_to_run_after_it_was_cancelled_or_aborted(
     app: App, aconn: Conn
 ) -> None:
     seen: dict[int, dict[str, Any]] = {}
+    begun = asyncio.Event()
 
     @app.task(name="clean up")
     async def clean_up(**what: Any) -> None:
@@ -181,6 +184,8 @@ async def test_a_task_can_name_another_to_run_after_it_was_cancelled_or_aborted(
 
     @app.task(on_cancelled="clean up", name="task")
     async def task(n: int) -> None:
+        if n:
+            begun.set()
         await asyncio.sleep(DEADLINE if n else 0)
 
     waiting = await task.configure(queue="later").defer_async(n=7)
@@ -191,7 +196,7 @@ async def test_a_task_can_name_another_to_run_after_it_was_cancelled_or_aborted(
         fine = await task.defer_async(n=0)
         await until(aconn, fine, "succeeded")
         aborted = await task.defer_async(n=9)
-        await until(aconn, aborted, "doing")
+        await wait_until_async(begun.is_set, DEADLINE, "the body has begun")
         await app.job_manager.cancel_job_by_id_async(aborted, abort=True, reason="enough")
         await until(aconn, aborted, "aborted")
         await wait_until_async(lambda: len(seen) == 3, DEADLINE, "three follow-ups have run")
