@@ -1,6 +1,6 @@
 -- Who waits in line must then see what the one before it did, whatever the role's default is. First of all:
 -- in a transaction that is otherwise, and has read something, it is an error.
-SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 
 -- What is set here is for the install alone: the rest of the transaction may be somebody else's, and end.sql
 -- gives them back what they had.

@@ -472,13 +472,6 @@ def test_indexes_are_made_by_psql_however_long_they_take(
     assert impatient_db.execute("SELECT * FROM pljobs.check_install()").fetchall() == []
 
 
-def test_psql_installs_where_transactions_are_read_only(server: Server, empty_db_url: str) -> None:
-    with psycopg.connect(empty_db_url, autocommit=True) as conn:
-        conn.execute(f"ALTER DATABASE {conn.info.dbname} SET default_transaction_read_only = on".encode())
-        server.run_sql(f"BEGIN;\n\\i '{REPO / 'sql' / 'install.sql'}'\nCOMMIT;", conn.info.dbname)
-    assert install_check.check(empty_db_url) == []
-
-
 @pytest.mark.parametrize(
     ("encoding", "queue", "told"),
     [
