@@ -73,8 +73,10 @@ DECLARE
     v_owner oid := (SELECT n.nspowner FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pljobs');
     v_change record;
 BEGIN
-    -- What PUBLIC has, and what an earlier release, or somebody by hand, has granted to the groups beyond the
-    -- list; with what these have passed on. (Of objects that are not the owner's check_install() tells.)
+    -- What PUBLIC has; what an earlier release, or somebody by hand, has granted to the groups beyond the
+    -- list; and whatever those have whom the owner's default privileges name, for these speak of the owner's
+    -- own tables and functions. With what they have passed on. (Of objects that are not the owner's
+    -- check_install() tells.)
     FOR v_change IN
         WITH granted AS (
             SELECT 'schema' AS kind, n.nspname::text AS name, 'SCHEMA pljobs' AS what, a.grantee,
@@ -108,8 +110,12 @@ BEGIN
         SELECT DISTINCT g.what, CASE WHEN g.grantee = 0 THEN 'PUBLIC'
                                      ELSE pg_catalog.quote_ident(r.rolname) END AS grantee
           FROM granted AS g LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = g.grantee
-         WHERE (g.grantee = 0 OR r.rolname IN ('pljobs_reader', 'pljobs_producer', 'pljobs_worker',
-                                               'pljobs_canceller', 'pljobs_operator'))
+         WHERE g.grantee <> v_owner
+           AND (g.grantee = 0 OR r.rolname IN ('pljobs_reader', 'pljobs_producer', 'pljobs_worker',
+                                               'pljobs_canceller', 'pljobs_operator')
+                OR g.grantee IN (SELECT a.grantee FROM pg_catalog.pg_default_acl AS d
+                                  CROSS JOIN LATERAL pg_catalog.aclexplode(d.defaclacl) AS a
+                                  WHERE d.defaclrole = v_owner))
            AND NOT EXISTS (
                SELECT FROM pljobs._privileges() AS l
                 WHERE l.kind = g.kind AND l.name = g.name AND r.rolname = ANY (l.grantees)

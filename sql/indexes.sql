@@ -7,6 +7,9 @@
 -- Without -1: an index is made CONCURRENTLY outside of a transaction alone. As the owner of the schema.
 SET search_path = pg_catalog, pg_temp;
 SET statement_timeout = 0;
+-- Of 17 and later.
+SELECT CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL
+            THEN pg_catalog.set_config('transaction_timeout', '0', false) END AS timeout \gset
 SET default_transaction_read_only = off;
 -- Each waits for the transactions that were open when it began; others don't wait for it.
 SET lock_timeout = 0;

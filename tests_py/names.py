@@ -19,6 +19,7 @@ from pljobs.answers import RunEnd
 from pljobs.calls_read import JobFilter
 from pljobs.jobs import Job
 from pljobs.listener import queue_hash
+from waiting import DEADLINE
 
 EVIL = [
     "", " ", "%", "%s", "%(a)s", "\\", "\\'", "'", '"', "''", ";", "--", "/*", "\n", "\r\n", "\t", "\x7f",
@@ -137,7 +138,7 @@ class World:
 
     def _heard(self, queue: str) -> None:
         """See that this queue's workers were told, and those of no other."""
-        (note,) = self.conn.notifies(timeout=5, stop_after=1)
+        (note,) = self.conn.notifies(timeout=DEADLINE, stop_after=1)
         assert (note.channel, note.payload) == ("pljobs_todo", queue_hash(queue))
         assert note.payload != queue_hash(f"{queue}x")
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
+
 from pljobs import embedded
 from pljobs.embedded import PORT, Server
-from waiting import wait_until
+from waiting import DEADLINE, wait_until
 
 MISSING = "no pgbouncer here: run tools/bootstrap"
 
@@ -24,13 +25,13 @@ def binary() -> str | None:
 class Pooler:
     """A running PgBouncer; `url` is a database by way of it."""
 
-    def __init__(self, port: int, log: Path) -> None:
-        self.port = port
+    def __init__(self, folder: Path, log: Path) -> None:
+        self.folder = folder
         self.log = log
 
     def url(self, dbname: str, user: str) -> str:
         """Return the connection string of a database, by way of the pooler."""
-        return f"host=127.0.0.1 port={self.port} dbname={dbname} user={user}"
+        return f"host={self.folder} port={PORT} dbname={dbname} user={user}"
 
 
 @contextlib.contextmanager
@@ -48,15 +49,14 @@ def pgbouncer(server: Server, folder: Path, *users: str, mode: str = "transactio
     """Run one before this server, for these logins."""
     found = binary()
     assert found is not None, MISSING
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     account = embedded._account()
     names = folder / "userlist.txt"
     names.write_text("".join(f'"{user}" ""\n' for user in users))
     config = folder / "pgbouncer.ini"
     config.write_text(
         f"[databases]\n* = host={server.base} port={PORT}\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        # A socket in its own folder: a port that was free might be another's by now.
+        f"[pgbouncer]\nlisten_port = {PORT}\nunix_socket_dir = {folder}\n"
         f"auth_type = trust\nauth_file = {names}\npool_mode = {mode}\n"
         "default_pool_size = 5\nmax_client_conn = 200\n"
     )
@@ -71,15 +71,17 @@ def pgbouncer(server: Server, folder: Path, *users: str, mode: str = "transactio
             extra_groups=None if account is None else [],
         )  # fmt: skip
     try:
-        wait_until(lambda: _answers(port, process), what=f"pgbouncer listens: {log.read_text()}")
-        yield Pooler(port, log)
+        pooler = Pooler(folder, log)
+        url = pooler.url("postgres", users[0])
+        wait_until(lambda: _answers(url, process), what=f"pgbouncer listens: {log.read_text()}")
+        yield pooler
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(DEADLINE)
 
 
-def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
+def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
     assert process.poll() is None, "pgbouncer has ended"
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(url):
         return True
     return False

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import pq
 
-DEADLINE = 20.0
+from waiting import DEADLINE
+
 _POLL = 0.001
 
 

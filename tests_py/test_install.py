@@ -14,10 +14,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 
 from pljobs import App, exceptions, install, install_check, install_files, release
 from pljobs.embedded import Server, environment
+from pljobs.listener import queue_hash
 from waiting import wait_until
 
 REPO = Path(__file__).parent.parent
@@ -415,3 +417,83 @@ async def test_an_app_installs_its_schema_as_it_did_with_procrastinate(empty_db_
 def test_an_app_that_is_not_open_installs_nothing(empty_db_url: str) -> None:
     with pytest.raises(exceptions.AppNotOpen):
         App(empty_db_url).schema_manager.apply_schema()
+
+
+@pytest.fixture
+def impatient_db(empty_db_url: str) -> Iterator[psycopg.Connection]:
+    """Another session in a database that ends each transaction early."""
+    with psycopg.connect(empty_db_url, autocommit=True) as other:
+        if other.info.server_version < 170000:
+            pytest.skip("transaction_timeout is of 17 and later")
+        other.execute(f"ALTER DATABASE {other.info.dbname} SET transaction_timeout = '300ms'".encode())
+        yield other
+
+
+def psql_waits(server: Server, other: psycopg.Connection, url: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start psql, and wait until it has waited for longer than the limit of its transactions."""
+    command = [str(server.bin_dir / "psql"), url, "-XqAt", "-v", "ON_ERROR_STOP=1", *arguments]
+    psql = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    )
+    waits = (
+        "SELECT FROM pg_stat_activity WHERE application_name = 'psql' AND datname = current_database()"
+        " AND wait_event_type = 'Lock' AND clock_timestamp() - xact_start > interval '0.6 s'"
+    )
+    wait_until(lambda: psql.poll() is not None or other.execute(waits.encode()).fetchone() is not None)
+    return psql
+
+
+def test_an_install_by_psql_outlasts_a_limit_on_transactions(
+    server: Server, empty_db_url: str, impatient_db: psycopg.Connection
+) -> None:
+    # Another install.
+    key = "hashtextextended('pljobs.install', 0)"
+    impatient_db.execute(f"SELECT pg_advisory_lock({key})".encode())
+    psql = psql_waits(
+        server, impatient_db, empty_db_url, "-1", "-f", str(REPO / "sql" / "install.sql"),
+        "-c", "SHOW transaction_timeout",
+    )  # fmt: skip
+    impatient_db.execute(f"SELECT pg_advisory_unlock({key})".encode())
+    said, _ = psql.communicate(timeout=60)
+    assert psql.returncode == 0, said
+    assert said.splitlines()[-1] == "300ms"  # the rest of the transaction has it back
+
+
+def test_indexes_are_made_by_psql_however_long_they_take(
+    server: Server, empty_db_url: str, impatient_db: psycopg.Connection
+) -> None:
+    install.migrate(empty_db_url)
+    impatient_db.execute("DROP INDEX pljobs.job_finished")
+    with psycopg.connect(empty_db_url, options="-c transaction_timeout=0") as holder:
+        holder.execute("SELECT pljobs.defer_job('waited for')")
+        psql = psql_waits(server, impatient_db, empty_db_url, "-f", str(REPO / "sql" / "indexes.sql"))
+    said, _ = psql.communicate(timeout=60)
+    assert psql.returncode == 0, said
+    assert impatient_db.execute("SELECT * FROM pljobs.check_install()").fetchall() == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "queue", "told"),
+    [
+        ("LATIN1", "U&'k\\00e4se'", queue_hash("käse")),
+        ("SQL_ASCII", "convert_from('\\x6bc3a47365', 'SQL_ASCII')", queue_hash("käse")),
+        ("SQL_ASCII", "convert_from('\\x6be47365', 'SQL_ASCII')", ""),  # of no known encoding: for all
+    ],
+)
+def test_queues_are_told_of_by_their_names_in_utf_8_whatever_the_database_speaks(
+    server: Server, empty_db_url: str, encoding: str, queue: str, told: str
+) -> None:
+    name = f"{conninfo_to_dict(empty_db_url)['dbname']}_encoded"
+    server.run_sql(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'")
+    try:
+        with psycopg.connect(
+            make_conninfo(empty_db_url, dbname=name, client_encoding="UTF8"), autocommit=True
+        ) as conn:
+            install.migrate(conn.info.dsn)
+            conn.execute("LISTEN pljobs_todo")
+            conn.execute(f"SELECT pljobs._notify_todo(ARRAY[{queue}])".encode())
+            conn.execute("SELECT 1")
+            heard = [each.payload for each in conn.notifies(timeout=60, stop_after=1)]
+    finally:
+        server.run_sql(f"DROP DATABASE {name}")
+    assert heard == [told]

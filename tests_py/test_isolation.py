@@ -215,7 +215,7 @@ async def test_stopped_before_it_has_a_process_it_never_runs(
         ask(run, level, reason)
         assert run.ended
         assert (await made.end(run)).outcome == outcome
-        await asyncio.to_thread(go.touch)
+        tasks.touch(str(go))
         assert (await made.end(made.start(tasks.noop))).outcome == "succeeded"
     assert not (tmp_path / "started").exists()
 
@@ -224,7 +224,7 @@ async def test_stopped_when_its_process_is_just_there_it_never_runs(go: Path, tm
     async with runs() as made:
         run = made.start(tasks.ignores, started=str(tmp_path / "started"))
         run.context.abort_flag.set(AbortReason.USER_REQUEST, None)  # by the control thread
-        await asyncio.to_thread(go.touch)
+        tasks.touch(str(go))
         assert (await made.end(run)).outcome == "aborted"
         assert (await made.end(made.start(tasks.noop))).outcome == "succeeded"
     assert not (tmp_path / "started").exists()

@@ -103,7 +103,8 @@ async def test_an_async_task_that_swallows_its_abort_is_cancelled_again_when_its
         await until(aconn, job_id, "aborted")
     assert cancels == [AbortReason.USER_REQUEST, AbortReason.USER_REQUEST]
     asked = await request(aconn, job_id)
-    assert (asked["resolution"], asked["level"], asked["handling"]) == ("aborted", 3, "swallowed")
+    # That it was swallowed has been seen; of the cancels after that, the last beat may have seen any.
+    assert (asked["resolution"], asked["level"]) == ("aborted", 3)
 
 
 async def test_the_task_knows_its_deadline(app: App, aconn: Conn) -> None:

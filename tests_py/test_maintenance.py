@@ -17,7 +17,7 @@ from pljobs import App, calls, maintenance, periodic
 from pljobs.exceptions import DatabaseUnavailable, InvalidArgument, PljobsException
 from pljobs.maintenance import PRUNE_EVERY, Maintenance, Manager, Retention
 from waiting import wait_until_async
-from workers import DEADLINE, HASTY, job, row, running, until
+from workers import DEADLINE, HASTY, LASTING, job, row, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -72,13 +72,16 @@ async def test_workers_rescue_too_and_run_what_they_rescued(app: App, aconn: Con
         ran.append(1)
 
     ids = await orphans(app, aconn, 5)
-    async with running(app, **HASTY, concurrency=2), running(app, **HASTY, concurrency=2):
+    async with running(app, **LASTING, concurrency=2), running(app, **LASTING, concurrency=2):
         for each in ids:
             await until(aconn, each, "succeeded")
     assert len(ran) == 5
 
 
-async def test_a_worker_that_drains_goes_on_rescuing(app: App, aconn: Conn) -> None:
+async def test_a_worker_that_drains_goes_on_rescuing(
+    app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Maintenance, "_pause", lambda _: 0.05)
     started, go = asyncio.Event(), asyncio.Event()
 
     @app.task(name="long")
@@ -87,7 +90,7 @@ async def test_a_worker_that_drains_goes_on_rescuing(app: App, aconn: Conn) -> N
         await go.wait()
 
     job_id = await long.defer_async()
-    async with running(app, **HASTY) as draining:
+    async with running(app, **LASTING) as draining:
         await asyncio.wait_for(started.wait(), DEADLINE)
         draining.stop()
         for each in await orphans(app, aconn, 2):
@@ -277,7 +280,7 @@ async def test_workers_defer_and_run_periodic_tasks(app: App, aconn: Conn) -> No
     async def each_second(timestamp: int, more: int) -> None:
         seen.append(timestamp)
 
-    async with running(app, **HASTY, queues=["ticks"]), running(app, **HASTY, queues=["ticks"]):
+    async with running(app, **LASTING, queues=["ticks"]), running(app, **LASTING, queues=["ticks"]):
         await wait_until_async(lambda: len(seen) >= 2, DEADLINE)
     assert len(seen) == len(set(seen))
 

@@ -12,7 +12,7 @@ import pytest
 
 from pljobs import App, JobAnswer, JobManager, RescindResult, Status, calls, db, manager_many
 from pljobs.exceptions import InvalidArgument
-from waiting import wait_until
+from waiting import DEADLINE, wait_until
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_what_changed_until_it_was_locked_is_left_alone_and_said(
         asked = thread.submit(manager.cancel_jobs, task="t", dry_run=False)
         wait_until(lambda: conn.execute(waits).fetchone())
         other.commit()
-        answers = asked.result(10)
+        answers = asked.result(DEADLINE)
     assert answers == [JobAnswer(job_id, None, None, None, "not_found")]
     assert not answers[0]
 

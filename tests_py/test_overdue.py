@@ -101,7 +101,10 @@ async def test_a_job_that_hangs_in_the_transaction_that_ends_it_is_stopped_and_f
         job_id = await task.defer_async()
         found = await until(aconn, job_id, "failed")
     assert seen == [AbortReason.DEADLINE] * 2
-    assert (found["attempts"], "timeout" in found["message"]) == (2, True)
+    message = f"timeout: job {job_id} ran longer than its timeout"
+    assert (found["attempts"], found["message"]) == (2, message)
+    asked = await request(aconn, job_id)
+    assert (asked["source"], asked["resolution"]) == ("deadline", "timeout")
     said = warnings(caplog)
     assert [r.levelname for r in said] == ["WARNING"] * 2  # each of its runs
     assert {r.__dict__["job_id"] for r in said} == {job_id}

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from pljobs.processes import Backoff, Supervisor
-from waiting import wait_until, wait_until_async
+from waiting import DEADLINE, wait_until, wait_until_async
 
 QUICK = Backoff(first=0.05, longest=0.2, healthy=60)
 
@@ -62,6 +62,12 @@ def starts(folder: Path, number: int) -> int:
     return sum(1 for file in folder.glob(f"{number}.start*") if file.read_text())
 
 
+def heard(folder: Path, number: int) -> str:
+    """Return the name of the first signal that one heard, once it has written it."""
+    file = folder / f"{number}.signal1"
+    return file.read_text() if file.exists() else ""
+
+
 async def test_all_that_end_well_end_it_with_0(command: Command, tmp_path: Path) -> None:
     assert await Supervisor(command("done"), 3, QUICK).run() == 0
     assert [starts(tmp_path, number) for number in (1, 2, 3)] == [1, 1, 1]
@@ -103,7 +109,7 @@ async def test_one_that_somebody_sent_away_has_another_in_its_place(command: Com
     os.kill(int((tmp_path / "1.start1").read_text().split()[0]), signal.SIGTERM)
     await wait_until_async(lambda: starts(tmp_path, 1) == 2)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await asyncio.wait_for(running, 60) == 0
+    assert await asyncio.wait_for(running, DEADLINE) == 0
     assert (starts(tmp_path, 1), starts(tmp_path, 2)) == (2, 1)
 
 
@@ -123,7 +129,8 @@ async def test_the_pause_before_the_next_start_grows_up_to_a_limit(
     running = asyncio.create_task(Supervisor(command("crash"), 1, QUICK).run())
     await wait_until_async(lambda: starts(tmp_path, 1) >= 6, what="six starts")
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await running != 0
+    # It crashes, unless the signal comes first.
+    assert await running in {0, 7}
     pauses = [
         record.getMessage().rsplit(" in ", 1)[1] for record in caplog.records if "again in" in record.message
     ]
@@ -158,7 +165,7 @@ async def test_a_third_signal_ends_processes_that_hear_of_none(command: Command,
     await wait_until_async(lambda: starts(tmp_path, 1) and starts(tmp_path, 2))
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGTERM)
-    assert await asyncio.wait_for(running, 20) == 128 + signal.SIGKILL
+    assert await asyncio.wait_for(running, DEADLINE) == 128 + signal.SIGKILL
 
 
 async def test_a_terminals_ctrl_c_does_not_reach_the_processes_themselves(
@@ -182,8 +189,7 @@ def test_processes_end_when_their_supervisor_is_killed(command: Command, tmp_pat
     with subprocess.Popen(argv) as supervisor:
         wait_until(lambda: starts(tmp_path, 1) and starts(tmp_path, 2))
         supervisor.kill()
-        wait_until(lambda: (tmp_path / "1.signal1").exists() and (tmp_path / "2.signal1").exists())
-    assert (tmp_path / "1.signal1").read_text() == "SIGTERM"
+        wait_until(lambda: all(heard(tmp_path, number) == "SIGTERM" for number in (1, 2)))
 
 
 def test_worker_processes_share_the_jobs_and_drain_on_a_signal(
@@ -210,16 +216,20 @@ def test_worker_processes_share_the_jobs_and_drain_on_a_signal(
     ]
     environment = {**os.environ, "PLJOBS_URL": db_url}
     with subprocess.Popen(argv, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as supervisor:
-        wait_until(lambda: counted(conn, "succeeded") == 40, 20)
-        names = conn.execute("SELECT name FROM pljobs.workers ORDER BY name").fetchall()
-        assert names == [("w-1",), ("w-2",)]
-        # A crashed one comes back under its name.
-        row = conn.execute("SELECT pid FROM pljobs.workers WHERE name = 'w-1'").fetchone()
-        assert row is not None
-        os.kill(row[0], signal.SIGKILL)
-        wait_until(lambda: workers(conn, "w-1") == 2, 20)
-        supervisor.terminate()
-        assert supervisor.wait(20) == 0
+        try:
+            wait_until(lambda: counted(conn, "succeeded") == 40)
+            # One may have done all of them before the other has begun.
+            wait_until(lambda: workers(conn, "w-1") == workers(conn, "w-2") == 1)
+            names = conn.execute("SELECT DISTINCT name FROM pljobs.workers ORDER BY name").fetchall()
+            assert names == [("w-1",), ("w-2",)]
+            # A crashed one comes back under its name.
+            row = conn.execute("SELECT pid FROM pljobs.workers WHERE name = 'w-1'").fetchone()
+            assert row is not None
+            os.kill(row[0], signal.SIGKILL)
+            wait_until(lambda: workers(conn, "w-1") == 2)
+        finally:
+            supervisor.terminate()
+        assert supervisor.wait(DEADLINE) == 0
     stopped = "SELECT count(*) FROM pljobs.workers WHERE state = 'stopped'"
     assert conn.execute(stopped).fetchone() == (2,)
 

@@ -17,7 +17,7 @@ MANY = 60_000
 @pytest.fixture
 def conn(admin_url: str) -> Iterator[psycopg.Connection]:
     """A connection whose statements end after a time that a squared step exceeds, and no other."""
-    with psycopg.connect(admin_url, autocommit=True, options="-c statement_timeout=40s") as connection:
+    with psycopg.connect(admin_url, autocommit=True, options="-c statement_timeout=80s") as connection:
         yield connection
 
 
@@ -79,8 +79,8 @@ def test_any_number_of_keys_is_used_in_one_call(conn: psycopg.Connection) -> Non
         "jsonb_agg(jsonb_build_object('task', 't', 'idempotency_key', n::text)) FROM generate_series(1, %s) "
         "AS n)) AS d"
     )
-    assert conn.execute(call, (MANY // 3,)).fetchone() == (MANY // 3, MANY // 3, True)
-    assert conn.execute(call, (MANY // 3,)).fetchone() == (MANY // 3, MANY // 3, False)
+    assert conn.execute(call, (MANY // 2,)).fetchone() == (MANY // 2, MANY // 2, True)
+    assert conn.execute(call, (MANY // 2,)).fetchone() == (MANY // 2, MANY // 2, False)
 
 
 HISTORY = {
@@ -119,7 +119,7 @@ def test_any_number_is_cancelled_in_one_call(conn: psycopg.Connection) -> None:
 
 
 def test_a_fetch_cancels_any_number_of_late_children(conn: psycopg.Connection, db_url: str) -> None:
-    conn.execute("SELECT pljobs.defer_job('root'), pljobs.register_worker_v1('w', 'h', 1)")
+    conn.execute("SELECT pljobs.defer_job('root'), pljobs.register_worker_v1('w', 'h', 1, lease => '1 h')")
     with psycopg.connect(db_url) as late:
         defer(late, MANY, '{"task": "child", "parent_id": 1}')
         conn.execute("SELECT pljobs.cancel_tree(1)")
@@ -166,7 +166,9 @@ def read_by(conn: psycopg.Connection, statement: str, *relations: str) -> int:
 
 def test_of_many_queues_few_are_read(conn: psycopg.Connection) -> None:
     queues, each = 300, 60
-    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1), pljobs.pause_queue('paused')")
+    conn.execute(
+        "SELECT pljobs.register_worker_v1('w', 'h', 1, lease => '1 h'), pljobs.pause_queue('paused')"
+    )
     conn.execute(
         "SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 't', 'queue', n %% %s))"
         " FROM generate_series(1, %s) AS n))",
@@ -181,7 +183,7 @@ def test_of_many_queues_few_are_read(conn: psycopg.Connection) -> None:
 
 
 def test_jobs_that_somebody_holds_hide_no_other_queue(conn: psycopg.Connection, db_url: str) -> None:
-    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1)")
+    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1, lease => '1 h')")
     defer(conn, 14_000, '{"task": "held", "queue": "a", "priority": 5}')
     defer(conn, 10, '{"task": "free", "queue": "b"}')
     with psycopg.connect(conn.info.dsn, user=conn.info.user) as holder:
@@ -215,7 +217,7 @@ def test_a_wait_for_one_lock_costs_no_other_job_its_lock(conn: psycopg.Connectio
 
 def test_old_statistics_make_nothing_read_all_keys(conn: psycopg.Connection) -> None:
     conn.execute("ALTER TABLE pljobs.job SET (autovacuum_enabled = false)")
-    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1)")
+    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1, lease => '1 h')")
     conn.execute(
         "INSERT INTO pljobs.job (task, args, queue, priority, created_at, deferred_by, status, finished_at)"
         " SELECT 't', '{}', 'q', 0, now(), 'tests', 'succeeded', now() FROM generate_series(1, %s)",
@@ -234,7 +236,7 @@ def test_old_statistics_make_nothing_read_all_keys(conn: psycopg.Connection) -> 
 @pytest.mark.parametrize("call", ["rescue_jobs_v1()", "enforce_limits_v1()", "heartbeat_v1(1)"])
 def test_old_statistics_make_nothing_walk_all_jobs(conn: psycopg.Connection, call: str) -> None:
     conn.execute("ALTER TABLE pljobs.job SET (autovacuum_enabled = false)")
-    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1)")
+    conn.execute("SELECT pljobs.register_worker_v1('w', 'h', 1, lease => '1 h')")
     runs = (
         "INSERT INTO pljobs.job (task, args, queue, priority, created_at, deferred_by, status, run_id,"
         " worker_id, started_at, attempts, timeout_at) SELECT 't', '{}', 'q', 0, now(), 'tests', 'doing',"

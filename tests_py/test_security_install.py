@@ -84,6 +84,18 @@ def sprung(conn: psycopg.Connection) -> object:
     return row[0]
 
 
+def test_what_the_owners_default_privileges_say_is_not_for_this_schema(logins: psycopg.Connection) -> None:
+    defaults = "ALTER DEFAULT PRIVILEGES FOR ROLE pljobs_owner GRANT ALL ON"
+    for kind in ("TABLES", "SEQUENCES", "FUNCTIONS"):
+        logins.execute(f"{defaults} {kind} TO {EVIL}".encode())
+    install.migrate(logins)
+    assert install_check.check(logins) == []
+    assert logins.execute("SELECT * FROM pljobs.check_install()").fetchall() == []
+    for table in ("pljobs.job", "pljobs.jobs"):
+        can = logins.execute("SELECT has_table_privilege(%s, %s, 'SELECT')", [EVIL, table]).fetchone()
+        assert can == (False,)
+
+
 # Into a schema that is somebody else's
 
 

@@ -134,6 +134,7 @@ async def test_a_flood_of_notifications_costs_a_look_in_a_while(
                 return sent
 
             sent = await asyncio.to_thread(flood)
+            await wait_until_async(lambda: counted.count > before, what="it has looked")
             looks, took = counted.count - before, time.monotonic() - began
             # One at once, then one each 50 ms; and what the flood's end and a heartbeat of its own add.
             assert 1 <= looks <= took / 0.05 + 5, f"{looks} looks for {sent} notifications in {took} s"

@@ -207,7 +207,12 @@ def test_who_may_not_wait_for_long_is_tried_again_for_a_second(
         assert app.job_manager.cancel_job(job_id).outcome == "cancelled"
 
 
-async def test_who_lets_go_soon_is_waited_for(db_url: str, conn: psycopg.Connection, admin_url: str) -> None:
+async def test_who_lets_go_soon_is_waited_for(
+    db_url: str, conn: psycopg.Connection, admin_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Soon enough, however long it takes here to see that it waits, and that it may not for longer.
+    monkeypatch.setattr("pljobs.db.PATIENCE", DEADLINE)
+    monkeypatch.setattr("pljobs.db.TRIES", 1000)
     app = App(PsycopgConnector(db_url, options="-c lock_timeout=100"))
     with app.open(), psycopg.connect(admin_url) as other:
         job_id = app.configure_task("x").defer()

@@ -27,15 +27,13 @@ from pljobs.cli_commands import cli
 from pljobs.embedded import PORT, Server
 from pljobs.maintenance import Manager
 from waiting import wait_until, wait_until_async
-from workers import DEADLINE, HASTY, SIDE_TABLE, Process, process, running, until
+from workers import DEADLINE, HASTY, LASTING, SIDE_TABLE, Process, process, running, until
 
 DB = "app"
 SAID_ONCE = "the database is read-only"
 SAID_AFTER = "goes on: the database is there, and takes writes"
 # It is for the server to say how many there were.
 LOGGED = {"log_connections": "on", "log_error_verbosity": "terse", "log_statement_stats": "off"}
-# Looks often, and keeps its jobs whatever happens.
-PATIENT: dict[str, Any] = HASTY | {"stalled_worker_timeout": 30.0}
 
 
 @dataclass(frozen=True)
@@ -255,7 +253,7 @@ async def test_a_worker_whose_database_becomes_a_standby_says_so_once_and_loses_
 
         async with app.open_async():
             job_id = await held.defer_async()
-            async with running(app, **PATIENT, queues=["own"], concurrency=2):
+            async with running(app, **LASTING, queues=["own"], concurrency=2):
                 async with await psycopg.AsyncConnection.connect(own.url(DB)) as conn:
                     await until(conn, job_id, "doing")
                 await asyncio.to_thread(demote, own)

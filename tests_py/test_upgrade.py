@@ -154,7 +154,9 @@ def test_every_job_runs_exactly_once_through_an_upgrade(
     assert not watching.execute(
         "SELECT job_id FROM public.side WHERE what = 'end' GROUP BY job_id HAVING count(*) > 1"
     ).fetchall()
-    assert watching.execute("SELECT DISTINCT kind FROM pljobs.job_event").fetchall() == [("retried",)]
+    # A fetch whose answer came too late is given back: no harm, on a machine that stalls.
+    kinds = "SELECT DISTINCT kind FROM pljobs.job_event WHERE kind <> 'given_back'"
+    assert watching.execute(kinds).fetchall() == [("retried",)]
     assert [line for worker in workers for line in complaints(worker)] == []
     assert [worker.said("ended well") for worker in workers] == [True] * 4
     assert contracts == [("new", 3), ("old1", 1), ("old2", 1), ("old3", 1), ("probe", 1)]

@@ -37,7 +37,7 @@ from old_release import (
 )
 from pljobs.embedded import Server, environment
 from waiting import wait_until
-from workers import HASTY, HERE, SIDE_TABLE, Process
+from workers import HASTY, HERE, LASTING, SIDE_TABLE, Process
 
 DEADLINE = 60.0
 WORKERS = "SELECT count(*) FROM pljobs.worker"
@@ -335,7 +335,7 @@ def test_a_contract_refuses_while_a_worker_of_the_old_one_lives(
     superuser.execute("UPDATE pljobs.worker SET expires_at = now() - interval '1 s'")
     future = FutureRelease(tmp_path / "future", drops=True)
     worker_url = login(old_scene_url, "upgrade_worker")
-    with old_release.worker(worker_url, tmp_path, "old", **HASTY) as worker:
+    with old_release.worker(worker_url, tmp_path, "old", **LASTING) as worker:
         before = catalogue(superuser)
         done = future.migrate(server, old_scene_url, way)
         assert done.returncode == (3 if way == "psql" else 1)

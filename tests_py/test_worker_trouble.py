@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import json
 import logging
@@ -27,9 +28,11 @@ from pljobs.embedded import PORT, THROW_AWAY, Server, StopMode, environment
 from pljobs.exceptions import ConnectorException, DatabaseUnavailable
 from pljobs.finisher import Finisher
 from pljobs.link import KEEPALIVES, Link
+from pljobs.maintenance import Maintenance
+from pljobs.worker import Worker
 from proxy import Proxy, running_proxy
-from waiting import wait_until, wait_until_async
-from workers import DEADLINE, HASTY, NOTIFIED, job, request, row, running, until
+from waiting import wait_until_async
+from workers import DEADLINE, HASTY, LASTING, NOTIFIED, job, request, row, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 INSTALL = Path(__file__).parent.parent / "sql" / "install.sql"
@@ -96,7 +99,7 @@ async def test_a_persons_open_transaction_holds_up_that_job_and_nothing_else(
     async def other() -> None: ...
 
     job_id = await held.defer_async()
-    async with running(app, **HASTY, concurrency=2), person(server, db_url) as psql:
+    async with running(app, **LASTING, concurrency=2), person(server, db_url) as psql:
         await until(aconn, job_id, "doing")
         await psql.type(f"BEGIN; SELECT cancel_job({job_id}, abort => true);")
         go.set()
@@ -106,7 +109,7 @@ async def test_a_persons_open_transaction_holds_up_that_job_and_nothing_else(
         before = await row(aconn, "SELECT heartbeat_at FROM pljobs.workers")
         assert before is not None
 
-        async def longer_than_its_lease() -> bool:
+        async def goes_on() -> bool:
             found = await row(
                 aconn,
                 "SELECT heartbeat_at - %s > '1.2 s' AS enough, state FROM pljobs.workers",
@@ -116,7 +119,7 @@ async def test_a_persons_open_transaction_holds_up_that_job_and_nothing_else(
             assert found["state"] == "alive"
             return bool(found["enough"])
 
-        await wait_until_async(longer_than_its_lease, DEADLINE)
+        await wait_until_async(goes_on, DEADLINE, "heartbeat after heartbeat")
         await aconn.execute("SELECT pljobs.rescue_jobs()")
         assert (await job(aconn, job_id))["status"] == "doing"
         await psql.type(f"{then};")
@@ -165,7 +168,14 @@ async def test_a_worker_whose_row_is_gone_registers_again_at_once(app: App, acon
         assert found == {"id": worker.worker_id, "state": "alive"}
 
 
-async def test_a_worker_whose_row_is_gone_keeps_its_running_jobs(app: App, aconn: Conn) -> None:
+async def test_a_worker_whose_row_is_gone_keeps_its_running_jobs(
+    app: App, aconn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a worker's row anybody may rescue its jobs at once, itself as well.
+    async def never(_: Maintenance) -> float:
+        return 3600.0
+
+    monkeypatch.setattr(Maintenance, "_rescue", never)
     go = asyncio.Event()
 
     @app.task(name="held")
@@ -174,8 +184,7 @@ async def test_a_worker_whose_row_is_gone_keeps_its_running_jobs(app: App, aconn
         return "done"
 
     job_id = await held.defer_async()
-    # Rescues are rare: without a worker's row anybody may rescue its jobs at once, itself as well.
-    async with running(app, **HASTY | {"stalled_worker_timeout": 600.0}) as worker:
+    async with running(app, **LASTING) as worker:
         await until(aconn, job_id, "doing")
         await aconn.execute("DELETE FROM pljobs.worker")
 
@@ -225,7 +234,7 @@ async def test_a_restart_of_the_server_under_load_loses_and_doubles_nothing(
             async def all_done() -> bool:
                 return await _succeeded(url) == 300
 
-            await wait_until_async(all_done, 30)
+            await wait_until_async(all_done, DEADLINE)
     with psycopg.connect(url, autocommit=True) as conn:
         assert oracle.check(conn) == {"succeeded": 300}
 
@@ -331,16 +340,25 @@ async def test_a_line_that_worked_is_back_at_once_however_often_it_breaks(
     async with running(app, **NOTIFIED):
         for _ in range(11):
             # Pauses that grew from one to the next would come to 51 s.
-            pid = await wait_until_async(another, 30, "there is a line")
+            pid = await wait_until_async(another, DEADLINE, "there is a line")
             await aconn.execute("SELECT pg_terminate_backend(%s)", [pid])
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take a connection for frozen after a second, not after ten."""
-    monkeypatch.setattr("pljobs.link.DEADLINE", 1.0)
-    monkeypatch.setattr("pljobs.control.FROZEN_AFTER", 1.0)
-    monkeypatch.setitem(KEEPALIVES, "connect_timeout", 2)
+    """Take a connection for frozen after one or two seconds, not after ten or fifteen.
+
+    Not while the worker registers: it would end with a connection that is only slow.
+    """
+    work = Worker._work
+
+    async def impatiently(worker: Worker, *args: Any) -> None:
+        monkeypatch.setattr("pljobs.link.DEADLINE", 2.0)
+        monkeypatch.setattr("pljobs.control.FROZEN_AFTER", 1.0)
+        monkeypatch.setitem(KEEPALIVES, "connect_timeout", 2)
+        await work(worker, *args)
+
+    monkeypatch.setattr(Worker, "_work", impatiently)
 
 
 @pytest.fixture
@@ -362,7 +380,8 @@ async def test_a_frozen_line_is_noticed_and_what_was_missed_is_seen(
         await asyncio.get_running_loop().create_future()
 
     job_id = await app.configure_task("long").defer_async()
-    options = HASTY | {"stalled_worker_timeout": 600.0}
+    # Long enough to be held while nothing passes; and a fetch that was only slow is given back after it.
+    options = HASTY | {"stalled_worker_timeout": 20.0}
     async with through.open_async(), running(through, **options):
         await asyncio.wait_for(started.wait(), DEADLINE)
         proxied.swallow_up = proxied.swallow_down = True
@@ -419,7 +438,11 @@ async def test_a_lost_reply_neither_loses_nor_doubles_the_job(
 
     job_id = await app.configure_task("runs").defer_async()
     proxied.swallow_reply_to = lost.encode()
-    async with through.open_async(), running(through, **HASTY):
+    async with through.open_async(), running(through, **HASTY | {"stalled_worker_timeout": 20.0}):
+        if lost == "fetch_jobs_v1":  # which is given back once it is older than the lease
+            await wait_until_async(lambda: proxied.swallowed > 0, DEADLINE)
+            await until(aconn, job_id, "doing")
+            await aconn.execute("UPDATE pljobs.job SET started_at = started_at - interval '1 h'")
         found = await until(aconn, job_id)
         assert (found["status"], found["result"]) == ("succeeded", "done")
         assert (found["attempts"], found["crashes"]) == (1, 0)
@@ -448,7 +471,7 @@ async def test_settings_of_the_database_change_nothing(
         "timezone = 'Asia/Kathmandu'",
         "bytea_output = 'escape'",
         "row_security = off",
-        "statement_timeout = '1 s'",
+        "statement_timeout = '20 s'",
         "idle_in_transaction_session_timeout = '1 s'",
         "standard_conforming_strings = on",
     ):
@@ -602,21 +625,19 @@ def test_an_exit_in_a_signal_handler_of_the_applications_ends_the_worker(db_url:
     def leave(*_: object) -> None:
         raise SystemExit(7)
 
-    def kill() -> None:
-        wait_until(is_registered, DEADLINE)
-        os.kill(os.getpid(), signal.SIGTERM)
+    @app.task(name="person")
+    async def person() -> None:
+        # While the worker works, not while it starts; between two steps of the loop, and in nobody's context:
+        # in a job's, the exit would be taken for the job's own.
+        loop, nobodys = asyncio.get_running_loop(), contextvars.Context()
+        loop.call_soon(os.kill, os.getpid(), signal.SIGTERM, context=nobodys)
 
-    def is_registered() -> bool:
-        with psycopg.connect(db_url) as conn:
-            return conn.execute("SELECT FROM pljobs.workers").rowcount > 0
-
+    with app.open():
+        person.defer()
     former = signal.signal(signal.SIGTERM, leave)
-    person = threading.Thread(target=kill)
     try:
-        person.start()
         with pytest.raises(SystemExit) as caught:
             app.run_worker(install_signal_handlers=False)
     finally:
         signal.signal(signal.SIGTERM, former)
-        person.join()
     assert caught.value.code == 7

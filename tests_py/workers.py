@@ -44,7 +44,7 @@ HASTY: dict[str, Any] = {
     "update_heartbeat_interval": 0.2,
     "stalled_worker_timeout": 2.0,
 }
-# Looks as often, and keeps its lease however long the machine stalls.
+# Looks as often, and is not lost while its test goes on, however slow the machine is.
 LASTING: dict[str, Any] = HASTY | {"stalled_worker_timeout": 600.0}
 
 

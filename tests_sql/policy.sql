@@ -17,7 +17,7 @@ SELECT is_empty($$SELECT name FROM ours WHERE prokind = 'f' AND NOT coalesce('se
 -- But those of the SQL bracket, whose locks and rights are to be the caller's: they touch no table.
 SELECT set_eq($$SELECT proname FROM ours WHERE prokind = 'f' AND prosecdef = is_helper$$, ARRAY['enter_sql_v1', 'leave_sql_v1', 'cancel_sql_v1'], 'public functions run with their owner''s rights, helpers do not');
 SELECT is_empty($$SELECT name FROM ours WHERE proname ~ '_sql_v1$' AND prosrc ~ 'pljobs\.'$$, 'what runs with the caller''s rights needs none in the schema');
-SELECT is_empty($$SELECT name, c FROM ours, unnest(proconfig) AS c WHERE c !~ '^(search_path=pg_catalog, pg_temp|plan_cache_mode=force_(generic|custom)_plan|(enable_(seqscan|sort|bitmapscan)|jit)=off|lock_timeout=(100ms|500ms|1s)|quote_all_identifiers=off|standard_conforming_strings=on|IntervalStyle=postgres|DateStyle=iso)$'$$, 'what else functions set is about plans, waiting, and how things are written');
+SELECT is_empty($$SELECT name, c FROM ours, unnest(proconfig) AS c WHERE c !~ '^(search_path=pg_catalog, pg_temp|plan_cache_mode=force_(generic|custom)_plan|(enable_(seqscan|sort|bitmapscan)|jit)=off|lock_timeout=(100ms|500ms|1s)|quote_all_identifiers=off|standard_conforming_strings=on|IntervalStyle=postgres|DateStyle=iso|default_tablespace=)$'$$, 'what else functions set is about plans, waiting, and how things are written');
 -- What is called for each job, or every few seconds. What these call takes over what they set.
 SELECT is_empty($$SELECT h.name FROM unnest('{defer_jobs_v1,defer_jobs_v2,fetch_jobs_v1,finish_jobs_v1,finish_job_v1,heartbeat_v1,cancel_job_v1,rescue_jobs_v1,enforce_limits_v1,wake_lanes_v1,prune_jobs_v2,prune_history_v2,
                    get_job_statuses_v1,get_resolutions_v1,_finish_run,_promote_due_jobs,_notify_of,_expire_jobs,_claim_lanes,_wake_lanes,_claim_children,_cancel_waiting_jobs,_ask_to_abort,_deliver_requests,_store_progress,_release_job,_requeue_job,_end_job,
@@ -50,10 +50,12 @@ SELECT set_eq($$SELECT proname FROM ours WHERE prosrc ~ '\mEXECUTE (format|\w+\.
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~* '\mSELECT\s+\*' OR prosrc LIKE '%#variable_conflict%'$$, 'there is no SELECT *, no #variable_conflict');
 SELECT set_eq($$SELECT proname FROM ours WHERE prosrc LIKE '%pg_notify%'$$, ARRAY['_notify_worker', '_notify_todo'], 'pg_notify is called in two helpers only');
 SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ '\mnow\(\)' OR prosrc ~ 'current_timestamp'$$, 'the clock is clock_timestamp: now() stands still in a long transaction');
-SELECT is_empty($$SELECT name, code FROM ours, regexp_matches(prosrc, 'ERRCODE = ''(\w+)''', 'g') AS m(code) WHERE code[1] !~ '^(PJ00[1-9]|PJ01[0-3]|2BP01|55P03|23505)$' AND (code[1] <> 'PJ000' OR prosrc !~ 'EXCEPTION\s+WHEN SQLSTATE ''PJ000''')$$, 'the errors raised are those that drivers know, or are caught where they are raised');
-SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ 'RAISE EXCEPTION' AND prosrc !~ 'ERRCODE = ''(PJ|2BP01|55P03)'$$, 'every error raised has a code');
+SELECT is_empty($$SELECT name, code FROM ours, regexp_matches(prosrc, 'ERRCODE = ''(\w+)''', 'g') AS m(code) WHERE code[1] !~ '^(PJ00[1-9]|PJ01[0-3]|2BP01|55P03|23505|42P07)$' AND (code[1] <> 'PJ000' OR prosrc !~ 'EXCEPTION\s+WHEN SQLSTATE ''PJ000''')$$, 'the errors raised are those that drivers know, or are caught where they are raised');
+SELECT is_empty($$SELECT name FROM ours WHERE prosrc ~ 'RAISE EXCEPTION' AND prosrc !~ 'ERRCODE = ''(PJ|2BP01|55P03|42P07)'$$, 'every error raised has a code');
 SELECT is_empty($$SELECT o.name, m[1] || m[2] FROM ours AS o, regexp_matches(regexp_replace(o.prosrc, '--[^\n]*', '', 'g'), '\mHINT = [^;]*?\m([a-z_]+_v)(\d)\M', 'g') AS m WHERE EXISTS (SELECT FROM ours AS n WHERE n.proname LIKE m[1] || '_' AND n.proname > m[1] || m[2])$$, 'hints name the newest form of a function');
 SELECT is_empty($$SELECT FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid WHERE c.relnamespace = 'pljobs'::regnamespace$$, 'no trigger hides a transition');
+
+SELECT set_eq($$SELECT proname FROM ours WHERE regexp_replace(prosrc, '--[^\n]*', '', 'g') LIKE '%\\%' AND NOT coalesce('standard_conforming_strings=on' = ANY (proconfig), false)$$, ARRAY['_inventory'], 'a backslash means what standard_conforming_strings says: who writes one sets it, or is called by who does');
 
 -- Tables.
 SELECT is_empty($$SELECT conname FROM pg_constraint WHERE connamespace = 'pljobs'::regnamespace AND contype <> 'n' AND conname ~ '_(check|key|fkey|excl)\d*$'$$, 'constraints are named by what they say');
@@ -128,7 +130,7 @@ RESET ROLE;
 -- What somebody puts in the way is not found: temporary tables, functions, operators of the caller.
 CREATE TEMP TABLE job (id bigint, status text);
 CREATE FUNCTION pg_temp.clock_timestamp() RETURNS timestamptz LANGUAGE sql RETURN '2001-01-01'::timestamptz;
-CREATE FUNCTION md5(text) RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''hijacked''; END';
+CREATE FUNCTION md5(bytea) RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''hijacked''; END';
 SET LOCAL search_path = pg_temp, :test_schema, pljobs, pg_catalog, public;
 SELECT pljobs.defer_job('a task') AS job_id \gset
 SELECT ok((SELECT j.created_at FROM pljobs.job AS j WHERE j.id = :job_id) > '2020-01-01' AND NOT EXISTS (SELECT FROM pg_temp.job), 'a caller''s search_path and temporary objects are not looked at');

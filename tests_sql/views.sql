@@ -75,7 +75,7 @@ SELECT results_eq(format('SELECT v.reason, v.actor, v.run_id, v.worker_id, v.wor
 SELECT alike(next_of(:job_id), 'its worker will hear of it%', 'not yet delivered');
 SAVEPOINT seen;
 UPDATE pljobs.worker SET heartbeat_at = heartbeat_at - 0.5 * lease WHERE id = :worker_id;
-SELECT matches(next_of(:job_id), format('^its worker was last seen 00:00:\d\d ago: .* its lease ends in 00:00:\d\d, then the job is aborted; or: kill -9 %s on here$', pg_backend_pid()), 'nor soon, for its worker is out of reach');
+SELECT matches(next_of(:job_id), format('^its worker was last seen 00:30:\d\d ago: .* its lease ends in 00:\d\d:\d\d, then the job is aborted; or: kill -9 %s on here$', pg_backend_pid()), 'nor soon, for its worker is out of reach');
 ROLLBACK TO seen;
 SELECT pljobs.heartbeat_v1(:worker_id, ARRAY[:run_id]::bigint[]) \g /dev/null
 SELECT alike(next_of(:job_id), 'the task was told%', 'delivered');

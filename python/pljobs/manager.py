@@ -52,8 +52,8 @@ class JobManager(StopJobs, ManyJobs, Throttles):
         A job that is retried by its strategy has not ended. `timeout` in seconds (None: for ever); raises
         `TimeoutError` after it. Raises `JobNotFound` for an id that is not there, also where a worker deleted
         the job at its end, or `delete_old_jobs` did, before the first look. However many wait at once, the
-        database is asked one question at a time, of all jobs, in an event loop, and one by all threads: every
-        20 ms, and once a second where nothing changes.
+        database is asked one question at a time, of all jobs, in an event loop, and one by all threads: after
+        20 ms first, then less and less often, once a second where nothing changes.
         """
         number = checks.identifier("job_id", job_id)
         length = checks.optional_interval("timeout", timeout)

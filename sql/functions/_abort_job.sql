@@ -26,6 +26,9 @@ BEGIN
     PERFORM pljobs._resolve_request(_abort_job.request_id, _abort_job.resolution);
     PERFORM pljobs._defer_follow_ups(ARRAY[_abort_job.job_id], 'aborted', _abort_job.message);
     IF (SELECT r.delete_job FROM pljobs.request AS r WHERE r.id = _abort_job.request_id) THEN
+        IF _abort_job.ended_run_id IS NULL THEN
+            PERFORM pljobs._notify_room_of(_abort_job.job_id);
+        END IF;
         PERFORM pljobs._delete_jobs(ARRAY[_abort_job.job_id]);
         RETURN 'deleted';
     END IF;

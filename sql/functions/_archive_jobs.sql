@@ -1,19 +1,30 @@
 CREATE OR REPLACE FUNCTION pljobs._make_archive(month timestamptz) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET default_tablespace = ''
 AS $$
 -- Makes the partition of the archive for a month, given by its first moment in UTC, if there is none. False:
 -- another transaction is about to make one, or holds the archive. Made apart and attached: this keeps nobody
--- from reading the archive or writing into it, as CREATE TABLE ... PARTITION OF would.
+-- from reading the archive or writing into it, as CREATE TABLE ... PARTITION OF would. Raises 42P07 where a
+-- table that is no partition has its name: one that was detached, or is about to be.
 DECLARE
     v_first timestamp := _make_archive.month AT TIME ZONE 'UTC';
     v_name text := format('job_archive_%s', to_char(v_first, 'YYYY_MM'));
     v_there boolean;
+    v_other name;
 BEGIN
     v_there := pljobs._has_archive(v_name);
     IF NOT v_there AND pg_try_advisory_xact_lock(hashtextextended('pljobs.archive', 0)) THEN
         -- Asked again: another may have made it, and committed, in between.
         IF NOT pljobs._has_archive(v_name) THEN
+            IF to_regclass(format('pljobs.%I', v_name)) IS NOT NULL THEN
+                RAISE EXCEPTION 'jobs can''t be archived: table pljobs.% is in the way, which was detached '
+                                'from the archive, or is about to be', v_name
+                    USING ERRCODE = '42P07',
+                          HINT = format('Attach it again, or move it: ALTER TABLE pljobs.%1$I SET SCHEMA ...;'
+                                        ' where its detaching was cut off, finish that first: ALTER TABLE '
+                                        'pljobs.job_archive DETACH PARTITION pljobs.%1$I FINALIZE;', v_name);
+            END IF;
             -- Where its parent was put (ALTER TABLE pljobs.job_archive SET TABLESPACE), not where the session
             -- makes its tables. Nothing in it is ever updated: full pages, frozen by the first vacuum, which
             -- comes for so many inserts, so that none has to come back for it.
@@ -25,6 +36,20 @@ BEGIN
                    JOIN pg_database AS d ON d.datname = current_database()
                    JOIN pg_tablespace AS t ON t.oid = coalesce(nullif(c.reltablespace, 0), d.dattablespace)
                   WHERE c.oid = 'pljobs.job_archive'::regclass));
+            -- What the owner's default privileges give others on new tables is not meant for this one.
+            FOR v_other IN
+                SELECT DISTINCT r.rolname
+                  FROM pg_class AS c
+                 CROSS JOIN LATERAL aclexplode(c.relacl) AS a
+                  LEFT JOIN pg_roles AS r ON r.oid = a.grantee
+                 WHERE c.oid = format('pljobs.%I', v_name)::regclass AND a.grantee <> c.relowner
+            LOOP
+                IF v_other IS NULL THEN
+                    EXECUTE format('REVOKE ALL ON pljobs.%I FROM PUBLIC', v_name);
+                ELSE
+                    EXECUTE format('REVOKE ALL ON pljobs.%I FROM %I', v_name, v_other);
+                END IF;
+            END LOOP;
             EXECUTE format(
                 'ALTER TABLE pljobs.job_archive ATTACH PARTITION pljobs.%I FOR VALUES FROM (%L) TO (%L)',
                 v_name, to_char(v_first, 'YYYY-MM-DD 00:00:00+00'),

@@ -7,9 +7,12 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 -- doing -> the given final status. `ended_run_id` is the run that ended by its own finish, null where
--- it was ended from outside: its finish is then answered 'stale'. The caller holds the job's row locked, has
--- closed its request, and wakes its lane.
+-- it was ended from outside: its finish is then answered 'stale', and workers are told if it was throttled.
+-- The caller holds the job's row locked, has closed its request, and wakes its lane.
 BEGIN
+    IF _end_job.ended_run_id IS NULL THEN
+        PERFORM pljobs._notify_room_of(_end_job.job_id);
+    END IF;
     UPDATE pljobs.job AS j
        SET status = _end_job.status, finished_at = clock_timestamp(),
            run_id = NULL, request_id = NULL, timeout_at = NULL,

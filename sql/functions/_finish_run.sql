@@ -18,7 +18,8 @@ DECLARE
     v_message text := _finish_run.message;
     v_retry boolean := _finish_run.retry_at IS NOT NULL;
 BEGIN
-    SELECT j.status, j.run_id, j.last_run_id, j.request_id, j.crashes, j.worker_id INTO v_job
+    SELECT j.status, j.run_id, j.last_run_id, j.request_id, j.crashes, j.worker_id, j.queue, j.task,
+           j.timeout, j.timeout_at INTO v_job
       FROM pljobs.job AS j WHERE j.id = _finish_run.job_id;
     IF NOT FOUND THEN
         RETURN 'not_found';
@@ -69,6 +70,14 @@ BEGIN
             v_outcome := 'failed';
             v_message := concat_ws(': ', 'timeout', coalesce(v_message, v_request.reason));
         END IF;
+    ELSIF v_outcome = 'aborted' AND v_job.timeout_at <= clock_timestamp() THEN
+        -- Somebody held its row: it was its worker that has asked.
+        PERFORM pljobs._record_request(
+            'abort', _finish_run.job_id, v_job.queue, v_job.task,
+            format('ran longer than its timeout of %s', v_job.timeout), NULL, 'timeout', false, false,
+            v_job.run_id, v_job.worker_id, 'deadline', NULL, NULL, NULL);
+        v_outcome := 'failed';
+        v_message := concat_ws(': ', 'timeout', v_message);
     ELSIF v_outcome = 'aborted' THEN
         v_outcome := 'failed';
         v_message := concat_ws(': ', 'cancelled from inside, nobody asked', v_message);

@@ -51,6 +51,65 @@ END
 $$;
 COMMENT ON FUNCTION pljobs._flows() IS 'Whether a fetch has to look at turns and throttles.';
 
+CREATE OR REPLACE FUNCTION pljobs._notify_room(queues text[], tasks text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_sort = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+-- Tells workers that throttled jobs of these queues and tasks have ended: there is room again, and whose job
+-- it was may have no slot free. Of a task that has a limit, also those of other queues where jobs of it are
+-- parked.
+DECLARE
+    v_limited text[] := ARRAY(SELECT t.name FROM pljobs.throttle AS t
+                               WHERE t.scope = 'task' AND t.name = ANY (_notify_room.tasks));
+    v_others text[];
+BEGIN
+    IF v_limited <> '{}' THEN
+        -- From queue to queue, as pljobs._may_fetch_from does.
+        WITH RECURSIVE parked AS (
+            SELECT (SELECT j.queue FROM pljobs.job AS j
+                     WHERE j.status = 'todo' AND j.waiting_for = 'limit' ORDER BY j.queue LIMIT 1) AS name
+            UNION ALL
+            SELECT (SELECT j.queue FROM pljobs.job AS j
+                     WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue > parked.name
+                     ORDER BY j.queue LIMIT 1)
+              FROM parked WHERE parked.name IS NOT NULL
+        )
+        SELECT array_agg(p.name) INTO v_others
+          FROM parked AS p
+         WHERE p.name <> ALL (_notify_room.queues)
+           AND (SELECT true FROM unnest(v_limited) AS t(name)
+                 CROSS JOIN LATERAL (
+                       SELECT FROM pljobs.job AS j
+                        WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = p.name
+                          AND j.task = t.name ORDER BY j.queue, j.task LIMIT 1) AS j LIMIT 1);
+    END IF;
+    PERFORM pljobs._notify_todo(_notify_room.queues || v_others);
+END
+$$;
+COMMENT ON FUNCTION pljobs._notify_room(text[], text[]) IS 'Tells workers where throttled jobs have ended.';
+
+CREATE OR REPLACE FUNCTION pljobs._notify_room_of(job_id bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Tells workers of the room that a job leaves, if it was throttled. Its row still exists.
+DECLARE
+    v_job record;
+BEGIN
+    SELECT j.queue, j.task INTO v_job FROM pljobs.job AS j
+     WHERE j.id = _notify_room_of.job_id AND j.throttled IS TRUE;
+    IF FOUND THEN
+        PERFORM pljobs._notify_room(ARRAY[v_job.queue], ARRAY[v_job.task]);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION pljobs._notify_room_of(bigint) IS 'Tells workers of the room that a job leaves.';
+
 CREATE OR REPLACE FUNCTION pljobs._throttle_key(name text) RETURNS bigint
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp

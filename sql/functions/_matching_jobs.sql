@@ -24,7 +24,8 @@ BEGIN
         RAISE EXCEPTION 'no filter is given, and without one every job would match'
             USING ERRCODE = 'PJ004', HINT = 'Give job_ids, queue, task, lock, args, older_than or parent_id.';
     ELSIF coalesce(_matching_own_jobs.max_jobs, 0) < 1 OR _matching_own_jobs.older_than < '0' THEN
-        RAISE EXCEPTION 'max_jobs must be at least 1, and older_than not negative' USING ERRCODE = 'PJ004';
+        RAISE EXCEPTION 'max_jobs (batch) must be at least 1, and older_than not negative'
+            USING ERRCODE = 'PJ004';
     END IF;
     RETURN ARRAY(
         SELECT j.id FROM pljobs.job AS j

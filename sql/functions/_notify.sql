@@ -15,11 +15,13 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- Tells workers that these queues have jobs to run, on channel pljobs_todo: one message a queue. The payload
--- is the md5 of the queue's name, for a name may be longer than what a notification should carry. A server in
--- FIPS mode refuses md5: there one empty message wakes the workers of all queues.
+-- is the md5 of the queue's name in UTF-8, for a name may be longer than what a notification should carry. A
+-- server in FIPS mode refuses md5, and a name of which no encoding is known (SQL_ASCII) need not be UTF-8:
+-- there one empty message wakes the workers of all queues.
 BEGIN
-    PERFORM pg_notify('pljobs_todo', md5(q.name)) FROM unnest(_notify_todo.queues) AS q(name);
-EXCEPTION WHEN internal_error OR out_of_memory THEN  -- the latter is how 14 says it
+    PERFORM pg_notify('pljobs_todo', md5(convert_to(q.name, 'UTF8')))
+       FROM unnest(_notify_todo.queues) AS q(name);
+EXCEPTION WHEN internal_error OR out_of_memory OR character_not_in_repertoire THEN  -- 14's FIPS: the second
     PERFORM pg_notify('pljobs_todo', '');
 END
 $$;

@@ -5,9 +5,10 @@ SET lock_timeout = '100ms'
 AS $$
 -- archived -> gone, by whole months (of UTC) that were over longer than older_than ago.  Drops their
 -- partitions, all at once, and returns how many. Partitions that somebody has named otherwise, or detached,
--- stay. Locks the archive exclusively until the transaction's end: so commit at once. Tries for 5 s, each
--- time for 0.1 s, so that nobody waits behind it for long; then raises 55P03, naming who is in the way, and
--- nothing has changed. Raises PJ004 for a null or negative older_than. Notifies nobody.
+-- or is about to detach (CONCURRENTLY), stay. Locks the archive exclusively until the transaction's end: so
+-- commit at once. Tries for 5 s, each time for 0.1 s, so that nobody waits behind it for long; then raises
+-- 55P03, naming who is in the way, and nothing has changed. Raises PJ004 for a null or negative older_than.
+-- Notifies nobody.
 DECLARE
     v_until timestamptz := clock_timestamp() + interval '5 s';
     v_before timestamp := pljobs._ago(drop_archive.older_than) AT TIME ZONE 'UTC';
@@ -29,7 +30,9 @@ BEGIN
             v_names := ARRAY(
                 SELECT c.relname::text FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
                  WHERE i.inhparent = 'pljobs.job_archive'::regclass
-                   AND c.relname ~ '^job_archive_\d{4}_\d\d$'
+                   AND NOT i.inhdetachpending
+                   -- Without backslashes: what these mean is for standard_conforming_strings to say.
+                   AND c.relname ~ '^job_archive_[0-9]{4}_[0-9]{2}$'
                    AND to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month' <= v_before
                  ORDER BY 1);
             IF v_names <> '{}' THEN

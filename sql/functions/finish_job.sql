@@ -13,7 +13,8 @@ AS $$
 -- transaction must not commit, for somebody else runs the job, or nobody should. A result of more than 1 MiB
 -- is left out. Locks the job, and its request, until the transaction ends: commit at once, for whoever wants
 -- to cancel the job waits for that. Takes no lane: the next of its lane is woken at the commit, or, after a
--- rare race, within some ten seconds. Notifies workers of a woken lane.
+-- rare race, within some ten seconds. Notifies workers of a woken lane, and of the room it leaves if it was
+-- throttled.
 DECLARE
     v_own bigint[] := pljobs._own_workers();
     v_lock text;
@@ -34,6 +35,7 @@ BEGIN
                   HINT = 'It was rescued, forced or deleted, or has ended. Roll back, and stop.';
     END IF;
     PERFORM pljobs._wake_lanes(ARRAY[v_lock], take_lane => false);
+    PERFORM pljobs._notify_room_of(finish_job_v1.job_id);
     RETURN v_status;
 END
 $$;

@@ -20,7 +20,8 @@ AS $$
 --   unstarted (given back before its body began)  -> as interrupted, its start_by stays, and it has not used
 --                              up any of its rates
 -- Where it was its timeout that asked, and nobody else: failed, aborted and killed -> failed, or todo as for
--- failed, 'timeout' (failed: 'failed_first'); interrupted -> todo, attempt charged; abandoned -> failed.
+-- failed, 'timeout' (failed: 'failed_first'); interrupted -> todo, attempt charged; abandoned -> failed. So
+-- is aborted where the timeout is over and nobody could ask, for somebody held the row.
 -- sql_cancelled: it failed because a statement was cancelled; if its request cancelled one, that is
 -- 'aborted'. retry_in: an interval from now, by the database's clock, cut to ten years; a negative one, or
 -- what is no interval, means at once: it never keeps the call from ending its runs. delete_job: gone, where
@@ -33,8 +34,8 @@ AS $$
 -- 16,384 characters, a result of more than 1 MiB is left out: what a task produced never keeps it from
 -- ending. Raises PJ004 for an unknown outcome or a retry's queue or lock not of 1 to 255 characters. Locks
 -- the jobs by ascending id, then their requests, then their lanes, then the throttles of what is unstarted,
--- for which it waits for a second at most. Notifies workers of retries, of woken lanes, and of throttled
--- queues.
+-- for which it waits for a second at most. Notifies workers of retries, of woken lanes, and of the queues
+-- that have room again: throttled ones, and those where jobs of an ended one's task are at its limit.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_own bigint[] := pljobs._own_workers();
@@ -52,6 +53,7 @@ DECLARE
     v_done_runs bigint[];
     v_locks text[];
     v_queues text[];
+    v_tasks text[];
     v_unused jsonb;
     v_run record;
     v_retry_at timestamptz;
@@ -99,15 +101,17 @@ BEGIN
     -- A bulk UPDATE locks in the order of its plan, and two of them deadlock: lock first, in order.
     IF finish_jobs_v1.wait IS NOT FALSE THEN
         SELECT array_agg(m.lock) FILTER (WHERE m.lock IS NOT NULL),
-               array_agg(DISTINCT m.queue) FILTER (WHERE m.throttled)
-          INTO v_locks, v_queues
-          FROM (SELECT j.lock, j.queue, j.throttled FROM pljobs.job AS j
+               array_agg(DISTINCT m.queue) FILTER (WHERE m.throttled),
+               array_agg(DISTINCT m.task) FILTER (WHERE m.throttled)
+          INTO v_locks, v_queues, v_tasks
+          FROM (SELECT j.lock, j.queue, j.task, j.throttled FROM pljobs.job AS j
                  WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE) AS m;
     ELSE
         SELECT array_agg(m.id), array_agg(m.lock) FILTER (WHERE m.lock IS NOT NULL),
-               array_agg(DISTINCT m.queue) FILTER (WHERE m.throttled)
-          INTO v_mine, v_locks, v_queues
-          FROM (SELECT j.id, j.lock, j.queue, j.throttled FROM pljobs.job AS j
+               array_agg(DISTINCT m.queue) FILTER (WHERE m.throttled),
+               array_agg(DISTINCT m.task) FILTER (WHERE m.throttled)
+          INTO v_mine, v_locks, v_queues, v_tasks
+          FROM (SELECT j.id, j.lock, j.queue, j.task, j.throttled FROM pljobs.job AS j
                  WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE SKIP LOCKED) AS m;
         IF coalesce(cardinality(v_mine), 0) < cardinality(v_ids) THEN
             v_held := ARRAY(SELECT j.id FROM pljobs.job AS j
@@ -201,8 +205,7 @@ BEGIN
         PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
     END IF;
     IF v_queues IS NOT NULL THEN
-        -- There is room again, and who has it may have no slot free.
-        PERFORM pljobs._notify_todo(v_queues);
+        PERFORM pljobs._notify_room(v_queues, v_tasks);
     END IF;
     IF v_unused IS NOT NULL THEN
         PERFORM pljobs._refill_buckets(v_unused);

@@ -28,8 +28,9 @@ AS $$
 -- of rates that were full, what keeps cancelled trees closed, and what ties jobs to their trees whose parents
 -- were deleted, longer than older_than ago; at most max_rows of each.
 -- What keeps a child from starting that waits or runs (it may be scheduled, its queue paused, its run be put
--- back) stays, as does what lets one start that was put back by hand, or whose request was taken back, and
--- what ties jobs together that are still there. Returns how many in all: call again until it is 0, with
+-- back), or a job that still runs from deferring more, stays, as does what lets one start that was put back
+-- by hand, or whose request was taken back, and what ties jobs together that are still there. Returns how
+-- many in all: call again until it is 0, with
 -- `since` => the reached_at of the call before: then it does not pass again over what those before it have
 -- deleted, or left. Once an hour, say, call it without `since`. Raises PJ004 for a null or negative
 -- older_than or a max_rows below 1, PJ010 for a role limited to queues: the history is of all. Skips rows
@@ -80,6 +81,8 @@ BEGIN
              WHERE o.closed_at >= v_since AND o.closed_at < v_before
                AND (SELECT j.id FROM pljobs.job AS j
                      WHERE j.parent_id = o.job_id AND j.status IN ('todo', 'doing') LIMIT 1) IS NULL
+               AND (SELECT j.status FROM pljobs.job AS j
+                     WHERE j.id = o.job_id) IS DISTINCT FROM 'doing'
              ORDER BY o.closed_at LIMIT prune_history_v2.max_rows FOR UPDATE SKIP LOCKED))
         RETURNING t.closed_at AS at
     )

@@ -13,8 +13,17 @@ SELECT lives_ok($$INSERT INTO pljobs.job_archive SELECT (jsonb_populate_record(N
                     "crashes": 0, "status": "failed", "queue": "q", "task": "t", "deferred_by": "d", "args": {}}')).*$$, 'it takes all of its month');
 ALTER TABLE pljobs.job_archive DETACH PARTITION pljobs.job_archive_1990_02;
 SELECT is(pljobs._has_archive('job_archive_1990_02'), false, 'what is detached is no partition');
-SELECT throws_ok($$SELECT pljobs._make_archive('1990-02-01 00:00+00')$$, '42P07', NULL, 'and is in the way of a new one');
+SELECT throws_like($$SELECT pljobs._make_archive('1990-02-01 00:00+00')$$, '%job_archive_1990_02 is in the way%detached%', 'and is in the way of a new one');
 SELECT is((SELECT array_agg(conname::text ORDER BY 1) FROM pg_constraint WHERE conrelid = 'pljobs.job_archive_1990_02'::regclass AND contype = 'p'), '{job_archive_1990_02_pkey}', 'its key is named after it');
+
+-- Whatever the session, or the owner's default privileges, would do with new tables.
+ALTER DEFAULT PRIVILEGES FOR ROLE pljobs_owner GRANT SELECT, DELETE ON TABLES TO pljobs_reader, PUBLIC;
+SET LOCAL default_tablespace = pg_global;
+SET LOCAL ROLE pljobs_owner;
+SELECT pljobs._make_archive('1990-03-01 00:00+00') AS made \gset
+RESET ROLE;
+SELECT ok(:'made', 'a partition is made where the archive is');
+SELECT is_empty($$SELECT a.grantee, a.privilege_type FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a WHERE c.oid = 'pljobs.job_archive_1990_03'::regclass AND a.grantee <> c.relowner$$, 'and is nobody else''s to read');
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -81,6 +81,17 @@ SELECT end_run(:job_id, :run_id, 'killed') \g /dev/null
 SELECT is(j.message, 'timeout: ran longer than its timeout of 01:00:00', 'and which') FROM pljobs.job AS j WHERE j.id = :job_id;
 SELECT * FROM a_timed_out_job() \gset
 SELECT is(end_run(:job_id, :run_id, 'aborted', delete_job => true), 'deleted', 'delete_job deletes what timed out for good');
+-- Where its row was held it could not be asked; its worker has stopped it.
+SELECT * FROM a_late_job() \gset
+SELECT is(end_run(:job_id, :run_id, 'aborted', message => 'stopped'), 'failed', 'a late run that was not asked has failed');
+SELECT is(j.message, 'timeout: stopped', 'by its timeout') FROM pljobs.job AS j WHERE j.id = :job_id;
+SELECT results_eq(format('SELECT run_id, source, resolution, reason FROM pljobs.request WHERE job_id = %s', :job_id),
+                  format('VALUES (%s::bigint, ''deadline'', ''timeout'', ''ran longer than its timeout of 01:00:00'')', :run_id), 'which is on record');
+SELECT * FROM a_late_job() \gset
+SELECT is(end_run(:job_id, :run_id, 'aborted', retry_at => now()), 'todo', 'it is retried as its strategy says');
+SELECT * FROM a_late_job() \gset
+SELECT is(end_run(:job_id, :run_id, 'succeeded'), 'succeeded', 'one that has succeeded has succeeded');
+SELECT is_empty(format('SELECT FROM pljobs.request WHERE job_id = %s', :job_id), 'and nobody asked');
 SELECT a_worker() AS worker_id, a_todo_job() AS job_id, a_todo_job() AS other \gset
 SELECT start_job(:job_id, :worker_id) AS run_id, start_job(:other, :worker_id) AS other_run \gset
 SELECT end_run(:job_id, :run_id, 'abandoned') \g /dev/null

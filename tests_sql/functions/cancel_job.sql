@@ -98,23 +98,26 @@ SELECT pljobs.cancel_job(:todo, reason => repeat('r', 5000)), pljobs.cancel_job(
 SELECT is(char_length(j.message), 1000, 'a long reason is cut') FROM pljobs.job AS j WHERE j.id IN (:todo, :job_id);
 
 -- With a deadline, and its SQL.
-CREATE FUNCTION seconds(request_id bigint) RETURNS text
+-- After how many seconds each level begins: as wanted, if it is so from any moment since the request came; a level that it came with was worked out a moment before.
+CREATE FUNCTION seconds(request_id bigint, wanted integer[] DEFAULT NULL) RETURNS text
 LANGUAGE sql VOLATILE
 AS $$
-SELECT concat_ws(' ', coalesce(round(extract(epoch FROM r.sql_at - r.requested_at))::text, '-'), coalesce(round(extract(epoch FROM r.term_at - r.requested_at))::text, '-'), coalesce(round(extract(epoch FROM r.kill_at - r.requested_at))::text, '-'))
-  FROM pljobs.request AS r WHERE r.id = seconds.request_id;
+SELECT string_agg(CASE WHEN l.at_ BETWEEN r.requested_at + make_interval(secs => l.wanted - 4) AND clock_timestamp() + make_interval(secs => l.wanted) THEN l.wanted::text
+                       ELSE coalesce(extract(epoch FROM l.at_ - r.requested_at)::text, '-') END, ' ' ORDER BY l.place)
+  FROM pljobs.request AS r CROSS JOIN LATERAL unnest(ARRAY[r.sql_at, r.term_at, r.kill_at], seconds.wanted) WITH ORDINALITY AS l(at_, wanted, place)
+ WHERE r.id = seconds.request_id;
 $$;
 SELECT * FROM a_doing_job() \gset
 SELECT request_id FROM pljobs.cancel_job_v1(:job_id, abort => true) \gset
 SELECT is(seconds(:request_id), '- - -', 'without a grace nothing happens by force, ever');
 SELECT pljobs.cancel_job(:job_id, abort => true, grace => '100 s') \g /dev/null
-SELECT is(seconds(:request_id), '50 100 105', 'a grace gives what was asked before a deadline');
+SELECT is(seconds(:request_id, '{50,100,105}'), '50 100 105', 'a grace gives what was asked before a deadline');
 SELECT pljobs.cancel_job(:job_id, abort => true, grace => '200 s', term_grace => '0') \g /dev/null
-SELECT is(seconds(:request_id), '50 100 105', 'a later one changes nothing');
+SELECT is(seconds(:request_id, '{50,100,105}'), '50 100 105', 'a later one changes nothing');
 SELECT pljobs.cancel_job(:job_id, abort => true, grace => '10 s', term_grace => '1 h') \g /dev/null
-SELECT is(seconds(:request_id), '5 10 105', 'each level only comes nearer');
+SELECT is(seconds(:request_id, '{5,10,105}'), '5 10 105', 'each level only comes nearer');
 SELECT is(sql_way, 'none', 'its SQL at once, too: it is in none') FROM pljobs.cancel_job_v1(:job_id, abort => true, sql => true);
-SELECT is(seconds(:request_id), '0 10 105', 'that is due from now on');
+SELECT is(seconds(:request_id, '{0,10,105}'), '0 10 105', 'that is due from now on');
 SELECT results_eq(format('SELECT outcome, sql_way FROM pljobs.cancel_job_v1(%s, sql => true)', :job_id), $$VALUES ('running', NULL::text)$$, 'without abort its SQL is left alone');
 SELECT results_eq(format('SELECT outcome, sql_way FROM pljobs.cancel_job_v1(%s, sql => true, grace => ''1 s'')', a_todo_job()), $$VALUES ('cancelled', NULL::text)$$, 'a waiting job has no SQL, and needs no grace');
 SELECT throws_ok(format('SELECT pljobs.cancel_job(%s, abort => true, %s)', :job_id, a), 'PJ004', NULL, 'refused: ' || a) FROM unnest(ARRAY['grace => ''-1 s''', 'term_grace => ''1 s''', 'grace => ''1 s'', term_grace => ''-1 s''']) AS a;
@@ -139,7 +142,7 @@ SELECT is(notice_of(way), 'abort_requested ' || kept, 'its SQL: ' || way) FROM (
 SELECT * FROM a_timed_out_job() \gset
 SELECT results_eq(format('SELECT outcome, request_id FROM pljobs.cancel_job_v1(%s, abort => true, reason => ''why'', actor => ''whom'')', :job_id), format($$VALUES ('abort_already_requested', %s::bigint)$$, :request_id), 'a person joins a timeout''s request');
 SELECT results_eq(format('SELECT h.source, h.reason, h.actor, h.requested_by = session_user FROM pljobs.heartbeat_v1(%s) AS h', :worker_id), $$VALUES ('user', 'why', 'whom', true)$$, 'it is the person''s then, and its worker is told so');
-SELECT is(seconds(:request_id), '5 10 15', 'its deadline stays');
+SELECT is(seconds(:request_id, '{5,10,15}'), '5 10 15', 'its deadline stays');
 SELECT is(finish_run(:job_id, :run_id, 'aborted', '{"retry_at": "2001-01-01T00:00:00Z"}'), 'aborted', 'and is not retried');
 SELECT * FROM a_timed_out_job() \gset
 SELECT is(pljobs.cancel_job(:job_id), 'running', 'without abort it is left alone');

@@ -150,8 +150,8 @@ SELECT is(count(*), 0::bigint, 'nothing else was deferred') FROM pljobs.job AS j
 
 -- A server in FIPS mode. Another function, for what is built in is called by its oid.
 SET LOCAL allow_system_table_mods = on;
-ALTER FUNCTION pg_catalog.md5(text) RENAME TO former_md5;
-CREATE FUNCTION pg_catalog.md5(text) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT AS $$
+ALTER FUNCTION pg_catalog.md5(bytea) RENAME TO former_md5;
+CREATE FUNCTION pg_catalog.md5(bytea) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT AS $$
 BEGIN
     RAISE EXCEPTION 'could not compute MD5 hash: unsupported' USING ERRCODE = 'XX000';
 END

@@ -21,6 +21,10 @@ SELECT isnt(to_regclass('pljobs.job_archive_2020_01'), NULL, 'what somebody has 
 SELECT is(pljobs.drop_archive('0'), 0, 'so does the month that goes on');
 SELECT is(a.id, :young::bigint, 'with its jobs') FROM pljobs.archive AS a WHERE a.id = :young;
 ALTER TABLE pljobs.job_archive ATTACH PARTITION pljobs.job_archive_2020_01 FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-02-01 00:00+00');
+-- As DETACH ... CONCURRENTLY that was cut off leaves it, which no transaction can have.
+UPDATE pg_inherits SET inhdetachpending = true WHERE inhrelid = 'pljobs.job_archive_2020_01'::regclass;
+SELECT is(pljobs.drop_archive('1 day'), 0, 'what is about to be detached stays, too');
+UPDATE pg_inherits SET inhdetachpending = false WHERE inhrelid = 'pljobs.job_archive_2020_01'::regclass;
 SELECT is(pljobs.drop_archive('1 day'), 1, 'what is attached again is dropped');
 SELECT throws_ok(format('SELECT pljobs.drop_archive(%s)', a), 'PJ004', NULL, 'refused: ' || a) FROM unnest(ARRAY['NULL', '''-1 s''']) AS a;
 

@@ -31,6 +31,12 @@ INSERT INTO pljobs.closed_tree VALUES (:parent, now() - interval '1 day');
 SELECT is(pljobs.prune_history_v1('12 h'), 0::bigint, 'a mark that keeps a waiting child from starting stays');
 SELECT is(fetch_ids(j.queue), '{}', 'the child never starts') FROM pljobs.job AS j WHERE j.id = :child;
 SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'then it goes');
+SELECT * FROM a_doing_job() \gset
+INSERT INTO pljobs.closed_tree VALUES (:job_id, now() - interval '1 day');
+SELECT is(pljobs.prune_history_v1('12 h'), 0::bigint, 'a mark that keeps a running job from deferring more stays');
+SELECT throws_ok(format('SELECT a_child_of(%s)', :job_id), 'PJ007', NULL, 'which it can''t');
+SELECT status FROM pljobs.finish_jobs_v1(jsonb_build_array(jsonb_build_object('job_id', :job_id, 'run_id', :run_id, 'outcome', 'succeeded'))) \g /dev/null
+SELECT is(pljobs.prune_history_v1('12 h'), 1::bigint, 'then that goes');
 
 -- What is remembered of deleted jobs, as long as something hangs on it.
 SELECT a_todo_job() AS root \gset

@@ -17,7 +17,8 @@ CREATE FUNCTION a_name(what text) RETURNS text
 LANGUAGE sql VOLATILE
 RETURN format('%s %s.%s', what, pg_backend_pid(), nextval('name_number'));
 
-CREATE FUNCTION a_worker(lease interval DEFAULT '30 s') RETURNS bigint
+-- Its lease lasts longer than any test, on the slowest machine.
+CREATE FUNCTION a_worker(lease interval DEFAULT '1 h') RETURNS bigint
 LANGUAGE sql VOLATILE
 RETURN pljobs.register_worker_v1('tests', 'here', pg_backend_pid(), lease => lease);
 
