@@ -13,9 +13,12 @@ BEGIN
                                   pg_catalog.current_setting('lock_timeout'), true);
     PERFORM pg_catalog.set_config('pljobs.former_statement_timeout',
                                   pg_catalog.current_setting('statement_timeout'), true);
-    -- Of 17 and later.
-    PERFORM pg_catalog.set_config('pljobs.former_transaction_timeout',
-                                  pg_catalog.current_setting('transaction_timeout', true), true);
+    -- Of 17 and later. What waits is limited below, and says for whom it waited.
+    IF pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL THEN
+        PERFORM pg_catalog.set_config('pljobs.former_transaction_timeout',
+                                      pg_catalog.current_setting('transaction_timeout'), true);
+        PERFORM pg_catalog.set_config('transaction_timeout', '0', true);
+    END IF;
 END
 $$;
 
@@ -53,13 +56,6 @@ SET LOCAL standard_conforming_strings = on;
 
 -- Waiting is limited below, and says for whom it waited.
 SET LOCAL statement_timeout = 0;
-DO $$
-BEGIN
-    IF pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL THEN
-        PERFORM pg_catalog.set_config('transaction_timeout', '0', true);
-    END IF;
-END
-$$;
 
 -- One installer at a time: the others wait here, then find everything done.
 SET LOCAL lock_timeout = '60s';

@@ -28,14 +28,12 @@ STILL = threading.Lock()
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is held for a moment counts as held for long; nobody but the worker enforces limits."""
+    """Nobody but the worker enforces limits, nor at a moment that a test does not choose."""
 
     async def later(_: Maintenance) -> float:
         return 3600.0
 
     monkeypatch.setattr(Maintenance, "_enforce_limits", later)
-    monkeypatch.setattr("pljobs.verdicts.HELD_FOR", 0.1)
-    monkeypatch.setattr("pljobs.verdicts.LOOK_EVERY", 0.02)
     beat = Control._beat
 
     def beat_if_it_may(control: Control, conn: psycopg.Connection[Any]) -> None:
@@ -54,15 +52,16 @@ async def person(admin_url: str) -> AsyncIterator[Conn]:
 
 
 @contextlib.asynccontextmanager
-async def made_late(aconn: Conn, worker: Worker, job_id: int) -> AsyncIterator[None]:
-    """Have a running job's timeout pass; its worker looks when the block, which holds the row, is over.
+async def made_late(aconn: Conn, worker: Worker, job_id: int, *, ago: str = "10 s") -> AsyncIterator[None]:
+    """Have a running job's timeout be over; its worker looks when the block, which holds the row, is over.
 
     It may have any reason to look earlier, as the notification of the job that it runs already: that
     heartbeat would find the row free, and have the database ask.
     """
     await wait_until_async(lambda: STILL.acquire(blocking=False), DEADLINE, "no heartbeat is under way")
     try:
-        await aconn.execute("UPDATE pljobs.job SET timeout_at = clock_timestamp() WHERE id = %s", [job_id])
+        update = "UPDATE pljobs.job SET timeout_at = clock_timestamp() - %s::interval WHERE id = %s"
+        await aconn.execute(update.encode(), [ago, job_id])
         yield
         worker._control.look_now()
     finally:
@@ -75,6 +74,21 @@ async def hold(person: Conn, job_id: int) -> None:
 
 async def wait_for(event: asyncio.Event) -> None:
     await asyncio.wait_for(event.wait(), DEADLINE)
+
+
+def a_waiting_task(app: App, **options: Any) -> tuple[Any, asyncio.Event, asyncio.Event]:
+    """Make a task that waits until it is stopped; return it, when it has begun, and when it was stopped."""
+    begun, stopped = asyncio.Event(), asyncio.Event()
+
+    @app.task(name="waits", timeout=HOUR, **options)
+    async def waits() -> None:
+        begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            stopped.set()
+
+    return waits, begun, stopped
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
@@ -101,8 +115,7 @@ async def test_a_job_that_hangs_in_the_transaction_that_ends_it_is_stopped_and_f
         job_id = await task.defer_async()
         found = await until(aconn, job_id, "failed")
     assert seen == [AbortReason.DEADLINE] * 2
-    message = f"timeout: job {job_id} ran longer than its timeout"
-    assert (found["attempts"], found["message"]) == (2, message)
+    assert (found["attempts"], found["message"]) == (2, "timeout: ran longer than its timeout of 01:00:00")
     asked = await request(aconn, job_id)
     assert (asked["source"], asked["resolution"]) == ("deadline", "timeout")
     said = warnings(caplog)
@@ -114,15 +127,7 @@ async def test_a_job_that_hangs_in_the_transaction_that_ends_it_is_stopped_and_f
 async def test_a_job_whose_row_somebody_holds_is_stopped_in_time_and_ends_when_it_is_let_go(
     app: App, aconn: Conn, person: Conn
 ) -> None:
-    go, stopped = asyncio.Event(), asyncio.Event()
-
-    @app.task(timeout=HOUR)
-    async def task() -> None:
-        go.set()
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            stopped.set()
+    task, go, stopped = a_waiting_task(app)
 
     async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
@@ -139,15 +144,7 @@ async def test_a_job_whose_row_somebody_holds_is_stopped_in_time_and_ends_when_i
 async def test_if_it_was_an_abort_that_had_not_been_committed_the_job_is_aborted(
     app: App, aconn: Conn, person: Conn
 ) -> None:
-    go, stopped = asyncio.Event(), asyncio.Event()
-
-    @app.task(timeout=HOUR, retry=9)
-    async def task() -> None:
-        go.set()
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            stopped.set()
+    task, go, stopped = a_waiting_task(app, retry=9)
 
     async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
@@ -183,7 +180,7 @@ async def test_it_is_only_told_until_the_database_can_take_the_further_steps(
         async with made_late(aconn, worker, job_id):
             await hold(person, job_id)
         await wait_for(swallowed)
-        await late(aconn, job_id, by="2 s")
+        await late(aconn, job_id, by="12 s")
         assert not stopped.is_set()
         await person.rollback()
         await wait_for(stopped)
@@ -198,20 +195,13 @@ async def test_what_is_held_for_a_moment_is_asked_by_the_database(
     aconn: Conn,
     person: Conn,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pljobs.verdicts.HELD_FOR", 2 * DEADLINE)
-    go = asyncio.Event()
-
-    @app.task(timeout=HOUR)
-    async def task() -> None:
-        go.set()
-        await asyncio.get_running_loop().create_future()
+    task, go, _ = a_waiting_task(app)
 
     async with running(app, **NOTIFIED) as worker:
         job_id = await task.defer_async()
         await wait_for(go)
-        async with made_late(aconn, worker, job_id):
+        async with made_late(aconn, worker, job_id, ago="0 s"):
             await hold(person, job_id)
         await late(aconn, job_id)
         await person.rollback()
@@ -220,7 +210,7 @@ async def test_what_is_held_for_a_moment_is_asked_by_the_database(
     assert warnings(caplog) == []
 
 
-async def late(aconn: Conn, job_id: int, *, by: str = "0.3 s") -> None:
+async def late(aconn: Conn, job_id: int, *, by: str = "0 s") -> None:
     """Wait until a heartbeat came so much later than the job's timeout."""
 
     async def has_come() -> bool:

@@ -27,7 +27,7 @@ from pljobs.link import KEEPALIVES, cut
 from pljobs.listener import Listener
 from pljobs.pace import PAUSE
 from pljobs.run import KILL, LAST_WORDS, SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
-from pljobs.verdicts import Overdue, ended_themselves
+from pljobs.verdicts import ended_themselves
 
 if TYPE_CHECKING:
     from pljobs.connector import PsycopgConnector
@@ -89,7 +89,6 @@ class Control:
         self._asked, self._quiet_until = False, 0.0
         self._told: set[tuple[int, str, int]] = set()
         self._early: dict[int, Verdict] = {}
-        self._overdue = Overdue()
         self._stopping = threading.Event()
         self._leaving = False
         self._waker, self._woken = socket.socketpair()
@@ -264,7 +263,7 @@ class Control:
             v.run_id: v for v in verdicts if v.run_id not in runs and v.verdict in {"abort", "kill"}
         }
         ended = ended_themselves(self._runs, verdicts, partial(self._timed, conn))
-        verdicts = self._overdue.asked(runs, [v for v in verdicts if v.run_id not in ended])
+        verdicts = [verdict for verdict in verdicts if verdict.run_id not in ended]
         told: set[tuple[int, str, int]] = {
             (v.run_id, v.verdict, v.level) for v in verdicts if v.verdict != "ok"
         }

@@ -86,8 +86,6 @@ def _run_end(
         return end
     if end.outcome == "aborted" and reason is AbortReason.DEADLINE:
         error = JobTimeout(f"job {job_id} ran longer than its timeout")
-        if context.abort_request() is None:  # by its worker alone: there is nobody else's reason to record
-            end = dataclasses.replace(end, message=end.message or str(error))
     return with_retry(end, context, error)
 
 

@@ -51,7 +51,7 @@ def refused(job: Job, why: str) -> None:
 
 
 def asked_to_stop(job: Job, request: Verdict) -> None:
-    """Say who asked for the abort that is now delivered, or why its worker does, or that the run was lost."""
+    """Say who asked for the abort that is now delivered, or that nobody could, or that the run was lost."""
     if request.verdict == "lost":
         logger.warning(
             "Job %s is no longer this run's: it is stopped", job.call_string, extra=job.log_context()
@@ -60,7 +60,7 @@ def asked_to_stop(job: Job, request: Verdict) -> None:
     if request.request_id is None:
         logger.warning(
             "Job %s is over its timeout of %s, and another transaction holds its row (`pljobs doctor` names"
-            " it): its worker asks it to abort",
+            " it): it is asked to abort",
             job.call_string,
             job.timeout,
             extra=_about(job, "abort_job"),

@@ -45,6 +45,14 @@ BEGIN
     IF v_outcome = 'failed' AND _finish_run.sql_cancelled AND v_request.cancels_sql THEN
         v_outcome := 'aborted';
     END IF;
+    IF v_outcome = 'aborted' AND v_job.request_id IS NULL AND v_job.timeout_at <= clock_timestamp() THEN
+        -- Its worker was told to stop it while somebody held its row, so that it could not be recorded.
+        v_request.source := 'deadline';
+        v_request.reason := format('ran longer than its timeout of %s', v_job.timeout);
+        v_job.request_id := pljobs._record_request(
+            'abort', _finish_run.job_id, v_job.queue, v_job.task, v_request.reason, NULL, NULL,
+            run_id => v_job.run_id, worker_id => v_job.worker_id, source => v_request.source);
+    END IF;
     IF v_outcome = 'abandoned' THEN
         UPDATE pljobs.worker AS w SET tainted_at = coalesce(w.tainted_at, clock_timestamp())
          WHERE w.id = v_job.worker_id;
@@ -70,14 +78,6 @@ BEGIN
             v_outcome := 'failed';
             v_message := concat_ws(': ', 'timeout', coalesce(v_message, v_request.reason));
         END IF;
-    ELSIF v_outcome = 'aborted' AND v_job.timeout_at <= clock_timestamp() THEN
-        -- Somebody held its row: it was its worker that has asked.
-        PERFORM pljobs._record_request(
-            'abort', _finish_run.job_id, v_job.queue, v_job.task,
-            format('ran longer than its timeout of %s', v_job.timeout), NULL, 'timeout', false, false,
-            v_job.run_id, v_job.worker_id, 'deadline', NULL, NULL, NULL);
-        v_outcome := 'failed';
-        v_message := concat_ws(': ', 'timeout', v_message);
     ELSIF v_outcome = 'aborted' THEN
         v_outcome := 'failed';
         v_message := concat_ws(': ', 'cancelled from inside, nobody asked', v_message);

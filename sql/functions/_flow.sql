@@ -51,6 +51,32 @@ END
 $$;
 COMMENT ON FUNCTION pljobs._flows() IS 'Whether a fetch has to look at turns and throttles.';
 
+CREATE OR REPLACE FUNCTION pljobs._queues_with_parked() RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_sort = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+-- The queues that have jobs parked at a limit. Walks the index from queue to queue.
+BEGIN
+    RETURN ARRAY(
+        WITH RECURSIVE parked AS (
+            SELECT (SELECT j.queue FROM pljobs.job AS j
+                     WHERE j.status = 'todo' AND j.waiting_for = 'limit' ORDER BY j.queue LIMIT 1) AS name
+            UNION ALL
+            SELECT (SELECT j.queue FROM pljobs.job AS j
+                     WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue > parked.name
+                     ORDER BY j.queue LIMIT 1)
+              FROM parked WHERE parked.name IS NOT NULL
+        )
+        SELECT p.name FROM parked AS p WHERE p.name IS NOT NULL);
+END
+$$;
+COMMENT ON FUNCTION pljobs._queues_with_parked() IS 'The queues that have jobs parked at a limit.';
+
 CREATE OR REPLACE FUNCTION pljobs._notify_room(queues text[], tasks text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -69,18 +95,8 @@ DECLARE
     v_others text[];
 BEGIN
     IF v_limited <> '{}' THEN
-        -- From queue to queue, as pljobs._may_fetch_from does.
-        WITH RECURSIVE parked AS (
-            SELECT (SELECT j.queue FROM pljobs.job AS j
-                     WHERE j.status = 'todo' AND j.waiting_for = 'limit' ORDER BY j.queue LIMIT 1) AS name
-            UNION ALL
-            SELECT (SELECT j.queue FROM pljobs.job AS j
-                     WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue > parked.name
-                     ORDER BY j.queue LIMIT 1)
-              FROM parked WHERE parked.name IS NOT NULL
-        )
         SELECT array_agg(p.name) INTO v_others
-          FROM parked AS p
+          FROM unnest(pljobs._queues_with_parked()) AS p(name)
          WHERE p.name <> ALL (_notify_room.queues)
            AND (SELECT true FROM unnest(v_limited) AS t(name)
                  CROSS JOIN LATERAL (

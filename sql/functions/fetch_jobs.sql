@@ -32,18 +32,9 @@ BEGIN
                          WHERE j.status = 'todo' AND j.waiting_for = 'turn' AND j.queue > turn.name
                          ORDER BY j.queue LIMIT 1)
                   FROM turn WHERE turn.name IS NOT NULL
-            ), parked AS (
-                SELECT (SELECT j.queue FROM pljobs.job AS j
-                         WHERE j.status = 'todo' AND j.waiting_for = 'limit' ORDER BY j.queue LIMIT 1) AS name
-                UNION ALL
-                SELECT (SELECT j.queue FROM pljobs.job AS j
-                         WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue > parked.name
-                         ORDER BY j.queue LIMIT 1)
-                  FROM parked WHERE parked.name IS NOT NULL
             )
-            SELECT array_agg(q.name) INTO v_more
-              FROM (SELECT turn.name FROM turn UNION SELECT parked.name FROM parked) AS q;
-            v_queues := v_queues || v_more;
+            SELECT array_agg(turn.name) INTO v_more FROM turn;
+            v_queues := v_queues || v_more || pljobs._queues_with_parked();
         END IF;
     END IF;
     RETURN ARRAY(SELECT DISTINCT q.name FROM unnest(v_queues) AS q(name)

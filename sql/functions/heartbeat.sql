@@ -21,7 +21,9 @@ AS $$
 -- `level`, of an abort: 1 ask the task to stop; 2 its SQL is cancelled (done here; where sql_way is 'asked',
 -- call cancel_sql_v1 yourself, each time, and report how that went); 3 terminate it by what it can resist;
 -- 4 by what it can't, or give it up (finish it as 'abandoned'). look_in: call again within that time, for the
--- run's timeout or its next level begins then. A run over its timeout is asked to abort, source 'deadline'.
+-- run's timeout or its next level begins then. A run over its timeout is asked to abort, source 'deadline';
+-- where somebody holds its row, that can't be recorded: five seconds later it is told all the same, at level
+-- 1, request_id null.
 -- `observed`: an array of objects {"job_id", "run_id", "handling", "sql", "progress", "progress_message"},
 -- for any of the runs: whether the task is 'handling' its abort or has 'swallowed' it; the way in which the
 -- worker cancelled its SQL, or why it could not ('worker', 'none', 'busy', 'denied'; 'pooled': it is in SQL
@@ -87,11 +89,13 @@ BEGIN
     v_now := clock_timestamp();
     RETURN QUERY
     SELECT coalesce(h.run_id, j.run_id), j.id,
-           CASE WHEN j.id IS NULL THEN 'lost' WHEN r.level = 4 THEN 'kill' WHEN r.id IS NOT NULL THEN 'abort'
-                ELSE 'ok' END,
-           coalesce(r.level, 0::smallint),
-           CASE WHEN l.look_at IS NOT NULL THEN greatest(l.look_at - v_now, interval '0') END,
-           r.sql_way, r.id, r.source, r.requested_by, r.actor, r.reason, r.requested_at, r.term_at
+           CASE WHEN j.id IS NULL THEN 'lost' WHEN r.level = 4 THEN 'kill'
+                WHEN r.id IS NOT NULL OR l.is_held THEN 'abort' ELSE 'ok' END,
+           coalesce(r.level, CASE WHEN l.is_held THEN 1 ELSE 0 END::smallint),
+           CASE WHEN l.is_held THEN interval '1 s'
+                WHEN l.look_at IS NOT NULL THEN greatest(l.look_at - v_now, interval '0') END,
+           r.sql_way, r.id, CASE WHEN l.is_held THEN 'deadline' ELSE r.source END, r.requested_by,
+           r.actor, r.reason, r.requested_at, r.term_at
       FROM unnest(heartbeat_v1.run_ids) AS h(run_id)
       FULL JOIN (SELECT d.id, d.run_id, d.request_id, d.timeout_at FROM pljobs.job AS d
                   WHERE d.worker_id = heartbeat_v1.worker_id AND d.status = 'doing') AS j
@@ -111,7 +115,9 @@ BEGIN
      CROSS JOIN LATERAL (
            -- A request that is not told now is asked for a second later: who lets go of it may not notify.
            SELECT least(j.timeout_at, r.look_at, CASE WHEN j.request_id IS NOT NULL AND r.id IS NULL
-                                                      THEN v_now + interval '1 s' END) AS look_at) AS l
+                                                      THEN v_now + interval '1 s' END) AS look_at,
+                  -- Late, and not asked above: its own transaction perhaps, which hangs before its commit.
+                  j.request_id IS NULL AND j.timeout_at <= v_now - interval '5 s' AS is_held) AS l
      WHERE h.run_id IS NOT NULL OR r.id IS NOT NULL;
 
     PERFORM pljobs._wake_lanes(v_locks, take_lane => true);
