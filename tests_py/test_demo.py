@@ -139,10 +139,36 @@ def test_job_33_is_the_running_one_where_there_are_files_enough(tmp_path: Path, 
     assert "33 and 34 run until they are aborted" in again.stdout
 
 
+INTERRUPTED_WHILE_IT_ASKS = """
+import signal, sys
+from pljobs import cli, demo
+
+def asks(self, conn, job_ids):
+    if len(job_ids) > 1:
+        return are_doing(self, conn, job_ids)
+    if not started:
+        started.extend([True] * are_doing(self, conn, job_ids))
+        return bool(started)
+    conn.pgconn.send_query(b"SELECT 1")
+    signal.raise_signal(signal.SIGINT)
+    while conn.pgconn.get_result():
+        pass
+    return True
+
+started, are_doing = [], demo._Demo._are_doing
+demo._Demo._are_doing = asks
+sys.argv[0] = "pljobs"
+cli.main()
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["psql", "Ctrl-C"])
+@pytest.mark.parametrize("way", ["psql", "Ctrl-C", "Ctrl-C while it asks"])
 def test_staying_it_leaves_a_job_for_the_user_to_abort(texts: Path, home: Path, way: str) -> None:
-    with subprocess.Popen(pljobs(str(texts), "--stay", home=home), stdout=subprocess.PIPE, text=True) as demo:
+    command = pljobs(str(texts), "--stay", home=home)
+    if way == "Ctrl-C while it asks":
+        command = [sys.executable, "-c", INTERRUPTED_WHILE_IT_ASKS, *command[1:]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         told = ""
         for line in demo.stdout:
@@ -154,7 +180,7 @@ def test_staying_it_leaves_a_job_for_the_user_to_abort(texts: Path, home: Path, 
         with database(home) as conn:
             if way == "psql":
                 assert conn.execute(statement).fetchone() == ("abort_requested",)
-            else:
+            elif way == "Ctrl-C":
                 demo.send_signal(signal.SIGINT)
             rest = demo.stdout.read()
             assert demo.wait(60) == 0

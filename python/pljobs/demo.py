@@ -247,7 +247,11 @@ class _Demo:
             statement = f"SELECT cancel_job({job_id}, abort => true);"
             click.echo(f"\nJob {job_id} runs until you abort it. In psql: {statement}")
             click.echo("Waiting for that. Ctrl-C aborts it, too.")
-            while self._are_doing(conn, [job_id]):
+            while True:
+                # An interrupted statement would leave a connection of no use to what follows.
+                with interruptible_later():
+                    if not self._are_doing(conn, [job_id]):
+                        break
                 alive()
                 time.sleep(LOOK_EVERY)
         except KeyboardInterrupt:
