@@ -61,7 +61,15 @@ SET LOCAL statement_timeout = 0;
 SET LOCAL lock_timeout = '60s';
 DO $$
 BEGIN
-    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pljobs.install', 0));
+    BEGIN
+        PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pljobs.install', 0));
+    EXCEPTION
+        WHEN lock_not_available THEN
+            RAISE EXCEPTION 'another install of pljobs has been under way for a minute'
+                USING ERRCODE = '55P03',
+                      HINT = 'Nothing was changed. Run it again when that one is done; pg_locks has its pid '
+                             '(locktype advisory).';
+    END;
     -- From here on, what somebody holds is waited for briefly: see _lock_relations. For longer with, say,
     -- PGOPTIONS='-c pljobs.lock_timeout=1min'.
     PERFORM pg_catalog.set_config(

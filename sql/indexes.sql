@@ -22,7 +22,12 @@ SELECT NOT EXISTS (
        ) AS may_go \gset
 \if :may_go
 \else
-\warn 'Schema pljobs belongs to another role, and this is a superuser. Run this as the owner of the schema.'
+DO $$
+BEGIN
+    RAISE EXCEPTION 'schema pljobs belongs to another role, and this is a superuser'
+        USING ERRCODE = '42501', HINT = 'No index was made. Run this as the owner of the schema.';
+END
+$$;
 \quit
 \endif
 SELECT pg_catalog.set_config('role', pg_catalog.pg_get_userbyid(n.nspowner)::text, false) AS role
@@ -33,6 +38,11 @@ SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pljobs.index
 SELECT pg_catalog.regexp_split_to_table(c.fix, '(?<=;) ') FROM pljobs.check_install() AS c
  WHERE c.kind = 'index' AND c.problem <> 'unknown' \gexec
 \else
-\warn 'Another session is making indexes. Run this again when it is done.'
+DO $$
+BEGIN
+    RAISE EXCEPTION 'another session is making the indexes of pljobs'
+        USING ERRCODE = '55P03', HINT = 'Run this again when it is done, to see that none is missing.';
+END
+$$;
 \quit
 \endif

@@ -13,11 +13,13 @@ from pathlib import Path
 import psycopg
 import pytest
 from click.testing import CliRunner
+from psycopg.conninfo import make_conninfo
 
 from cli_fixtures import Pljobs, answer, app_folder, bare_environment, fields, pljobs, started, worker
 from pljobs import App, cli_worker
 from pljobs.cli_commands import cli
 from pljobs.exceptions import WorkerTainted
+from pljobs.release import version
 from waiting import DEADLINE, wait_until
 
 
@@ -39,6 +41,18 @@ def test_schema_check_says_what_differs_with_1(pljobs: Pljobs, conn: psycopg.Con
     )
     assert "function rescue_jobs(): differs" in pljobs("schema", "--check", exits=1).stdout
     assert fields(pljobs("schema", "--check", "--json", exits=1))["ok"] is False
+
+
+def test_schema_check_tells_an_operator_that_the_schema_is_of_another_release(
+    pljobs: Pljobs, conn: psycopg.Connection, db_url: str
+) -> None:
+    check = ["schema", "--check", "--url", make_conninfo(db_url, options="-c role=pljobs_operator")]
+    assert "is this release's" in pljobs(*check).stdout
+    body = conn.execute("SELECT pg_get_functiondef('pljobs.get_contract_v1()'::regprocedure)").fetchone()
+    assert body is not None
+    conn.execute(body[0].replace(f"'{version()}'", "'0.3.3'").encode())
+    said = pljobs(*check, exits=1).stdout
+    assert said.startswith(f"schema pljobs: is of release 0.3.3, and this is {version()}; ")
 
 
 def test_healthcheck(pljobs: Pljobs, empty_db_url: str) -> None:

@@ -223,7 +223,10 @@ def test_a_trees_exit_code_says_what_was_left_alone(pljobs: Pljobs) -> None:
         for job_id, parent_id in ((1, None), (2, 1))
     ]  # fmt: skip
     pljobs("cancel", "1", "--tree")
-    assert "nor was any deferred inside of it" in pljobs("cancel", "99", "--tree", exits=3).stderr
+    assert (
+        "none that was deferred inside of it waits or runs"
+        in pljobs("cancel", "99", "--tree", exits=3).stderr
+    )
     assert answer(pljobs("cancel", "99", "--tree", "--json", exits=3)) == []
 
 

@@ -153,7 +153,7 @@ def retry(
         job_id, retry_at=retry_at, queue=to_queue, priority=priority, lock=to_lock, reason=reason, actor=actor
     )
     result = cli_holders.run(conn, call, f"job {job_id}")
-    _answer(job_id, result.outcome, as_json=as_json, status=result.status)
+    _answer(job_id, result.outcome, as_json=as_json, status=result.status, options="", does="cancels")
 
 
 @click.command()
@@ -168,7 +168,8 @@ def delete(conn: Connection, *, job_id: int, reason: str | None, actor: str | No
     """
     call = calls_people.delete_job(job_id, reason=reason, actor=actor)
     result = cli_holders.run(conn, call, f"job {job_id}")
-    _answer(job_id, result.outcome, as_json=as_json, status=result.status)
+    does = "cancels and deletes"
+    _answer(job_id, result.outcome, as_json=as_json, status=result.status, options=" --delete", does=does)
 
 
 @click.command()
@@ -195,13 +196,21 @@ def resume(conn: Connection, *, queue: str, reason: str | None, actor: str | Non
     _answer_queue(queue, outcome, as_json=as_json)
 
 
-def _answer(job_id: int, outcome: str, *, as_json: bool, status: str | None) -> None:
-    """Print the answer to a retry or a delete, and end with its exit code."""
+def _answer(job_id: int, outcome: str, *, as_json: bool, status: str | None, options: str, does: str) -> None:
+    """Print the answer to a retry or a delete, and end with its exit code.
+
+    `options`, `does`: those of `pljobs cancel` that are meant where the job has not ended, and what it does.
+    """
     if as_json:
         click.echo(to_json({"job_id": job_id, "outcome": outcome, "status": status}))
     else:
         click.echo(f"job {job_id}: {outcome}")
-    refuse(outcome, job_id, running="it runs: `pljobs cancel ID --abort` asks it to stop")
+    refuse(
+        outcome,
+        job_id,
+        todo=f"`pljobs cancel {job_id}{options}` {does} it",
+        running=f"it runs: `pljobs cancel {job_id} --abort{options}` asks it to stop",
+    )
 
 
 def _answer_queue(queue: str, outcome: str, *, as_json: bool) -> None:

@@ -112,17 +112,19 @@ def _explained(error: exceptions.PljobsException, *, was_reached: bool) -> tuple
             return str(error), Exit.ERROR
 
 
-def refuse(outcome: str, job_id: int, *, running: str) -> None:
-    """End with the exit code, and the reason, of an outcome that changed nothing; `running`: why not."""
+def refuse(
+    outcome: str, job_id: int, *, running: str = "", todo: str = "", finished: str = "nothing was changed"
+) -> None:
+    """End with the exit code, and the reason, of an outcome that changed nothing; say what to do."""
     match outcome:
         case "not_found":
             raise Failure(f"no job has the id {job_id}: {exceptions.NO_JOB}", Exit.NOT_FOUND)
         case "running":
             raise Failure(f"job {job_id}: {running}", Exit.REFUSED)
         case "todo":
-            raise Failure(f"job {job_id}: it waits to be run: `pljobs cancel ID` cancels it", Exit.REFUSED)
+            raise Failure(f"job {job_id}: it waits to be run: {todo}", Exit.REFUSED)
         case "already_finished" | "succeeded":
-            raise Failure(f"job {job_id}: it is finished, nothing was changed", Exit.REFUSED)
+            raise Failure(f"job {job_id}: it is finished, {finished}", Exit.REFUSED)
         case _:
             return
 

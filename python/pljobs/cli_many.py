@@ -153,11 +153,15 @@ def rescind(conn: Connection, *, job_id: int, reason: str | None, actor: str | N
     click.echo(to_json(told) if as_json else f"job {job_id}: {result.outcome}")
     match result.outcome:
         case "not_found":
-            refuse(result.outcome, job_id, running="")
+            refuse(result.outcome, job_id)
         case "already_delivered":
-            raise Failure(f"job {job_id}: its worker has heard of it, the task may be stopping", Exit.REFUSED)
+            said = "its worker has heard of it, or its SQL was cancelled: the task may be stopping"
+            raise Failure(f"job {job_id}: {said}", Exit.REFUSED)
         case "no_request":
-            raise Failure(f"job {job_id}: nobody asked it to abort", Exit.REFUSED)
+            said = (
+                f"no request to abort it is open: nobody asked, or it has ended: `pljobs show {job_id}` says"
+            )
+            raise Failure(f"job {job_id}: {said}", Exit.REFUSED)
         case "rescinded":
             return
 

@@ -54,7 +54,7 @@ BAR = 20
 @click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True, help="0: all of them.")
 @click.option("--oldest-first", is_flag=True, help="By ascending id. Default: the newest first.")
 @click.option(
-    "--full", is_flag=True, help="With lock, arguments, message, error and result, which need more rights."
+    "--full", is_flag=True, help="With lock, arguments and message; with --json error and result, too."
 )
 @json_option
 @with_database
@@ -117,13 +117,14 @@ def show(conn: Connection, *, job_id: int, as_json: bool) -> None:
         parts = {"job": jobs[0] if jobs else "null", "history": _array(history), "requests": _array(requests)}
         body = ",\n ".join(f"{to_json(name)}: {part}" for name, part in parts.items())
         click.echo(safe_json_object(body))
-    elif jobs or history:
+    elif jobs or history or requests:
         if jobs:
             _print_job(from_json(jobs[0]))
-        _print_history([from_json(row) for row in history])
+        if jobs or history:
+            _print_history([from_json(row) for row in history])
         _print_requests(None if requests is None else [from_json(row) for row in requests])
     if not jobs:
-        told = "; the above is what is left of it" if history else ""
+        told = "; the above is what is left of it" if history or requests else ""
         raise Failure(
             f"no job has the id {job_id}: it was archived, or {exceptions.NO_JOB}{told}", Exit.NOT_FOUND
         )

@@ -161,7 +161,12 @@ def _cancel_one(
         raise Failure(f"job {job_id} was not stopped: {cell(ended['resolution'])}", Exit.REFUSED)
     if result.outcome == "running" and result.request_id is not None:
         raise Failure(f"job {job_id}: {_asked_before(conn, result.request_id)}", Exit.REFUSED)
-    refuse(result.outcome, job_id, running="it runs, and was left alone: --abort asks it to stop")
+    refuse(
+        result.outcome,
+        job_id,
+        running="it runs, and was left alone: --abort asks it to stop",
+        finished=f"nothing was changed: `pljobs delete {job_id}` deletes it",
+    )
 
 
 def _asked_before(conn: Connection, request_id: int) -> str:
@@ -188,7 +193,8 @@ def _cancel_tree(conn: Connection, root: int, how: StopOptions, *, dry_run: bool
         )
     if not answers:
         raise Failure(
-            f"no job has the id {root}, nor was any deferred inside of it: {exceptions.NO_JOB}",
+            f"no job has the id {root}, and none that was deferred inside of it waits or runs, as far as this"
+            f" login may see: {exceptions.NO_JOB}",
             Exit.NOT_FOUND,
         )
     counts = Counter[str](answer.outcome for answer in answers)
@@ -202,7 +208,7 @@ def _cancel_tree(conn: Connection, root: int, how: StopOptions, *, dry_run: bool
             f"{counts['running']} jobs run, and were left alone: --abort asks them to stop", Exit.REFUSED
         )
     if not any(answers):
-        refuse(answers[0].outcome, root, running="")
+        refuse(answers[0].outcome, root)
 
 
 def _tree_row(answer: TreeAnswer) -> list[str]:

@@ -56,9 +56,10 @@ def wait_for_end(conn: Connection, job_id: int, request_id: int, wait: Patience)
                     conn = stack.enter_context(connected(source, connect_timeout=timeout))
                 rows = db.run(conn, calls_cli.await_request(request_id))
                 if not rows:
-                    raise Failure(
-                        f"job {job_id}: its request was pruned while waiting for it", Exit.NOT_FOUND
+                    said = (
+                        f"its request {request_id} can't be seen any more: it was pruned, or the job deleted"
                     )
+                    raise Failure(f"job {job_id}: {said}, and another role had asked first", Exit.NOT_FOUND)
                 request, lost = from_json(rows[0]), ""
             except DatabaseUnavailable as error:
                 if not lost:
@@ -98,8 +99,8 @@ def ended_line(job_id: int, request: dict[str, Json]) -> str:
     how = {
         "finished_first": " (it finished before it stopped)",
         "failed_first": " (it failed before it stopped)",
-        "worker_lost": " (its worker was lost)",
-        "forced": " (by force)",
+        "worker_lost": " (its worker was lost: its code may still run there)",
+        "forced": " (by force: its code may still run)",
         "killed": " (killed)",
         "abandoned": " (given up: its code may still run)",
         "rescinded": " (somebody took the request back)",

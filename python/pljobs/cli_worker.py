@@ -219,7 +219,7 @@ def manager(
 
     Until SIGINT or SIGTERM it takes back the jobs of lost workers, defers the App's periodic tasks when they
     are due, and with --retention deletes what finished long ago (with --archive, it moves jobs to the
-    archive). Workers do all but the last, too. Without --app there are no periodic tasks.
+    archive). Workers do all of it, too. Without --app there are no periodic tasks.
     """
     app = App(connector(url)) if app_path is None else load_app(app_path, url)
     every = interval.total_seconds()

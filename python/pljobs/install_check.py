@@ -13,6 +13,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
+from pljobs import release
 from pljobs.db import translated
 from pljobs.exceptions import ConnectorException, MigrationEdited
 from pljobs.install_files import Migration, install_files, migrations
@@ -73,8 +74,8 @@ def check(target: Target) -> list[Difference]:
         if not rows(conn, "SELECT 1 WHERE to_regclass('pljobs.migration') IS NOT NULL"):
             return [Difference("schema", "pljobs", "missing", "run `pljobs migrate`")]
         if not rows(conn, "SELECT has_table_privilege('pljobs.migration', 'SELECT')")[0][0]:
-            # Not the owner: what there is to ask is the database's own word.
-            return _asked(conn)
+            # Not the owner: what there is to ask is the database's own word, about the release that it is.
+            return [*_another_release(conn), *_asked(conn)]
         packaged, found = _packaged(), _found(conn)
         # Only if what says it is this release's, the database's own word is good.
         if all(
@@ -216,6 +217,15 @@ def _asked(conn: Connection) -> list[Difference]:
     return [
         Difference(*row) for row in rows(conn, "SELECT kind, name, problem, fix FROM pljobs.check_install()")
     ]
+
+
+def _another_release(conn: Connection) -> list[Difference]:
+    can_tell = rows(conn, "SELECT 1 WHERE to_regprocedure('pljobs.get_contract_v1()') IS NOT NULL")
+    found = rows(conn, "SELECT release FROM pljobs.get_contract_v1()")[0][0] if can_tell else "0.1.0"
+    if found == release.version():
+        return []
+    problem = f"is of release {found}, and this is {release.version()}"
+    return [Difference("schema", "pljobs", problem, "run `pljobs migrate` of the newer one, as its owner")]
 
 
 @cache

@@ -57,6 +57,10 @@ BEGIN
         || coalesce(array_to_string(v_holders, '; '), '')
         USING ERRCODE = '55P03',
         HINT = CASE WHEN v_pid IS NULL THEN 'Ask again.'
+                    WHEN cardinality(v_holders) > 1
+                    THEN format('The others are at work on other jobs: end none before you know which it is. '
+                                'SET lock_timeout = ''1min'', ask again, and elsewhere, meanwhile: '
+                                'SELECT pg_blocking_pids(%s);', pg_backend_pid())
                     ELSE format('Let that end, or end it: SELECT pg_terminate_backend(%s); then ask again.',
                                 v_pid) END;
 END

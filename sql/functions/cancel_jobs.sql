@@ -108,18 +108,26 @@ AS $$
 -- does.
 DECLARE
     v_lock_timeout text := pljobs._wait_briefly();
-    v_jobs bigint;
+    v_jobs bigint := 0;
+    v_running bigint := 0;
 BEGIN
-    RETURN QUERY
-    SELECT c.job_id, c.queue_name, c.task_name, c.status_before, c.outcome
-      FROM pljobs.cancel_jobs_v1(
-           cancel_jobs.job_ids, cancel_jobs.queue, cancel_jobs.task, cancel_jobs.lock, cancel_jobs.args,
-           cancel_jobs.older_than, cancel_jobs.status, cancel_jobs.parent_id, cancel_jobs.abort,
-           cancel_jobs.delete_job, cancel_jobs.force, cancel_jobs.reason, cancel_jobs.actor,
-           cancel_jobs.grace, cancel_jobs.term_grace, cancel_jobs.sql, cancel_jobs.dry_run,
-           cancel_jobs.max_jobs, cancel_jobs.after_id) AS c
-     ORDER BY c.job_id;
-    GET DIAGNOSTICS v_jobs = ROW_COUNT;
+    FOR job_id, queue_name, task_name, status_before, outcome IN
+        SELECT c.job_id, c.queue_name, c.task_name, c.status_before, c.outcome
+          FROM pljobs.cancel_jobs_v1(
+               cancel_jobs.job_ids, cancel_jobs.queue, cancel_jobs.task, cancel_jobs.lock, cancel_jobs.args,
+               cancel_jobs.older_than, cancel_jobs.status, cancel_jobs.parent_id, cancel_jobs.abort,
+               cancel_jobs.delete_job, cancel_jobs.force, cancel_jobs.reason, cancel_jobs.actor,
+               cancel_jobs.grace, cancel_jobs.term_grace, cancel_jobs.sql, cancel_jobs.dry_run,
+               cancel_jobs.max_jobs, cancel_jobs.after_id) AS c
+         ORDER BY c.job_id
+    LOOP
+        v_jobs := v_jobs + 1;
+        v_running := v_running + (outcome = 'running')::integer;
+        RETURN NEXT;
+    END LOOP;
+    IF v_running > 0 THEN
+        RAISE NOTICE '% jobs run, and are left alone; to stop them: abort => true', v_running;
+    END IF;
     IF cancel_jobs.dry_run IS NOT FALSE THEN
         RAISE NOTICE '% jobs match, and nothing was changed; to do it: dry_run => false', v_jobs;
     END IF;
@@ -151,19 +159,22 @@ LANGUAGE plpgsql
 AS $$
 -- What cancel_jobs_v1 does with dry_run => false, for any number of jobs, in batches that are committed one
 -- by one, so that workers never wait for long; interrupted, what is committed stays. Jobs deferred
--- meanwhile are taken too. `jobs`: how many were cancelled, deleted, aborted or asked to. Not inside a
--- transaction. With the caller's rights and no settings of its own, for PostgreSQL lets nothing else
--- commit: all names are qualified.
+-- meanwhile are taken too. `jobs`: how many were cancelled, deleted, aborted or asked to; with a NOTICE
+-- where running ones are left alone. Not inside a transaction. With the caller's rights and no settings of
+-- its own, for PostgreSQL lets nothing else commit: all names are qualified.
 DECLARE
     v_after bigint;
     v_seen bigint;
     v_done bigint;
+    v_left bigint;
+    v_running bigint := 0;
 BEGIN
     jobs := 0;
     LOOP
         SELECT pg_catalog.max(c.job_id), pg_catalog.count(*), pg_catalog.count(*) FILTER (
-                   WHERE c.outcome OPERATOR(pg_catalog.<>) ALL ('{running,changed,not_found}'))
-          INTO v_after, v_seen, v_done
+                   WHERE c.outcome OPERATOR(pg_catalog.<>) ALL ('{running,changed,not_found}')),
+               pg_catalog.count(*) FILTER (WHERE c.outcome OPERATOR(pg_catalog.=) 'running')
+          INTO v_after, v_seen, v_done, v_left
           FROM pljobs.cancel_jobs_v1(
                cancel_jobs_in_batches.job_ids, cancel_jobs_in_batches.queue, cancel_jobs_in_batches.task,
                cancel_jobs_in_batches.lock, cancel_jobs_in_batches.args, cancel_jobs_in_batches.older_than,
@@ -173,9 +184,13 @@ BEGIN
                cancel_jobs_in_batches.term_grace, cancel_jobs_in_batches.sql,
                dry_run => false, max_jobs => cancel_jobs_in_batches.batch, after_id => v_after) AS c;
         jobs := jobs OPERATOR(pg_catalog.+) v_done;
+        v_running := v_running OPERATOR(pg_catalog.+) v_left;
         COMMIT;
         EXIT WHEN v_seen OPERATOR(pg_catalog.<) cancel_jobs_in_batches.batch;
     END LOOP;
+    IF v_running OPERATOR(pg_catalog.>) 0 THEN
+        RAISE NOTICE '% jobs run, and were left alone; to stop them: abort => true', v_running;
+    END IF;
 END
 $$;
 COMMENT ON PROCEDURE pljobs.cancel_jobs_in_batches(

@@ -93,12 +93,13 @@ BEGIN
     )
     SELECT coalesce(e.kind, f.kind), coalesce(e.name, f.name),
            CASE WHEN f.name IS NULL THEN 'missing' WHEN e.name IS NULL THEN 'unknown' ELSE 'differs' END,
-           CASE WHEN coalesce(e.kind, f.kind) = 'index'
+           CASE WHEN e.name IS NULL AND f.kind <> 'migration'
+                THEN 'not of this release: drop it, if it is not there on purpose'
+                WHEN coalesce(e.kind, f.kind) = 'index'
                 THEN concat_ws(' ', CASE WHEN f.name IS NOT NULL
                                          THEN format('DROP INDEX CONCURRENTLY pljobs.%I;', f.name) END,
                                regexp_replace(e.definition, 'INDEX', 'INDEX CONCURRENTLY') || ';')
-                WHEN e.name IS NULL AND f.kind = 'migration' THEN 'a newer release was here: install that one'
-                WHEN e.name IS NULL THEN 'not of this release: drop it, if it is not there on purpose'
+                WHEN e.name IS NULL THEN 'a newer release was here: install that one'
                 WHEN e.kind = 'migration' AND f.name IS NOT NULL
                      THEN 'the database ran another text of it: find out which, and restore it'
                 WHEN e.kind IN ('function', 'procedure', 'view', 'migration') THEN 'install again'
