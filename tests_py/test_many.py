@@ -249,3 +249,22 @@ def test_the_procedure_for_psql_takes_all_in_batches(app: App, conn: psycopg.Con
         with pytest.raises(psycopg.DatabaseError) as caught:
             conn.execute(f"CALL pljobs.cancel_jobs_in_batches({bad})".encode())
         assert caught.value.sqlstate == "PJ004"
+
+
+def test_people_are_told_of_the_jobs_that_run_on(app: App, conn: psycopg.Connection) -> None:
+    a_run(app, conn)
+    for _ in range(4):
+        app.configure_task("t").defer()
+    told: list[str | None] = []
+    conn.add_notice_handler(lambda diagnostic: told.append(diagnostic.message_primary))
+    conn.execute("SELECT pljobs.cancel_jobs(task => 't')")
+    conn.execute("SELECT pljobs.cancel_jobs(task => 't', max_jobs => 2, dry_run => false)")
+    conn.execute("CALL pljobs.cancel_jobs_in_batches(task => 't', batch => 2)")
+    conn.execute("CALL pljobs.cancel_jobs_in_batches(task => 't', abort => true)")
+    assert told == [
+        "1 jobs run, and are left alone; to stop them: abort => true",
+        "5 jobs match, and nothing was changed; to do it: dry_run => false",
+        "1 jobs run, and are left alone; to stop them: abort => true",
+        "there may be more than these 2 (max_jobs): CALL cancel_jobs_in_batches takes all",
+        "1 jobs run, and were left alone; to stop them: abort => true",
+    ]

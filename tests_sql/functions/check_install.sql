@@ -71,7 +71,7 @@ SELECT names('one that a build has left invalid', 'UPDATE pg_index SET indisvali
 SELECT names('or not ready', 'UPDATE pg_index SET indisready = false WHERE indexrelid = ''pljobs.job_finished''::regclass', 'index', 'job_finished', 'invalid', 'REINDEX INDEX CONCURRENTLY pljobs.job_finished;');
 SELECT names('what a broken REINDEX CONCURRENTLY has left', 'CREATE INDEX job_finished_ccnew ON pljobs.job (finished_at); UPDATE pg_index SET indisvalid = false WHERE indexrelid = ''pljobs.job_finished_ccnew''::regclass',
              'index', 'job_finished_ccnew', 'invalid', 'DROP INDEX CONCURRENTLY pljobs.job_finished_ccnew;');
-SELECT names('an index that is not ours', 'CREATE INDEX mine ON pljobs.job (task)', 'index', 'mine', 'unknown', 'DROP INDEX CONCURRENTLY pljobs.mine;');
+SELECT names('an index that is not ours', 'CREATE INDEX mine ON pljobs.job (task)', 'index', 'mine', 'unknown', 'not of this release: drop it, if it is not there on purpose');
 
 -- Migrations.
 SELECT names('a migration that has not run', 'DELETE FROM pljobs.migration WHERE name = ''0002_expand_roles''', 'migration', '0002_expand_roles', 'missing', 'install again');
