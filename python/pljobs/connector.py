@@ -18,7 +18,7 @@ from psycopg.rows import TupleRow
 from pljobs import connections, db, exceptions, pools, session
 from pljobs.answers import Call
 from pljobs.arguments import JsonDumps, JsonLoads
-from pljobs.conninfo import Connection, refuse_unfit
+from pljobs.conninfo import Connection, lead_apart, refuse_unfit
 from pljobs.pings import Notify, Pings, choice
 from pljobs.pools import OwnPool
 from pljobs.threads import in_a_thread
@@ -156,6 +156,10 @@ class PsycopgConnector:
         """Return conninfo and connection settings, as another process can use them; passwords included."""
         plain = str | int | float | bool | None
         return self._conninfo, {k: v for k, v in self._kwargs.items() if isinstance(v, plain)}
+
+    def is_near(self, other: PsycopgConnector) -> bool:
+        """Say whether both lead to the same database, as far as their addresses tell: ids mean the same."""
+        return other is self or not lead_apart(self.address(), other.address())
 
     def serve_alone(self, conninfo: str, settings: Mapping[str, object]) -> None:
         """Be open at another connector's address; connect when a call needs it, and not before."""

@@ -19,6 +19,7 @@ from pljobs.threads import in_a_thread
 
 WHERE = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "connect_timeout": "PGCONNECT_TIMEOUT"}
 """The settings that say where to connect to, and libpq's variables for them."""
+PLACE = {"host", "hostaddr", "port", "dbname", "service"}
 
 
 def refuse_unfit(conninfo: str) -> None:
@@ -48,6 +49,15 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         """Connect as psycopg does; each host has `connect_timeout` to be looked up, too."""
         every: dict[str, Any] = {**settings, **await addresses(conninfo, settings)}
         return await super().connect(conninfo, **every)
+
+
+def lead_apart(one: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> bool:
+    """Say whether two addresses (conninfo and settings) name a server or a database, and not the same."""
+    left, right = (
+        conninfo_to_dict(conninfo, **{name: settings[name] for name in PLACE if name in settings})
+        for conninfo, settings in (one, other)
+    )
+    return any(str(left[name]) != str(right[name]) for name in left.keys() & right.keys() & PLACE)
 
 
 async def addresses(conninfo: str, settings: Mapping[str, object]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 import selectors
 import socket
@@ -20,7 +21,7 @@ from pljobs import calls, calls_read, calls_sql, db, session
 from pljobs.aborting import AbortRequest, reason_of
 from pljobs.answers import Call, Verdict
 from pljobs.careful import careful_logger
-from pljobs.exceptions import DatabaseUnavailable, PljobsException, WorkerNotRegistered
+from pljobs.exceptions import DatabaseUnavailable, InvalidArgument, PljobsException, WorkerNotRegistered
 from pljobs.jobs import AbortReason
 from pljobs.lag import LoopLag
 from pljobs.link import KEEPALIVES, cut
@@ -89,8 +90,7 @@ class Control:
         self._asked, self._quiet_until = False, 0.0
         self._told: set[tuple[int, str, int]] = set()
         self._early: dict[int, Verdict] = {}
-        self._stopping = threading.Event()
-        self._leaving = False
+        self._stopping, self._leaving = threading.Event(), False
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
@@ -245,14 +245,16 @@ class Control:
         began = self._beat_at = time.monotonic()
         runs = dict(self._runs)
         observed = [seen for run in runs.values() if run is not None and (seen := run.observe()) is not None]
-        beat = calls.heartbeat(
-            self._worker_id,
-            run_ids=list(runs),
-            observed=observed,
-            loop_lag=timedelta(seconds=self._lag.measure(runs.values())),
-        )
+        lag = timedelta(seconds=self._lag.measure(runs.values()))
+        beat = partial(calls.heartbeat, self._worker_id, run_ids=list(runs), loop_lag=lag)
         try:
-            verdicts = self._beat_once_more_if_unknown(conn, beat)
+            try:
+                verdicts = self._beat_once_more_if_unknown(conn, beat(observed=observed))
+            except InvalidArgument as error:
+                # A text that this database has no characters for: the lease must not hang on it.
+                logger.warning("Worker %s can't tell how far its jobs are: %s", self._worker_id, error)
+                rest = [dataclasses.replace(seen, progress=None) for seen in observed]
+                verdicts = self._beat_once_more_if_unknown(conn, beat(observed=rest))
         except BaseException:
             for seen in observed:
                 if (run := runs[seen.run_id]) is not None:
@@ -264,9 +266,7 @@ class Control:
         }
         ended = ended_themselves(self._runs, verdicts, partial(self._timed, conn))
         verdicts = [verdict for verdict in verdicts if verdict.run_id not in ended]
-        told: set[tuple[int, str, int]] = {
-            (v.run_id, v.verdict, v.level) for v in verdicts if v.verdict != "ok"
-        }
+        told = {(v.run_id, str(v.verdict), v.level) for v in verdicts if v.verdict != "ok"}
         in_vain = self._asked and not told - self._told
         self._quiet_until = time.monotonic() + PAUSE if in_vain else 0.0
         self._asked, self._told = False, told

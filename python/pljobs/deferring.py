@@ -73,7 +73,8 @@ class JobDeferrer:
         notify = how == "transaction" or (how == "coalesced" and self._connection is not None)
         if parent == "current":
             inside = current_context()
-            parent = None if inside is None else inside.job.id
+            is_here = inside is not None and self._connector.is_near(inside.app.connector)
+            parent = inside.job.id if inside is not None and is_here else None
         options = self._options
         if parent is not None:
             options = calls.encode_options(self.job, parent_id=parent, idempotency_key=self._key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -93,6 +94,8 @@ class Fetcher:
         """Take note that a run has ended, and start the next one."""
         if run.waiting:
             run.waiting = False
+            with contextlib.suppress(ValueError):  # it may have been taken out already
+                self._waiting.remove(run)
         else:
             self._running -= 1
             if run.lacked is None:

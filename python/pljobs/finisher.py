@@ -33,6 +33,7 @@ class _Pending:
     pause: float = FIRST_PAUSE
     is_late: bool = False
     is_alone: bool = False
+    is_bare: bool = False
 
 
 class Finisher:
@@ -115,12 +116,13 @@ class Finisher:
     def _refused(self, pending: _Pending, error: Exception) -> None:
         end = pending.end
         ids = {"job_id": end.job_id, "run_id": end.run_id}
-        if not isinstance(error, ConnectorException) and (end.result is not None or end.error):
-            # What the task produced must never keep its job from ending.
-            logger.error("The result or error of job %s can't be stored: %s", end.job_id, error, extra=ids)
-            pending.end = dataclasses.replace(
-                end, result=None, error=None, message="result or error could not be stored"
-            )
+        if not isinstance(error, ConnectorException) and not pending.is_bare:
+            # What the task produced must never keep its job from ending: texts, perhaps, that this database
+            # has no characters for.
+            logger.error("What job %s produced can't be stored: %s", end.job_id, error, extra=ids)
+            message = ascii(end.message)[1:-1] if end.message else "result or error could not be stored"
+            pending.end = dataclasses.replace(end, result=None, error=None, progress=None, message=message)
+            pending.is_bare = True
         else:
             logger.error("Can't report the end of job %s, trying again: %s", end.job_id, error, extra=ids)
         self._again([pending])

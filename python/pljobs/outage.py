@@ -81,13 +81,13 @@ async def until_writable(
 ) -> T | None:
     """Return what `ask` answers, with `wait` once the database takes writes; None if told to stop first."""
     pause = FIRST_PAUSE
-    while True:
+    while not stopping.is_set():
         try:
             return await ask()
         except DatabaseReadOnly:
             if not wait:
                 raise
+        if not stopping.is_set():
             await sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
-        if stopping.is_set():
-            return None
+    return None

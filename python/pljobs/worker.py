@@ -26,6 +26,7 @@ from pljobs.outage import Outage, until_writable
 from pljobs.run import Run
 from pljobs.signals import Interrupter, stop_on_signals
 from pljobs.starting import Starter, Unfit
+from pljobs.stopping import Stopping
 
 if TYPE_CHECKING:
     from pljobs.app import App
@@ -101,12 +102,14 @@ class Worker:
         # What this worker holds, by run_id; None: a job that can't be started. Read by the control thread.
         self._runs: dict[int, Run | None] = {}
         self._lease = LeaseWatch(stalled_worker_timeout, runs=self._runs, give_up=self._forget)
-        self._stopping = asyncio.Event()
         self._aborting = False
+        self._stop = Stopping(
+            self.graceful_timeout, on_begin=self._stops, busy=self._running, abort=self.abort
+        )
+        self._stopping = self._stop.begun
         self._given_up: list[str] = []
         self._over = asyncio.Event()  # no task: a body may cancel every task there is
-        self._look = asyncio.Event()
-        self._drained = asyncio.Event()
+        self._look, self._drained = asyncio.Event(), asyncio.Event()
         self._outage = Outage(f"Worker {self.name}")
         self._link = Link(app.connector, self._outage)
         self._finisher = Finisher(self._link, dumps=app.connector.json_dumps)
@@ -150,16 +153,16 @@ class Worker:
 
     def stop(self) -> None:
         """Fetch no more and stop once the running jobs have ended; called again: `abort()`."""
-        if self._stopping.is_set():
-            self.abort()
-            return
+        self._stop.tell()
+
+    def _stops(self) -> None:
         logger.info("Worker %s stops, with %s jobs", self.worker_id or "?", len(self._runs), extra=self.ids())
-        self._stopping.set()
         self._wake()
 
     def abort(self) -> None:
         """Stop, and ask the running jobs to abort; they will run again."""
         self._stopping.set()
+        self._stop.close()
         self._wake()
         if not self._aborting:
             self._aborting = True
@@ -185,6 +188,7 @@ class Worker:
                 if self.worker_id is not None:
                     await self._work(self.worker_id, interrupter)
         finally:
+            self._stop.close()
             await self._starter.close()
             await self._link.close()
             await self._fetch_link.close()
@@ -238,6 +242,7 @@ class Worker:
 
     async def _sleep(self, seconds: float) -> None:
         """Wait for something to look at (an end, the stop), at most `seconds`."""
+        self._look.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._look.wait()
@@ -252,7 +257,7 @@ class Worker:
     @property
     def may_start(self) -> bool:
         """Say whether jobs may be started now."""
-        return not self._stopping.is_set() and not self._lease.running_out
+        return not self.stopping and not self._lease.running_out
 
     @property
     def is_busy(self) -> bool:
@@ -300,8 +305,7 @@ class Worker:
         self._finisher.report(end, partial(self._reported, run.job, end))
         if end.outcome == "abandoned":
             self._given_up.append(run.job.call_string)
-            if not self._stopping.is_set():  # a second stop would abort the others
-                self.stop()
+            self._stop.begin()  # a person's first word is to wait for the others all the same
         try:
             logs.ended(run.job, end, error, run.context.abort_reason())
         finally:
@@ -318,23 +322,19 @@ class Worker:
     async def _drain(self) -> None:
         """Wait for the running jobs and their reports; lease, notifications, aborts go on meanwhile."""
         loop = asyncio.get_running_loop()
-        abort_at = None if self.graceful_timeout is None else loop.time() + self.graceful_timeout
         remind_at = loop.time() + REMIND_EVERY
-        while running := [run for run in self._runs.values() if run is not None and not run.ended]:
-            if abort_at is not None and loop.time() >= abort_at and not self._aborting:
-                logger.warning("Jobs still run after %s s: asking them to abort", self.graceful_timeout)
-                self.abort()
+        while running := self._running():
             if loop.time() >= remind_at:
                 names = ", ".join(sorted(run.job.call_string for run in running))
                 logger.warning("Worker %s still waits for: %s", self.worker_id, names, extra=self.ids())
                 remind_at = loop.time() + REMIND_EVERY
-            wake_at = remind_at if abort_at is None or self._aborting else min(abort_at, remind_at)
-            self._look.clear()
-            await self._sleep(max(0.0, wake_at - loop.time()))
+            await self._sleep(max(0.0, remind_at - loop.time()))
         self._finisher.close(patience=0.0 if self._over.is_set() else self.stalled_timeout)
         while self._runs:
-            self._look.clear()
             await self._sleep(REMIND_EVERY)
+
+    def _running(self) -> list[Run]:
+        return [run for run in self._runs.values() if run is not None and not run.ended]
 
     def _forget(self, run: Run) -> None:
         # Not reported: its lease is over, whoever rescues it will run it again, and nobody must renew it.
