@@ -207,6 +207,27 @@ async def test_one_process_serves_several_databases_that_know_nothing_of_each_ot
             assert heard[2:] == ["one stops"]
 
 
+async def test_a_job_is_no_parent_of_what_it_defers_into_another_database(
+    databases: Databases, template: str
+) -> None:
+    with databases.made("shard_1", template) as one_url, databases.made("shard_2", template) as two_url:
+        one, two, again = App(one_url), App(two_url), App(one_url)
+
+        @one.task(name="defers")
+        async def defers() -> None:
+            for app in (two, again):
+                await app.configure_task("child").defer_async()
+
+        async with one.open_async(), two.open_async(), again.open_async(), running(one, **NOTIFIED):
+            parent = await defers.defer_async()
+            assert await one.job_manager.wait_for_job_async(parent, timeout=DEADLINE) == Status.SUCCEEDED
+            found = [
+                [job.parent_id for job in await app.job_manager.list_jobs_async(task="child")]
+                for app in (one, two)
+            ]
+    assert found == [[parent], [None]]
+
+
 def test_a_worker_that_its_event_loop_has_dropped_awaits_nothing(db_url: str) -> None:
     async def main() -> Coroutine[object, object, None]:
         working = App(db_url).run_worker_async(install_signal_handlers=False)

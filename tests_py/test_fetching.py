@@ -133,6 +133,19 @@ async def test_an_abort_of_what_waits_ends_it_unstarted(
     assert last[0] in held.started
 
 
+async def test_what_has_ended_while_it_waited_is_in_nobodys_way(
+    held: Held, aconn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "GIVE_BACK_AFTER", 2.0)
+    async with held.waiting() as (worker, last):
+        for each in last[:2]:
+            await held.app.job_manager.cancel_job_by_id_async(each, abort=True)
+            await until(aconn, each, "aborted")
+        await until(aconn, last[2], "todo")
+        assert not worker._fetcher._waiting
+        held.go.set()
+
+
 async def test_what_waits_is_stopped_by_its_timeout_like_what_runs(app: App, held: Held, aconn: Conn) -> None:
     await held.short.batch_defer_async(*({} for _ in range(4)))
     await held.long.defer_async()

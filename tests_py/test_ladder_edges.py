@@ -99,7 +99,10 @@ async def test_a_thread_that_looks_is_not_given_up(app: App, aconn: Conn) -> Non
 # Giving up while the worker stops
 
 
-async def test_giving_a_job_up_while_the_worker_drains_lets_the_others_end(app: App, aconn: Conn) -> None:
+@pytest.mark.parametrize("first", ["the stop", "the giving up"])
+async def test_giving_a_job_up_while_the_worker_drains_lets_the_others_end(
+    app: App, aconn: Conn, first: str
+) -> None:
     let_go, stuck_began = threading.Event(), threading.Event()
     go_on, other_began = asyncio.Event(), asyncio.Event()
 
@@ -120,9 +123,12 @@ async def test_giving_a_job_up_while_the_worker_drains_lets_the_others_end(app: 
         stuck_id, other_id = await stuck.defer_async(), await other.defer_async()
         # What was fetched only would be given back.
         await wait_until_async(lambda: stuck_began.is_set() and other_began.is_set(), DEADLINE)
-        worker.stop()
+        if first == "the stop":
+            worker.stop()
         await ask(aconn, stuck_id, grace="0", term_grace="10 ms")
         await until(aconn, stuck_id, "aborted")
+        if first == "the giving up":
+            worker.stop()
         go_on.set()
         with pytest.raises(WorkerTainted):
             await asyncio.wait_for(ended, DEADLINE)

@@ -665,6 +665,32 @@ async def test_what_runs_too_long_after_a_stop_is_asked_to_abort(app: App, aconn
     assert found["attempts"] == 0
 
 
+async def test_a_fetch_without_an_answer_does_not_put_that_off(app: App, aconn: Conn) -> None:
+    started, told = asyncio.Event(), asyncio.Event()
+
+    @app.task(name="long")
+    async def long() -> None:
+        started.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            told.set()
+
+    await long.defer_async()
+    async with running(app, **NOTIFIED, concurrency=2, shutdown_graceful_timeout=0.05) as worker:
+        await asyncio.wait_for(started.wait(), DEADLINE)
+        async with await psycopg.AsyncConnection.connect(aconn.info.dsn) as holder:
+            await holder.execute("LOCK TABLE pljobs.queue")
+            await aconn.execute("SELECT pljobs.notify_queues_v1(ARRAY['default'])")
+            waits = "SELECT pid FROM pg_locks WHERE relation = 'pljobs.queue'::regclass AND NOT granted"
+            async with asyncio.timeout(DEADLINE):
+                while await row(aconn, waits) is None:  # noqa: ASYNC110 - the database tells
+                    await asyncio.sleep(0.01)
+            worker.stop()
+            await asyncio.wait_for(told.wait(), DEADLINE)
+            assert await row(aconn, waits) is not None
+
+
 async def test_a_stop_lets_jobs_end_and_says_what_it_waits_for(
     app: App, aconn: Conn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

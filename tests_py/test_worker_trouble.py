@@ -20,9 +20,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import oracle
-from pljobs import App, outage
+from pljobs import App, JobAborted, JobContext, Status, install, outage
 from pljobs.answers import RunEnd
 from pljobs.embedded import PORT, THROW_AWAY, Server, StopMode, environment
 from pljobs.exceptions import ConnectorException, DatabaseUnavailable
@@ -641,3 +642,37 @@ def test_an_exit_in_a_signal_handler_of_the_applications_ends_the_worker(db_url:
     finally:
         signal.signal(signal.SIGTERM, former)
     assert caught.value.code == 7
+
+
+async def test_what_a_database_has_no_characters_for_costs_no_worker_its_lease_and_no_job_its_end(
+    server: Server, empty_db_url: str
+) -> None:
+    name = f"{conninfo_to_dict(empty_db_url)['dbname']}_encoded"
+    server.run_sql(f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
+    url = make_conninfo(empty_db_url, dbname=name)
+    try:
+        install.migrate(url)
+        app, go = App(url), asyncio.Event()
+
+        @app.task(name="tells", pass_context=True)
+        async def tells(context: JobContext) -> str:
+            context.progress(0.5, "halfway \N{HORIZONTAL ELLIPSIS}")
+            await go.wait()
+            return "\N{RIGHTWARDS ARROW}"
+
+        @app.task(name="fails", pass_context=True)
+        async def fails(context: JobContext) -> None:
+            context.progress(0.5, "\N{EURO SIGN}")
+            raise JobAborted("nothing but \N{EURO SIGN}")
+
+        async with app.open_async(), running(app, **LASTING, concurrency=2) as worker:
+            ids = [await tells.defer_async(), await fails.defer_async()]
+            manager, renewed = app.job_manager, worker._control.renewed_at
+            assert await manager.wait_for_job_async(ids[1], timeout=DEADLINE) == Status.FAILED
+            await wait_until_async(lambda: worker._control.renewed_at > renewed, what="the lease is renewed")
+            go.set()
+            assert await manager.wait_for_job_async(ids[0], timeout=DEADLINE) == Status.SUCCEEDED
+            message = (await manager.get_job_async(ids[1])).message
+        assert message == "cancelled from inside, nobody asked: nothing but \\u20ac"
+    finally:
+        server.run_sql(f"DROP DATABASE {name}")
