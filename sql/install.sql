@@ -101,6 +101,7 @@
 \ir migrations/0008_expand_functions.sql
 \ir migrations/0009_expand_functions.sql
 \ir migrations/0010_expand_functions.sql
+\ir migrations/0011_expand_functions.sql
 
 -- What people read, and who may do what.
 \ir views.sql
