@@ -108,8 +108,8 @@ AS $$
 -- does.
 DECLARE
     v_lock_timeout text := pljobs._wait_briefly();
-    v_jobs bigint := 0;
-    v_running bigint := 0;
+    v_jobs integer := 0;
+    v_running integer := 0;
 BEGIN
     FOR job_id, queue_name, task_name, status_before, outcome IN
         SELECT c.job_id, c.queue_name, c.task_name, c.status_before, c.outcome
@@ -167,7 +167,7 @@ DECLARE
     v_seen bigint;
     v_done bigint;
     v_left bigint;
-    v_running bigint := 0;
+    v_running bigint := 0::pg_catalog.int8;
 BEGIN
     jobs := 0;
     LOOP
