@@ -363,8 +363,8 @@ CREATE OR REPLACE FUNCTION pljobs._cursor_of(queue text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- The session's setting that holds the key of this queue that had the last turn. Queues that share one only
--- begin at another key.
+-- The session's setting that holds the key of this queue that had the last turn; empty if jobs without a key
+-- had it. Queues that share one only begin at another key.
 BEGIN
     RETURN 'pljobs.turn_' || (hashtextextended(_cursor_of.queue, 0) & 4095);
 END
@@ -420,12 +420,13 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- The keys of a queue that have jobs waiting for their turn and, where each key has a limit, room: at most
 -- `most`, by priority; within one, from the key after the one that had the last turn in this session, and
--- round. So every session goes round. Where very many keys have no room, looking at all of them takes long:
+-- round. So every session goes round. Besides, '' for jobs without a key, which begin each round: where it
+-- has come to that. Where very many keys have no room, looking at all of them takes long:
 -- who has done that, and found one in 20 at most and less than it wants, looks at 100 more than it wants, for
 -- 10 times what it took, and goes on from there the next time.
 DECLARE
     v_cursor text := pljobs._cursor_of(_keys_in_turn.queue);
-    v_first text := coalesce(current_setting(v_cursor, true), '');
+    v_first text := current_setting(v_cursor, true);           -- null: nobody had a turn yet
     v_rest numeric := nullif(current_setting(v_cursor || '_rest', true), '')::numeric;
     v_began timestamptz := clock_timestamp();
     v_left integer := _keys_in_turn.most;
@@ -450,14 +451,19 @@ BEGIN
          ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT 1;
         EXIT WHEN NOT FOUND OR v_left <= 0 OR v_looks <= 0;
         -- First those after the cursor; then, in this and all other places, the others, from the beginning.
-        v_after := v_first;
+        v_after := coalesce(v_first, '');
         v_until := NULL;
+        IF v_first IS NULL THEN
+            RETURN QUERY SELECT v_place, '', 2 * v_turn + 1;
+        END IF;
         LOOP
             v_most := greatest(v_left, CASE WHEN v_seen IS NULL THEN 0 ELSE 100 END);
             v_keys := ARRAY(SELECT k.key FROM pljobs._keys_after(
                 _keys_in_turn.queue, v_place, v_after, v_until, least(v_most, v_looks)) AS k);
             IF v_keys = '{}' THEN
-                EXIT WHEN v_first = '' OR v_until IS NOT NULL;
+                EXIT WHEN v_first IS NULL OR v_until IS NOT NULL;
+                RETURN QUERY SELECT v_place, '', 2 * v_turn + 1;
+                EXIT WHEN v_first = '';
                 v_after := '';
                 v_until := v_first;
                 CONTINUE;
@@ -467,7 +473,7 @@ BEGIN
             v_after := v_keys[cardinality(v_keys)];
             v_seen := v_after;
             v_keys := (pljobs._keys_with_room(_keys_in_turn.queue, v_keys))[1:v_left];
-            RETURN QUERY SELECT v_place, k.name, v_turn + k.ord
+            RETURN QUERY SELECT v_place, k.name, 2 * (v_turn + k.ord)
                            FROM unnest(v_keys) WITH ORDINALITY AS k(name, ord);
             v_left := v_left - cardinality(v_keys);
             v_turn := v_turn + cardinality(v_keys);
@@ -561,21 +567,25 @@ BEGIN
                       AND j.task > p.task
                     ORDER BY j.queue, j.task, -j.priority, j.id LIMIT 1)
               FROM parked AS p WHERE p.task IS NOT NULL
-        ), key_in_turn AS MATERIALIZED (
-            SELECT q.name AS queue, k.place, k.key, k.turn,
-                   CASE WHEN q.by_key THEN pljobs._room('key', q.name, k.key) END AS room,
-                   1 + (_next_in_turn_but.want + v_ahead) / count(*) OVER (PARTITION BY q.name) AS most
+        ), round AS MATERIALIZED (
+            SELECT q.name AS queue, q.by_key, k.place, k.key, k.turn
               FROM queue AS q
              CROSS JOIN LATERAL pljobs._keys_in_turn(
                    q.name, least(q.room, _next_in_turn_but.want) + v_ahead) AS k
+        ), key_in_turn AS MATERIALIZED (
+            SELECT k.queue, k.place, k.key, k.turn,
+                   CASE WHEN k.by_key THEN pljobs._room('key', k.queue, k.key) END AS room,
+                   1 + (_next_in_turn_but.want + v_ahead) / count(*) OVER (PARTITION BY k.queue) AS most
+              FROM round AS k WHERE k.key <> ''
         ), head AS MATERIALIZED (
-            -- Without a key. The queue as a range, and first in the order: so that no statistics can make
-            -- this walk all queues' jobs.
-            SELECT h.id, h.task, h.place, q.name AS queue, '' AS key, 0::bigint AS turn, r.room,
-                   false AS is_parked
+            -- Without a key; last where keys take turns and the round has not come to it. The queue as a
+            -- range, and first in the order: so that no statistics can make this walk all queues' jobs.
+            SELECT h.id, h.task, h.place, q.name AS queue, '' AS key,
+                   CASE WHEN r.in_turn THEN k.turn ELSE 0 END AS turn, r.room, false AS is_parked
               FROM queue AS q
              CROSS JOIN LATERAL (
-                   SELECT CASE WHEN q.by_key THEN pljobs._room('key', q.name) END AS room OFFSET 0) AS r
+                   SELECT CASE WHEN q.by_key THEN pljobs._room('key', q.name) END AS room,
+                          EXISTS (SELECT FROM round AS k WHERE k.queue = q.name) AS in_turn OFFSET 0) AS r
              CROSS JOIN LATERAL (
                    SELECT j.id, j.task, -j.priority AS place FROM pljobs.job AS j
                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue <= q.name
@@ -585,6 +595,7 @@ BEGIN
                       AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
                     ORDER BY j.queue, -j.priority, j.id
                     LIMIT least(q.room, _next_in_turn_but.want) + v_ahead) AS h
+              LEFT JOIN round AS k ON k.queue = q.name AND k.place = h.place AND k.key = ''
              WHERE (r.room > 0) IS NOT FALSE
             UNION ALL
             SELECT h.id, h.task, k.place, k.queue, k.key, k.turn, k.room, false
@@ -596,7 +607,8 @@ BEGIN
                       AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
                       AND (_next_in_turn_but.tasks IS NULL OR j.task = ANY (_next_in_turn_but.tasks))
                       AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
-                    ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT least(k.room, k.most)) AS h
+                    ORDER BY j.queue, -j.priority, j.fairness_key, j.id
+                    LIMIT least(k.room, k.most)) AS h
              WHERE (k.room > 0) IS NOT FALSE
             UNION ALL
             SELECT h.id, p.task, h.place, p.queue, h.key, 0, CASE WHEN q.by_key THEN
@@ -626,12 +638,12 @@ BEGIN
              WHERE (k.nth <= k.room) IS NOT FALSE
         ), by_queue AS (
             -- A queue has its place among the others by the oldest job that has run once this one does.
-            SELECT t.id, t.place, t.queue, t.key,
+            SELECT t.id, t.place, t.queue, t.key, t.turn,
                    row_number() OVER (PARTITION BY t.queue ORDER BY t.place, t.lap, t.turn, t.id) AS nth,
                    max(t.id) OVER (PARTITION BY t.queue, t.place ORDER BY t.lap, t.turn, t.id) AS age
               FROM by_task AS t WHERE (t.nth <= t.room) IS NOT FALSE
         ), placed AS (
-            SELECT b.id, b.queue, b.key, row_number() OVER (ORDER BY b.place, b.age, b.nth) AS nth
+            SELECT b.id, b.queue, b.key, b.turn, row_number() OVER (ORDER BY b.place, b.age, b.nth) AS nth
               FROM by_queue AS b JOIN queue AS q ON q.name = b.queue
              WHERE (b.nth <= q.room) IS NOT FALSE
         )
@@ -640,10 +652,13 @@ BEGIN
                EXISTS (SELECT FROM key_in_turn AS k JOIN queue AS q ON q.name = k.queue
                         GROUP BY q.name, q.room
                        HAVING count(*) >= least(q.room, _next_in_turn_but.want) + v_ahead),
-               -- The last key of each queue that is had; where none was, the last one that was looked at.
-               (SELECT jsonb_object_agg(k.queue, k.key ORDER BY k.turn) FROM key_in_turn AS k)
+               -- The key of each queue that has the last turn; where none could have one, the last one that
+               -- was looked at. What was parked takes none.
+               coalesce((SELECT jsonb_object_agg(k.queue, k.key ORDER BY k.turn) FROM key_in_turn AS k
+                          WHERE k.queue NOT IN (
+                                SELECT b.queue FROM by_queue AS b WHERE b.key <> '' AND b.turn > 0)), '{}')
                || coalesce(jsonb_object_agg(p.queue, p.key ORDER BY p.nth)
-                               FILTER (WHERE p.key <> '' AND p.nth <= _next_in_turn_but.want), '{}')
+                               FILTER (WHERE p.turn > 0 AND p.nth <= _next_in_turn_but.want), '{}')
           INTO v_found, v_park, v_ids, v_queues, v_cut, v_keys
           FROM placed AS p;
         UPDATE pljobs.job AS j SET waiting_for = 'limit'
