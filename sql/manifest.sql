@@ -236,7 +236,7 @@ BEGIN
     ('function', '_may_fetch_from(queues text[], paused text[])', 'f188e4a68c9ffa2aa4351761400525ba703c06a49cac58332f10db5a1d9c04fd'),
     ('function', '_migrate(name text, body text)', '6f915926b528f397b9b04c2877b08237164f72cfeb10841b782e0655a1d7f4c7'),
     ('function', '_next_in_turn(queues text[], rooms integer[], tasks text[], want integer, at timestamp with time zone)', '0a263c41aaa0c646753cea48041cc29182dd2fa2eb4fdcd8fefc6253ee160384'),
-    ('function', '_next_in_turn_but(queues text[], rooms integer[], tasks text[], want integer, at timestamp with time zone, refused bigint[])', '5a23824461f4fecc73874d4eb54d38c335e209986c4bb2503e9b9f7cef275896'),
+    ('function', '_next_in_turn_but(queues text[], rooms integer[], tasks text[], want integer, at timestamp with time zone, refused bigint[])', '83a4ef32aaa5488a2cf0d099271f3882ead0ab89264d1c5720395dcbe95bd2bd'),
     ('function', '_notify_of(job_ids bigint[], but bigint[])', 'c9109710bbd872fa9edf8a66b254f85296e29eccd811493a3d52fcb373b2e50b'),
     ('function', '_notify_room(queues text[], tasks text[])', '472434243c11174cfd26b9e893e47cff81f9741c1ef103256cfa807d4f2b9265'),
     ('function', '_notify_room_of(job_id bigint)', 'f6171fd7ba21ffea36bf201250a5829a2f8bf9576e9337e3718393f5644665da'),

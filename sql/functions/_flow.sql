@@ -531,8 +531,9 @@ AS $$
 -- which the throttles leave room, locked, in the order in which they are to start: by priority; in a queue
 -- the keys take turns, each with its oldest (jobs without a key are one key of their own); between queues the
 -- older first; none of `refused`. Of some 2,000 keys at most that have none of `tasks`: more of them at a
--- higher priority keep lower ones waiting. Parks what waits for a task that is at its limit. The caller has
--- taken the throttles in an earlier statement.
+-- higher priority keep lower ones waiting; and some 2,000 parked jobs of keys at their limit those parked
+-- behind them. Parks what waits for a task that is at its limit. The caller has taken the throttles in an
+-- earlier statement.
 DECLARE
     v_ahead integer := 8;                          -- of what others may be starting at this moment
     v_found bigint;
@@ -541,11 +542,12 @@ DECLARE
     v_queues text[];                               -- of each
     v_keys jsonb;
     v_cut boolean;                                 -- there are more keys than it has looked at
+    v_parked_cut boolean;                          -- more parked jobs, where keys have limits, tasks room
     v_park bigint[];
     v_taken bigint[];
 BEGIN
     -- Up to three rounds: one that finds less than was wanted looks further ahead, if the one before made a
-    -- difference.
+    -- difference, or where parked jobs may hide those of other keys.
     WHILE v_ahead < 10000 LOOP
         WITH RECURSIVE task_room AS MATERIALIZED (
             SELECT t.name, pljobs._room('task', t.name) AS room FROM pljobs.throttle AS t
@@ -567,6 +569,23 @@ BEGIN
                       AND j.task > p.task
                     ORDER BY j.queue, j.task, -j.priority, j.id LIMIT 1)
               FROM parked AS p WHERE p.task IS NOT NULL
+        ), parked_head AS MATERIALIZED (
+            SELECT h.id, h.place, h.key, p.task, p.queue, q.by_key,
+                   count(*) OVER (PARTITION BY p.queue, p.task)
+                       >= least(r.room, _next_in_turn_but.want) + v_ahead AS is_cut
+              FROM parked AS p
+              JOIN queue AS q ON q.name = p.queue
+              LEFT JOIN task_room AS r ON r.name = p.task
+             CROSS JOIN LATERAL (
+                   SELECT j.id, -j.priority AS place, coalesce(j.fairness_key, '') AS key
+                     FROM pljobs.job AS j
+                    WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = p.queue
+                      AND j.task = p.task AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
+                      AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
+                    ORDER BY j.queue, j.task, -j.priority, j.id
+                    LIMIT least(r.room, _next_in_turn_but.want) + v_ahead) AS h
+             WHERE (r.room > 0) IS NOT FALSE AND p.task IS NOT NULL
+               AND (_next_in_turn_but.tasks IS NULL OR p.task = ANY (_next_in_turn_but.tasks))
         ), round AS MATERIALIZED (
             SELECT q.name AS queue, q.by_key, k.place, k.key, k.turn
               FROM queue AS q
@@ -611,28 +630,20 @@ BEGIN
                     LIMIT least(k.room, k.most)) AS h
              WHERE (k.room > 0) IS NOT FALSE
             UNION ALL
-            SELECT h.id, p.task, h.place, p.queue, h.key, 0, CASE WHEN q.by_key THEN
-                   pljobs._room('key', p.queue, h.key) END, true
-              FROM parked AS p
-              JOIN queue AS q ON q.name = p.queue
-              LEFT JOIN task_room AS r ON r.name = p.task
-             CROSS JOIN LATERAL (
-                   SELECT j.id, -j.priority AS place, coalesce(j.fairness_key, '') AS key
-                     FROM pljobs.job AS j
-                    WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = p.queue
-                      AND j.task = p.task AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
-                      AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
-                    ORDER BY j.queue, j.task, -j.priority, j.id
-                    LIMIT least(r.room, _next_in_turn_but.want + v_ahead)) AS h
-             WHERE p.task IS NOT NULL
-               AND (_next_in_turn_but.tasks IS NULL OR p.task = ANY (_next_in_turn_but.tasks))
+            -- The room of each key is asked for once: there may be 2,000 of one.
+            SELECT h.id, h.task, h.place, h.queue, h.key, 0,
+                   max(h.room) OVER (PARTITION BY h.queue, h.key), true
+              FROM (SELECT p.id, p.task, p.place, p.queue, p.key,
+                           CASE WHEN p.by_key AND row_number() OVER (PARTITION BY p.queue, p.key) = 1
+                                THEN pljobs._room('key', p.queue, p.key) END AS room
+                      FROM parked_head AS p) AS h
         ), by_key AS (
             SELECT h.id, h.task, h.place, h.queue, h.key, h.turn, h.room, h.is_parked,
                    row_number() OVER (PARTITION BY h.queue, h.key ORDER BY h.place, h.id) AS nth,
                    row_number() OVER (PARTITION BY h.queue, h.key, h.place ORDER BY h.id) AS lap
               FROM head AS h
         ), by_task AS MATERIALIZED (
-            SELECT k.id, k.place, k.queue, k.key, k.turn, k.is_parked, k.lap, r.room,
+            SELECT k.id, k.task, k.place, k.queue, k.key, k.turn, k.is_parked, k.lap, r.room,
                    row_number() OVER (PARTITION BY k.task ORDER BY k.place, k.lap, k.turn, k.id) AS nth
               FROM by_key AS k LEFT JOIN task_room AS r ON r.name = k.task
              WHERE (k.nth <= k.room) IS NOT FALSE
@@ -652,6 +663,8 @@ BEGIN
                EXISTS (SELECT FROM key_in_turn AS k JOIN queue AS q ON q.name = k.queue
                         GROUP BY q.name, q.room
                        HAVING count(*) >= least(q.room, _next_in_turn_but.want) + v_ahead),
+               EXISTS (SELECT h.task FROM parked_head AS h WHERE h.by_key AND h.is_cut
+                       EXCEPT SELECT t.task FROM by_task AS t WHERE t.nth >= t.room),
                -- The key of each queue that has the last turn; where none could have one, the last one that
                -- was looked at. What was parked takes none.
                coalesce((SELECT jsonb_object_agg(k.queue, k.key ORDER BY k.turn) FROM key_in_turn AS k
@@ -659,7 +672,7 @@ BEGIN
                                 SELECT b.queue FROM by_queue AS b WHERE b.key <> '' AND b.turn > 0)), '{}')
                || coalesce(jsonb_object_agg(p.queue, p.key ORDER BY p.nth)
                                FILTER (WHERE p.turn > 0 AND p.nth <= _next_in_turn_but.want), '{}')
-          INTO v_found, v_park, v_ids, v_queues, v_cut, v_keys
+          INTO v_found, v_park, v_ids, v_queues, v_cut, v_parked_cut, v_keys
           FROM placed AS p;
         UPDATE pljobs.job AS j SET waiting_for = 'limit'
          WHERE j.id = ANY (ARRAY(
@@ -678,7 +691,8 @@ BEGIN
                AND j.queue = c.queue
              ORDER BY c.ord LIMIT _next_in_turn_but.want FOR UPDATE OF j SKIP LOCKED);
         EXIT WHEN cardinality(v_taken) >= _next_in_turn_but.want
-               OR v_found = v_found_before AND (v_found > 0 OR v_park IS NULL AND NOT v_cut);
+               OR v_found = v_found_before AND NOT v_parked_cut
+                  AND (v_found > 0 OR v_park IS NULL AND NOT v_cut);
         v_found_before := v_found;
         v_ahead := v_ahead * 16;
     END LOOP;

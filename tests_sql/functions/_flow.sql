@@ -322,13 +322,23 @@ SELECT pljobs.throttle_queue(:'q', max_running => 2, each_key => true), let_pass
 SELECT is(started(:w, ARRAY[:'q'], 9), '{}', 'and their key''s limit holds for what is parked');
 SELECT pljobs.throttle_queue(:'q', each_key => true) \g /dev/null
 SELECT is(cardinality(started(:w, NULL, 9, ARRAY[:'t'])), 1, 'who fetches from all queues meets what is parked');
+-- Parked jobs of a key that is at its limit hide those of no other.
+SELECT a_name('queue') AS q, a_name('queue') AS p, a_name('task') AS t \gset
+SELECT pljobs.throttle_task(:'t', max_running => 2), pljobs.throttle_queue(:'q', max_running => 1, each_key => true), a_todo_job(queue => :'p', task => :'t'), a_todo_job(queue => :'p', task => :'t') \g /dev/null
+SELECT started(:w, ARRAY[:'p'], 2) AS running \gset
+SELECT keyed_jobs(:'q', 'a', 40, task => :'t'), keyed_jobs(:'q', 'b', 1, task => :'t') \g /dev/null
+SELECT is(started(:w, ARRAY[:'q'], 100), '{}', 'what two others of its task leave no room for');
+SELECT is((SELECT count(*) FROM generate_series(1, 40) AS n WHERE started(:w, ARRAY[:'q'], 100) = '{}'), 40::bigint, 'is parked');
+SELECT end_jobs(VARIADIC :'running') \g /dev/null
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 2), 'ab', 'of both keys one starts, though the one has very many parked before the other');
+SELECT pljobs.throttle_queue(:'q', each_key => true) \g /dev/null
 -- Where no key waits for its turn, what is parked has its place by age.
 SELECT a_name('queue') AS q, a_name('task') AS t \gset
 SELECT pljobs.throttle_task(:'t', rate => 1, period => '1 h'), a_todo_job(queue => :'q'), keyed_jobs(:'q', 'z', 2, task => :'t') \g /dev/null
 SELECT is(cardinality(started(:w, ARRAY[:'q'], 5, ARRAY[:'t'])), 1, 'of two that are limited one starts');
 SELECT let_pass(3600);
 SELECT is(one_by_one(:w, ARRAY[:'q'], 2), '-z', 'the other is not before an older one without a key');
--- What is parked takes no key's turn.
+-- Nor do they take the turn of a key.
 SELECT a_name('queue') AS q, a_name('task') AS t \gset
 SELECT pljobs.throttle_task(:'t', rate => 1, period => '1 h'), keyed_jobs(:'q', 'z', 3, task => :'t') \g /dev/null
 SELECT is(fetch_keys(:w, ARRAY[:'q'], 5), 'z', 'the others are parked');
