@@ -532,14 +532,17 @@ AS $$
 -- the keys take turns, each with its oldest (jobs without a key are one key of their own); between queues the
 -- older first; none of `refused`. Of some 2,000 keys at most that have none of `tasks`: more of them at a
 -- higher priority keep lower ones waiting; and some 2,000 parked jobs of keys at their limit those parked
--- behind them. Parks what waits for a task that is at its limit. The caller has taken the throttles in an
--- earlier statement.
+-- behind them. What somebody holds takes no room from others. Parks what waits for a task that is at its
+-- limit. The caller has taken the throttles in an earlier statement.
 DECLARE
     v_ahead integer := 8;                          -- of what others may be starting at this moment
+    v_refused bigint[] := coalesce(_next_in_turn_but.refused, '{}');
     v_found bigint;
     v_found_before bigint := -1::bigint;
     v_ids bigint[];
     v_queues text[];                               -- of each
+    v_heads bigint[];                              -- all that it chose from
+    v_held bigint[];                               -- of these, by others
     v_keys jsonb;
     v_cut boolean;                                 -- there are more keys than it has looked at
     v_parked_cut boolean;                          -- more parked jobs, where keys have limits, tasks room
@@ -547,8 +550,9 @@ DECLARE
     v_taken bigint[];
 BEGIN
     -- Up to three rounds: one that finds less than was wanted looks further ahead, if the one before made a
-    -- difference, or where parked jobs may hide those of other keys.
-    WHILE v_ahead < 10000 LOOP
+    -- difference, or where parked jobs may hide those of other keys. More while others hold what there is
+    -- room for.
+    FOR v_round IN 1..10 LOOP
         WITH RECURSIVE task_room AS MATERIALIZED (
             SELECT t.name, pljobs._room('task', t.name) AS room FROM pljobs.throttle AS t
              WHERE t.scope = 'task' AND (t.name = ANY (_next_in_turn_but.tasks)) IS NOT FALSE
@@ -581,7 +585,7 @@ BEGIN
                      FROM pljobs.job AS j
                     WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = p.queue
                       AND j.task = p.task AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
-                      AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
+                      AND j.id NOT IN (SELECT x.id FROM unnest(v_refused) AS x(id))
                     ORDER BY j.queue, j.task, -j.priority, j.id
                     LIMIT least(r.room, _next_in_turn_but.want) + v_ahead) AS h
              WHERE (r.room > 0) IS NOT FALSE AND p.task IS NOT NULL
@@ -611,7 +615,7 @@ BEGIN
                       AND (j.queue, -j.priority, j.id) >= (q.name, -2147483648, 0)
                       AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
                       AND (_next_in_turn_but.tasks IS NULL OR j.task = ANY (_next_in_turn_but.tasks))
-                      AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
+                      AND j.id NOT IN (SELECT x.id FROM unnest(v_refused) AS x(id))
                     ORDER BY j.queue, -j.priority, j.id
                     LIMIT least(q.room, _next_in_turn_but.want) + v_ahead) AS h
               LEFT JOIN round AS k ON k.queue = q.name AND k.place = h.place AND k.key = ''
@@ -625,9 +629,9 @@ BEGIN
                       AND -j.priority = k.place AND j.fairness_key = k.key COLLATE "C"
                       AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
                       AND (_next_in_turn_but.tasks IS NULL OR j.task = ANY (_next_in_turn_but.tasks))
-                      AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
+                      AND j.id NOT IN (SELECT x.id FROM unnest(v_refused) AS x(id))
                     ORDER BY j.queue, -j.priority, j.fairness_key, j.id
-                    LIMIT least(k.room, k.most)) AS h
+                    LIMIT least(k.room + cardinality(v_refused), k.most)) AS h
              WHERE (k.room > 0) IS NOT FALSE
             UNION ALL
             -- The room of each key is asked for once: there may be 2,000 of one.
@@ -671,8 +675,9 @@ BEGIN
                           WHERE k.queue NOT IN (
                                 SELECT b.queue FROM by_queue AS b WHERE b.key <> '' AND b.turn > 0)), '{}')
                || coalesce(jsonb_object_agg(p.queue, p.key ORDER BY p.nth)
-                               FILTER (WHERE p.turn > 0 AND p.nth <= _next_in_turn_but.want), '{}')
-          INTO v_found, v_park, v_ids, v_queues, v_cut, v_parked_cut, v_keys
+                               FILTER (WHERE p.turn > 0 AND p.nth <= _next_in_turn_but.want), '{}'),
+               (SELECT array_agg(h.id) FROM head AS h)
+          INTO v_found, v_park, v_ids, v_queues, v_cut, v_parked_cut, v_keys, v_heads
           FROM placed AS p;
         UPDATE pljobs.job AS j SET waiting_for = 'limit'
          WHERE j.id = ANY (ARRAY(
@@ -690,11 +695,25 @@ BEGIN
                -- Somebody may have moved it since.
                AND j.queue = c.queue
              ORDER BY c.ord LIMIT _next_in_turn_but.want FOR UPDATE OF j SKIP LOCKED);
-        EXIT WHEN cardinality(v_taken) >= _next_in_turn_but.want
-               OR v_found = v_found_before AND NOT v_parked_cut
-                  AND (v_found > 0 OR v_park IS NULL AND NOT v_cut);
+        EXIT WHEN cardinality(v_taken) >= _next_in_turn_but.want;
+        -- What somebody holds uses up no room.
+        v_held := '{}';
+        IF cardinality(v_taken) < v_found AND EXISTS (
+            SELECT FROM pljobs.throttle AS t
+             WHERE t.scope = 'task' OR t.name = ANY (_next_in_turn_but.queues)
+        ) THEN
+            v_held := ARRAY(
+                SELECT h.id FROM unnest(v_heads) AS h(id)
+                EXCEPT
+                SELECT f.id FROM (SELECT j.id FROM pljobs.job AS j
+                                   WHERE j.id = ANY (v_heads) AND j.status IS NOT DISTINCT FROM 'todo'
+                                     FOR UPDATE SKIP LOCKED) AS f);
+            v_refused := v_refused || v_held;
+        END IF;
+        EXIT WHEN v_held = '{}' AND (v_round >= 3 OR v_found = v_found_before AND NOT v_parked_cut
+                                     AND (v_found > 0 OR v_park IS NULL AND NOT v_cut));
         v_found_before := v_found;
-        v_ahead := v_ahead * 16;
+        v_ahead := least(v_ahead * 16, 2048);
     END LOOP;
     PERFORM set_config(pljobs._cursor_of(k.queue), k.key, false)
        FROM jsonb_each_text(v_keys) AS k(queue, key);
