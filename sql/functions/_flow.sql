@@ -363,8 +363,8 @@ CREATE OR REPLACE FUNCTION pljobs._cursor_of(queue text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- The session's setting that holds the key of this queue that had the last turn. Queues that share one only
--- begin at another key.
+-- The session's setting that holds the key of this queue that had the last turn; empty if jobs without a key
+-- had it. Queues that share one only begin at another key.
 BEGIN
     RETURN 'pljobs.turn_' || (hashtextextended(_cursor_of.queue, 0) & 4095);
 END
@@ -420,12 +420,13 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 -- The keys of a queue that have jobs waiting for their turn and, where each key has a limit, room: at most
 -- `most`, by priority; within one, from the key after the one that had the last turn in this session, and
--- round. So every session goes round. Where very many keys have no room, looking at all of them takes long:
+-- round. So every session goes round. Besides, '' for jobs without a key, which begin each round: where it
+-- has come to that. Where very many keys have no room, looking at all of them takes long:
 -- who has done that, and found one in 20 at most and less than it wants, looks at 100 more than it wants, for
 -- 10 times what it took, and goes on from there the next time.
 DECLARE
     v_cursor text := pljobs._cursor_of(_keys_in_turn.queue);
-    v_first text := coalesce(current_setting(v_cursor, true), '');
+    v_first text := current_setting(v_cursor, true);           -- null: nobody had a turn yet
     v_rest numeric := nullif(current_setting(v_cursor || '_rest', true), '')::numeric;
     v_began timestamptz := clock_timestamp();
     v_left integer := _keys_in_turn.most;
@@ -450,14 +451,19 @@ BEGIN
          ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT 1;
         EXIT WHEN NOT FOUND OR v_left <= 0 OR v_looks <= 0;
         -- First those after the cursor; then, in this and all other places, the others, from the beginning.
-        v_after := v_first;
+        v_after := coalesce(v_first, '');
         v_until := NULL;
+        IF v_first IS NULL THEN
+            RETURN QUERY SELECT v_place, '', 2 * v_turn + 1;
+        END IF;
         LOOP
             v_most := greatest(v_left, CASE WHEN v_seen IS NULL THEN 0 ELSE 100 END);
             v_keys := ARRAY(SELECT k.key FROM pljobs._keys_after(
                 _keys_in_turn.queue, v_place, v_after, v_until, least(v_most, v_looks)) AS k);
             IF v_keys = '{}' THEN
-                EXIT WHEN v_first = '' OR v_until IS NOT NULL;
+                EXIT WHEN v_first IS NULL OR v_until IS NOT NULL;
+                RETURN QUERY SELECT v_place, '', 2 * v_turn + 1;
+                EXIT WHEN v_first = '';
                 v_after := '';
                 v_until := v_first;
                 CONTINUE;
@@ -467,7 +473,7 @@ BEGIN
             v_after := v_keys[cardinality(v_keys)];
             v_seen := v_after;
             v_keys := (pljobs._keys_with_room(_keys_in_turn.queue, v_keys))[1:v_left];
-            RETURN QUERY SELECT v_place, k.name, v_turn + k.ord
+            RETURN QUERY SELECT v_place, k.name, 2 * (v_turn + k.ord)
                            FROM unnest(v_keys) WITH ORDINALITY AS k(name, ord);
             v_left := v_left - cardinality(v_keys);
             v_turn := v_turn + cardinality(v_keys);
@@ -525,22 +531,28 @@ AS $$
 -- which the throttles leave room, locked, in the order in which they are to start: by priority; in a queue
 -- the keys take turns, each with its oldest (jobs without a key are one key of their own); between queues the
 -- older first; none of `refused`. Of some 2,000 keys at most that have none of `tasks`: more of them at a
--- higher priority keep lower ones waiting. Parks what waits for a task that is at its limit. The caller has
--- taken the throttles in an earlier statement.
+-- higher priority keep lower ones waiting; and some 2,000 parked jobs of keys at their limit those parked
+-- behind them. What somebody holds takes no room from others. Parks what waits for a task that is at its
+-- limit. The caller has taken the throttles in an earlier statement.
 DECLARE
     v_ahead integer := 8;                          -- of what others may be starting at this moment
+    v_refused bigint[] := coalesce(_next_in_turn_but.refused, '{}');
     v_found bigint;
     v_found_before bigint := -1::bigint;
     v_ids bigint[];
     v_queues text[];                               -- of each
+    v_heads bigint[];                              -- all that it chose from
+    v_held bigint[];                               -- of these, by others
     v_keys jsonb;
     v_cut boolean;                                 -- there are more keys than it has looked at
+    v_parked_cut boolean;                          -- more parked jobs, where keys have limits, tasks room
     v_park bigint[];
     v_taken bigint[];
 BEGIN
     -- Up to three rounds: one that finds less than was wanted looks further ahead, if the one before made a
-    -- difference.
-    WHILE v_ahead < 10000 LOOP
+    -- difference, or where parked jobs may hide those of other keys. More while others hold what there is
+    -- room for.
+    FOR v_round IN 1..10 LOOP
         WITH RECURSIVE task_room AS MATERIALIZED (
             SELECT t.name, pljobs._room('task', t.name) AS room FROM pljobs.throttle AS t
              WHERE t.scope = 'task' AND (t.name = ANY (_next_in_turn_but.tasks)) IS NOT FALSE
@@ -561,30 +573,52 @@ BEGIN
                       AND j.task > p.task
                     ORDER BY j.queue, j.task, -j.priority, j.id LIMIT 1)
               FROM parked AS p WHERE p.task IS NOT NULL
-        ), key_in_turn AS MATERIALIZED (
-            SELECT q.name AS queue, k.place, k.key, k.turn,
-                   CASE WHEN q.by_key THEN pljobs._room('key', q.name, k.key) END AS room,
-                   1 + (_next_in_turn_but.want + v_ahead) / count(*) OVER (PARTITION BY q.name) AS most
+        ), parked_head AS MATERIALIZED (
+            SELECT h.id, h.place, h.key, p.task, p.queue, q.by_key,
+                   count(*) OVER (PARTITION BY p.queue, p.task)
+                       >= least(r.room, _next_in_turn_but.want) + v_ahead AS is_cut
+              FROM parked AS p
+              JOIN queue AS q ON q.name = p.queue
+              LEFT JOIN task_room AS r ON r.name = p.task
+             CROSS JOIN LATERAL (
+                   SELECT j.id, -j.priority AS place, coalesce(j.fairness_key, '') AS key
+                     FROM pljobs.job AS j
+                    WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = p.queue
+                      AND j.task = p.task AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
+                      AND j.id NOT IN (SELECT x.id FROM unnest(v_refused) AS x(id))
+                    ORDER BY j.queue, j.task, -j.priority, j.id
+                    LIMIT least(r.room, _next_in_turn_but.want) + v_ahead) AS h
+             WHERE (r.room > 0) IS NOT FALSE AND p.task IS NOT NULL
+               AND (_next_in_turn_but.tasks IS NULL OR p.task = ANY (_next_in_turn_but.tasks))
+        ), round AS MATERIALIZED (
+            SELECT q.name AS queue, q.by_key, k.place, k.key, k.turn
               FROM queue AS q
              CROSS JOIN LATERAL pljobs._keys_in_turn(
                    q.name, least(q.room, _next_in_turn_but.want) + v_ahead) AS k
+        ), key_in_turn AS MATERIALIZED (
+            SELECT k.queue, k.place, k.key, k.turn,
+                   CASE WHEN k.by_key THEN pljobs._room('key', k.queue, k.key) END AS room,
+                   1 + (_next_in_turn_but.want + v_ahead) / count(*) OVER (PARTITION BY k.queue) AS most
+              FROM round AS k WHERE k.key <> ''
         ), head AS MATERIALIZED (
-            -- Without a key. The queue as a range, and first in the order: so that no statistics can make
-            -- this walk all queues' jobs.
-            SELECT h.id, h.task, h.place, q.name AS queue, '' AS key, 0::bigint AS turn, r.room,
-                   false AS is_parked
+            -- Without a key; last where keys take turns and the round has not come to it. The queue as a
+            -- range, and first in the order: so that no statistics can make this walk all queues' jobs.
+            SELECT h.id, h.task, h.place, q.name AS queue, '' AS key,
+                   CASE WHEN r.in_turn THEN k.turn ELSE 0 END AS turn, r.room, false AS is_parked
               FROM queue AS q
              CROSS JOIN LATERAL (
-                   SELECT CASE WHEN q.by_key THEN pljobs._room('key', q.name) END AS room OFFSET 0) AS r
+                   SELECT CASE WHEN q.by_key THEN pljobs._room('key', q.name) END AS room,
+                          EXISTS (SELECT FROM round AS k WHERE k.queue = q.name) AS in_turn OFFSET 0) AS r
              CROSS JOIN LATERAL (
                    SELECT j.id, j.task, -j.priority AS place FROM pljobs.job AS j
                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND j.queue <= q.name
                       AND (j.queue, -j.priority, j.id) >= (q.name, -2147483648, 0)
                       AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
                       AND (_next_in_turn_but.tasks IS NULL OR j.task = ANY (_next_in_turn_but.tasks))
-                      AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
+                      AND j.id NOT IN (SELECT x.id FROM unnest(v_refused) AS x(id))
                     ORDER BY j.queue, -j.priority, j.id
                     LIMIT least(q.room, _next_in_turn_but.want) + v_ahead) AS h
+              LEFT JOIN round AS k ON k.queue = q.name AND k.place = h.place AND k.key = ''
              WHERE (r.room > 0) IS NOT FALSE
             UNION ALL
             SELECT h.id, h.task, k.place, k.queue, k.key, k.turn, k.room, false
@@ -595,43 +629,36 @@ BEGIN
                       AND -j.priority = k.place AND j.fairness_key = k.key COLLATE "C"
                       AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
                       AND (_next_in_turn_but.tasks IS NULL OR j.task = ANY (_next_in_turn_but.tasks))
-                      AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
-                    ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT least(k.room, k.most)) AS h
+                      AND j.id NOT IN (SELECT x.id FROM unnest(v_refused) AS x(id))
+                    ORDER BY j.queue, -j.priority, j.fairness_key, j.id
+                    LIMIT least(k.room + cardinality(v_refused), k.most)) AS h
              WHERE (k.room > 0) IS NOT FALSE
             UNION ALL
-            SELECT h.id, p.task, h.place, p.queue, h.key, 0, CASE WHEN q.by_key THEN
-                   pljobs._room('key', p.queue, h.key) END, true
-              FROM parked AS p
-              JOIN queue AS q ON q.name = p.queue
-              LEFT JOIN task_room AS r ON r.name = p.task
-             CROSS JOIN LATERAL (
-                   SELECT j.id, -j.priority AS place, coalesce(j.fairness_key, '') AS key
-                     FROM pljobs.job AS j
-                    WHERE j.status = 'todo' AND j.waiting_for = 'limit' AND j.queue = p.queue
-                      AND j.task = p.task AND (j.start_by IS NULL OR j.start_by > _next_in_turn_but.at)
-                      AND j.id NOT IN (SELECT x.id FROM unnest(_next_in_turn_but.refused) AS x(id))
-                    ORDER BY j.queue, j.task, -j.priority, j.id
-                    LIMIT least(r.room, _next_in_turn_but.want + v_ahead)) AS h
-             WHERE p.task IS NOT NULL
-               AND (_next_in_turn_but.tasks IS NULL OR p.task = ANY (_next_in_turn_but.tasks))
+            -- The room of each key is asked for once: there may be 2,000 of one.
+            SELECT h.id, h.task, h.place, h.queue, h.key, 0,
+                   max(h.room) OVER (PARTITION BY h.queue, h.key), true
+              FROM (SELECT p.id, p.task, p.place, p.queue, p.key,
+                           CASE WHEN p.by_key AND row_number() OVER (PARTITION BY p.queue, p.key) = 1
+                                THEN pljobs._room('key', p.queue, p.key) END AS room
+                      FROM parked_head AS p) AS h
         ), by_key AS (
             SELECT h.id, h.task, h.place, h.queue, h.key, h.turn, h.room, h.is_parked,
                    row_number() OVER (PARTITION BY h.queue, h.key ORDER BY h.place, h.id) AS nth,
                    row_number() OVER (PARTITION BY h.queue, h.key, h.place ORDER BY h.id) AS lap
               FROM head AS h
         ), by_task AS MATERIALIZED (
-            SELECT k.id, k.place, k.queue, k.key, k.turn, k.is_parked, k.lap, r.room,
+            SELECT k.id, k.task, k.place, k.queue, k.key, k.turn, k.is_parked, k.lap, r.room,
                    row_number() OVER (PARTITION BY k.task ORDER BY k.place, k.lap, k.turn, k.id) AS nth
               FROM by_key AS k LEFT JOIN task_room AS r ON r.name = k.task
              WHERE (k.nth <= k.room) IS NOT FALSE
         ), by_queue AS (
             -- A queue has its place among the others by the oldest job that has run once this one does.
-            SELECT t.id, t.place, t.queue, t.key,
+            SELECT t.id, t.place, t.queue, t.key, t.turn,
                    row_number() OVER (PARTITION BY t.queue ORDER BY t.place, t.lap, t.turn, t.id) AS nth,
                    max(t.id) OVER (PARTITION BY t.queue, t.place ORDER BY t.lap, t.turn, t.id) AS age
               FROM by_task AS t WHERE (t.nth <= t.room) IS NOT FALSE
         ), placed AS (
-            SELECT b.id, b.queue, b.key, row_number() OVER (ORDER BY b.place, b.age, b.nth) AS nth
+            SELECT b.id, b.queue, b.key, b.turn, row_number() OVER (ORDER BY b.place, b.age, b.nth) AS nth
               FROM by_queue AS b JOIN queue AS q ON q.name = b.queue
              WHERE (b.nth <= q.room) IS NOT FALSE
         )
@@ -640,11 +667,17 @@ BEGIN
                EXISTS (SELECT FROM key_in_turn AS k JOIN queue AS q ON q.name = k.queue
                         GROUP BY q.name, q.room
                        HAVING count(*) >= least(q.room, _next_in_turn_but.want) + v_ahead),
-               -- The last key of each queue that is had; where none was, the last one that was looked at.
-               (SELECT jsonb_object_agg(k.queue, k.key ORDER BY k.turn) FROM key_in_turn AS k)
+               EXISTS (SELECT h.task FROM parked_head AS h WHERE h.by_key AND h.is_cut
+                       EXCEPT SELECT t.task FROM by_task AS t WHERE t.nth >= t.room),
+               -- The key of each queue that has the last turn; where none could have one, the last one that
+               -- was looked at. What was parked takes none.
+               coalesce((SELECT jsonb_object_agg(k.queue, k.key ORDER BY k.turn) FROM key_in_turn AS k
+                          WHERE k.queue NOT IN (
+                                SELECT b.queue FROM by_queue AS b WHERE b.key <> '' AND b.turn > 0)), '{}')
                || coalesce(jsonb_object_agg(p.queue, p.key ORDER BY p.nth)
-                               FILTER (WHERE p.key <> '' AND p.nth <= _next_in_turn_but.want), '{}')
-          INTO v_found, v_park, v_ids, v_queues, v_cut, v_keys
+                               FILTER (WHERE p.turn > 0 AND p.nth <= _next_in_turn_but.want), '{}'),
+               (SELECT array_agg(h.id) FROM head AS h)
+          INTO v_found, v_park, v_ids, v_queues, v_cut, v_parked_cut, v_keys, v_heads
           FROM placed AS p;
         UPDATE pljobs.job AS j SET waiting_for = 'limit'
          WHERE j.id = ANY (ARRAY(
@@ -662,10 +695,25 @@ BEGIN
                -- Somebody may have moved it since.
                AND j.queue = c.queue
              ORDER BY c.ord LIMIT _next_in_turn_but.want FOR UPDATE OF j SKIP LOCKED);
-        EXIT WHEN cardinality(v_taken) >= _next_in_turn_but.want
-               OR v_found = v_found_before AND (v_found > 0 OR v_park IS NULL AND NOT v_cut);
+        EXIT WHEN cardinality(v_taken) >= _next_in_turn_but.want;
+        -- What somebody holds uses up no room.
+        v_held := '{}';
+        IF cardinality(v_taken) < v_found AND EXISTS (
+            SELECT FROM pljobs.throttle AS t
+             WHERE t.scope = 'task' OR t.name = ANY (_next_in_turn_but.queues)
+        ) THEN
+            v_held := ARRAY(
+                SELECT h.id FROM unnest(v_heads) AS h(id)
+                EXCEPT
+                SELECT f.id FROM (SELECT j.id FROM pljobs.job AS j
+                                   WHERE j.id = ANY (v_heads) AND j.status IS NOT DISTINCT FROM 'todo'
+                                     FOR UPDATE SKIP LOCKED) AS f);
+            v_refused := v_refused || v_held;
+        END IF;
+        EXIT WHEN v_held = '{}' AND (v_round >= 3 OR v_found = v_found_before AND NOT v_parked_cut
+                                     AND (v_found > 0 OR v_park IS NULL AND NOT v_cut));
         v_found_before := v_found;
-        v_ahead := v_ahead * 16;
+        v_ahead := least(v_ahead * 16, 2048);
     END LOOP;
     PERFORM set_config(pljobs._cursor_of(k.queue), k.key, false)
        FROM jsonb_each_text(v_keys) AS k(queue, key);

@@ -124,6 +124,7 @@ DECLARE
     v_slow_ms numeric;
     v_want integer := least(fetch_jobs_v1.max_jobs, 100000);
     v_ahead integer := 50;
+    v_heads bigint;                               -- how many of several queues it chose from
     v_ids bigint[];
     v_locks text[];
     v_parents bigint[];
@@ -245,8 +246,42 @@ BEGIN
                        FOR UPDATE SKIP LOCKED) AS c;
         ELSE
             -- The heads of the queues whose first are first, merged, then locked in the merged order.
-            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes)
-              INTO v_ids, v_locks, v_parents, v_crashes
+            WITH head AS MATERIALIZED (
+                SELECT h.id
+                  FROM (SELECT u.name, u.room
+                          FROM (SELECT DISTINCT n.name, n.room
+                                  FROM unnest(v_queues, v_rooms) AS n(name, room)) AS u
+                         CROSS JOIN LATERAL (
+                               SELECT -f.priority AS place, f.id FROM pljobs.job AS f
+                                WHERE f.status = 'todo' AND f.waiting_for IS NULL
+                                  AND f.queue <= u.name
+                                  AND (f.queue, -f.priority, f.id)
+                                      >= (u.name, v_from_priority, v_from_id)
+                                  AND (f.start_by IS NULL OR f.start_by > v_now)
+                                  AND (fetch_jobs_v1.tasks IS NULL
+                                       OR f.task = ANY (fetch_jobs_v1.tasks))
+                                  AND (v_refused IS NULL
+                                       OR f.id NOT IN (
+                                          SELECT x.id FROM unnest(v_refused) AS x(id)))
+                                ORDER BY f.queue, -f.priority, f.id LIMIT 1) AS f
+                         ORDER BY f.place, f.id LIMIT 2 * (v_want + v_ahead)) AS q
+                 CROSS JOIN LATERAL (
+                       SELECT t.id, -t.priority AS place FROM pljobs.job AS t
+                        WHERE t.status = 'todo' AND t.waiting_for IS NULL AND t.queue <= q.name
+                          AND (t.queue, -t.priority, t.id) >= (q.name, v_from_priority, v_from_id)
+                          AND (t.start_by IS NULL OR t.start_by > v_now)
+                          AND (fetch_jobs_v1.tasks IS NULL OR t.task = ANY (fetch_jobs_v1.tasks))
+                          AND (v_refused IS NULL
+                               OR t.id NOT IN (SELECT x.id FROM unnest(v_refused) AS x(id)))
+                        ORDER BY t.queue, -t.priority, t.id
+                        LIMIT least(v_want + v_ahead, q.room)) AS h
+                 ORDER BY h.place, h.id
+                 -- The last round sees as much of each queue: others may hold all of one.
+                 LIMIT CASE WHEN v_ahead <= 10000 THEN 2 * (v_want + v_ahead) END
+            )
+            SELECT array_agg(c.id), array_agg(c.lock), array_agg(c.parent_id), max(c.crashes),
+                   (SELECT count(*) FROM head)
+              INTO v_ids, v_locks, v_parents, v_crashes, v_heads
               FROM (SELECT j.id, j.lock, j.parent_id, j.crashes
                       FROM pljobs.job AS j
                      -- NOT DISTINCT hides the predicate of the ready indexes: the way to these rows is the
@@ -254,39 +289,14 @@ BEGIN
                      WHERE j.status IS NOT DISTINCT FROM 'todo' AND j.waiting_for IS NULL
                        -- Somebody may have moved it since.
                        AND j.queue = ANY (v_queues)
-                       AND j.id = ANY (ARRAY(
-                           SELECT h.id
-                             FROM (SELECT u.name, u.room
-                                     FROM (SELECT DISTINCT n.name, n.room
-                                             FROM unnest(v_queues, v_rooms) AS n(name, room)) AS u
-                                    CROSS JOIN LATERAL (
-                                          SELECT -f.priority AS place, f.id FROM pljobs.job AS f
-                                           WHERE f.status = 'todo' AND f.waiting_for IS NULL
-                                             AND f.queue <= u.name
-                                             AND (f.queue, -f.priority, f.id)
-                                                 >= (u.name, v_from_priority, v_from_id)
-                                             AND (f.start_by IS NULL OR f.start_by > v_now)
-                                             AND (fetch_jobs_v1.tasks IS NULL
-                                                  OR f.task = ANY (fetch_jobs_v1.tasks))
-                                             AND (v_refused IS NULL
-                                                  OR f.id NOT IN (
-                                                     SELECT x.id FROM unnest(v_refused) AS x(id)))
-                                           ORDER BY f.queue, -f.priority, f.id LIMIT 1) AS f
-                                    ORDER BY f.place, f.id LIMIT 2 * (v_want + v_ahead)) AS q
-                            CROSS JOIN LATERAL (
-                                  SELECT t.id, -t.priority AS place FROM pljobs.job AS t
-                                   WHERE t.status = 'todo' AND t.waiting_for IS NULL AND t.queue <= q.name
-                                     AND (t.queue, -t.priority, t.id) >= (q.name, v_from_priority, v_from_id)
-                                     AND (t.start_by IS NULL OR t.start_by > v_now)
-                                     AND (fetch_jobs_v1.tasks IS NULL OR t.task = ANY (fetch_jobs_v1.tasks))
-                                     AND (v_refused IS NULL
-                                          OR t.id NOT IN (SELECT x.id FROM unnest(v_refused) AS x(id)))
-                                   ORDER BY t.queue, -t.priority, t.id
-                                   LIMIT least(v_want + v_ahead, q.room)) AS h
-                            ORDER BY h.place, h.id
-                            -- The last round sees as much of each queue: others may hold all of one.
-                            LIMIT CASE WHEN v_ahead <= 10000 THEN 2 * (v_want + v_ahead) END))
+                       AND j.id = ANY (ARRAY(SELECT h.id FROM head AS h))
                      ORDER BY -j.priority, j.id LIMIT v_want FOR UPDATE SKIP LOCKED) AS c;
+            -- Others may hold all that a throttle leaves room for: by turn, it finds those behind.
+            IF coalesce(cardinality(v_ids), 0) < least(v_want, v_heads)
+               AND array_remove(v_rooms, NULL) <> '{}' THEN
+                v_in_turn := true;
+                CONTINUE;
+            END IF;
         END IF;
         v_ms := 1000 * extract(epoch FROM clock_timestamp() - v_began);
         v_slow_ms := 0.3 + 0.01 * v_want;

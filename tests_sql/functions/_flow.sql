@@ -69,6 +69,39 @@ SELECT keyed_jobs(:'q', 'a', 10) \g /dev/null
 SELECT a_todo_job(queue => :'q'), a_todo_job(queue => :'q') \g /dev/null
 SELECT is((SELECT string_agg(k, '') FROM (SELECT unnest(string_to_array(fetch_keys(:w, ARRAY[:'q'], 4), NULL)) AS k ORDER BY 1) AS x), '--aa', 'jobs without a key are one key of their own');
 
+-- The keys of what so many fetches of one job each return.
+CREATE FUNCTION one_by_one(worker_id bigint, queues text[], fetches integer) RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    v_keys text := '';
+BEGIN
+    FOR v_n IN 1..fetches LOOP
+        v_keys := v_keys || coalesce(fetch_keys(worker_id, queues, 1), '.');
+    END LOOP;
+    RETURN v_keys;
+END
+$$;
+SELECT a_name('queue') AS q \gset
+SELECT keyed_jobs(:'q', 'a', 3), a_todo_job(queue => :'q'), a_todo_job(queue => :'q'), a_todo_job(queue => :'q') \g /dev/null
+SELECT is(one_by_one(:w, ARRAY[:'q'], 7), '-a-a-a.', 'which has its turn as all have, also from fetch to fetch');
+SELECT a_name('queue') AS q \gset
+SELECT keyed_jobs(:'q', chr(96 + k), 2), a_todo_job(queue => :'q') FROM generate_series(1, 12) AS k \g /dev/null
+SELECT is(one_by_one(:w, ARRAY[:'q'], 40), '-abcdefghijkl-abcdefghijkl----------....', 'one in a round, of many keys, too');
+SELECT a_name('queue') AS q \gset
+SELECT keyed_jobs(:'q', chr(96 + k), 3) FROM generate_series(1, 3) AS k \g /dev/null
+SELECT is(one_by_one(:w, ARRAY[:'q'], 1), 'a', 'one of a key');
+SELECT a_todo_job(queue => :'q', priority => 5) \g /dev/null
+SELECT is(one_by_one(:w, ARRAY[:'q'], 3), '-bc', 'a more urgent one without a key is nobody''s turn');
+SELECT a_name('queue') AS q \gset
+SELECT keyed_jobs(:'q', to_char(k, 'FM000'), 1), a_todo_job(queue => :'q', task => 'mine') FROM generate_series(1, 40) AS k \g /dev/null
+SELECT keyed_jobs(:'q', '035', 1, task => 'mine') AS ids \gset
+SELECT is((SELECT count(*) < 10 FROM generate_series(1, 20) AS n WHERE (:'ids'::bigint[])[1] = ANY (started(:w, ARRAY[:'q'], 1, '{mine}') || started(:w, ARRAY[:'q'], 1, '{mine}'))), true, 'keys of other tasks are looked at on the way');
+SELECT is(status_of((:'ids'::bigint[])[1]), 'doing', 'and jobs without a key hide none behind them');
+SELECT a_name('queue') AS q, a_name('queue') AS p \gset
+SELECT keyed_jobs(:'q', chr(97 + k % 10), 1), a_todo_job(queue => :'p') FROM generate_series(0, 29) AS k \g /dev/null
+SELECT is(one_by_one(:w, ARRAY[:'q', :'p'], 22), 'a-b-c-d-e-f-g-h-i-j-a-', 'while another queue''s run, no key is passed over');
+
 -- Several queues: a queue has its place by age, whichever of its jobs runs.
 SELECT a_name('queue') AS q, a_name('queue') AS p \gset
 SELECT keyed_jobs(:'q', 'a', 2), a_todo_job(queue => :'p') AS plain, keyed_jobs(:'q', 'b', 5) \gset
@@ -289,6 +322,30 @@ SELECT pljobs.throttle_queue(:'q', max_running => 2, each_key => true), let_pass
 SELECT is(started(:w, ARRAY[:'q'], 9), '{}', 'and their key''s limit holds for what is parked');
 SELECT pljobs.throttle_queue(:'q', each_key => true) \g /dev/null
 SELECT is(cardinality(started(:w, NULL, 9, ARRAY[:'t'])), 1, 'who fetches from all queues meets what is parked');
+-- Parked jobs of a key that is at its limit hide those of no other.
+SELECT a_name('queue') AS q, a_name('queue') AS p, a_name('task') AS t \gset
+SELECT pljobs.throttle_task(:'t', max_running => 2), pljobs.throttle_queue(:'q', max_running => 1, each_key => true), a_todo_job(queue => :'p', task => :'t'), a_todo_job(queue => :'p', task => :'t') \g /dev/null
+SELECT started(:w, ARRAY[:'p'], 2) AS running \gset
+SELECT keyed_jobs(:'q', 'a', 40, task => :'t'), keyed_jobs(:'q', 'b', 1, task => :'t') \g /dev/null
+SELECT is(started(:w, ARRAY[:'q'], 100), '{}', 'what two others of its task leave no room for');
+SELECT is((SELECT count(*) FROM generate_series(1, 40) AS n WHERE started(:w, ARRAY[:'q'], 100) = '{}'), 40::bigint, 'is parked');
+SELECT end_jobs(VARIADIC :'running') \g /dev/null
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 2), 'ab', 'of both keys one starts, though the one has very many parked before the other');
+SELECT pljobs.throttle_queue(:'q', each_key => true) \g /dev/null
+-- Where no key waits for its turn, what is parked has its place by age.
+SELECT a_name('queue') AS q, a_name('task') AS t \gset
+SELECT pljobs.throttle_task(:'t', rate => 1, period => '1 h'), a_todo_job(queue => :'q'), keyed_jobs(:'q', 'z', 2, task => :'t') \g /dev/null
+SELECT is(cardinality(started(:w, ARRAY[:'q'], 5, ARRAY[:'t'])), 1, 'of two that are limited one starts');
+SELECT let_pass(3600);
+SELECT is(one_by_one(:w, ARRAY[:'q'], 2), '-z', 'the other is not before an older one without a key');
+-- Nor do they take the turn of a key.
+SELECT a_name('queue') AS q, a_name('task') AS t \gset
+SELECT pljobs.throttle_task(:'t', rate => 1, period => '1 h'), keyed_jobs(:'q', 'z', 3, task => :'t') \g /dev/null
+SELECT is(fetch_keys(:w, ARRAY[:'q'], 5), 'z', 'the others are parked');
+SELECT keyed_jobs(:'q', chr(96 + k), 3) FROM generate_series(1, 5) AS k \g /dev/null
+SELECT is(one_by_one(:w, ARRAY[:'q'], 2), 'ab', 'keys take turns');
+SELECT let_pass(3600);
+SELECT is(one_by_one(:w, ARRAY[:'q'], 4), 'zcde', 'and what is parked, and starts out of turn, takes none away');
 
 -- Days and months are of different lengths: a rate counts seconds.
 SELECT a_name('queue') AS q, a_name('queue') AS y \gset
