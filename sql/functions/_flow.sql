@@ -363,8 +363,8 @@ CREATE OR REPLACE FUNCTION pljobs._cursor_of(queue text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- The session's setting that holds the key of this queue that had the last turn; empty if jobs without a key
--- had it. Queues that share one only begin at another key.
+-- The session's setting that holds the key that had the last turn, among those of this place of this queue,
+-- "<-priority> <queue>"; empty if jobs without a key had it. Those that share one only begin at another key.
 BEGIN
     RETURN 'pljobs.turn_' || (hashtextextended(_cursor_of.queue, 0) & 4095);
 END
@@ -419,15 +419,16 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- The keys of a queue that have jobs waiting for their turn and, where each key has a limit, room: at most
--- `most`, by priority; within one, from the key after the one that had the last turn in this session, and
+-- `most`, by priority; within one, from the key after the one that had its last turn in this session, and
 -- round. So every session goes round. Besides, '' for jobs without a key, which begin each round: where it
 -- has come to that. Where very many keys have no room, looking at all of them takes long:
 -- who has done that, and found one in 20 at most and less than it wants, looks at 100 more than it wants, for
 -- 10 times what it took, and goes on from there the next time.
 DECLARE
-    v_cursor text := pljobs._cursor_of(_keys_in_turn.queue);
-    v_first text := current_setting(v_cursor, true);           -- null: nobody had a turn yet
-    v_rest numeric := nullif(current_setting(v_cursor || '_rest', true), '')::numeric;
+    v_cursor text;
+    v_first text;                                 -- the key that had the last turn; null: nobody had one yet
+    v_rest_name text := pljobs._cursor_of(_keys_in_turn.queue) || '_rest';
+    v_rest numeric := nullif(current_setting(v_rest_name, true), '')::numeric;
     v_began timestamptz := clock_timestamp();
     v_left integer := _keys_in_turn.most;
     v_looks integer;                              -- how many keys more it looks at; null: at all
@@ -450,7 +451,9 @@ BEGIN
            AND (j.queue, -j.priority) > (_keys_in_turn.queue, coalesce(v_place, -2147483648))
          ORDER BY j.queue, -j.priority, j.fairness_key, j.id LIMIT 1;
         EXIT WHEN NOT FOUND OR v_left <= 0 OR v_looks <= 0;
-        -- First those after the cursor; then, in this and all other places, the others, from the beginning.
+        v_cursor := pljobs._cursor_of(v_place || ' ' || _keys_in_turn.queue);
+        v_first := current_setting(v_cursor, true);
+        -- First those after the cursor; then the others, from the beginning.
         v_after := coalesce(v_first, '');
         v_until := NULL;
         IF v_first IS NULL THEN
@@ -484,7 +487,7 @@ BEGIN
         PERFORM set_config(v_cursor, v_seen, false);
     ELSIF v_looks IS NULL AND v_left > 0 AND 20 * v_turn < v_looked
           AND clock_timestamp() - v_began > interval '10 ms' THEN
-        PERFORM set_config(v_cursor || '_rest', (extract(epoch FROM clock_timestamp())
+        PERFORM set_config(v_rest_name, (extract(epoch FROM clock_timestamp())
             + least(60, 10 * extract(epoch FROM clock_timestamp() - v_began)))::text, false);
     END IF;
 END
@@ -658,7 +661,8 @@ BEGIN
                    max(t.id) OVER (PARTITION BY t.queue, t.place ORDER BY t.lap, t.turn, t.id) AS age
               FROM by_task AS t WHERE (t.nth <= t.room) IS NOT FALSE
         ), placed AS (
-            SELECT b.id, b.queue, b.key, b.turn, row_number() OVER (ORDER BY b.place, b.age, b.nth) AS nth
+            SELECT b.id, b.place, b.queue, b.key, b.turn,
+                   row_number() OVER (ORDER BY b.place, b.age, b.nth) AS nth
               FROM by_queue AS b JOIN queue AS q ON q.name = b.queue
              WHERE (b.nth <= q.room) IS NOT FALSE
         )
@@ -669,12 +673,14 @@ BEGIN
                        HAVING count(*) >= least(q.room, _next_in_turn_but.want) + v_ahead),
                EXISTS (SELECT h.task FROM parked_head AS h WHERE h.by_key AND h.is_cut
                        EXCEPT SELECT t.task FROM by_task AS t WHERE t.nth >= t.room),
-               -- The key of each queue that has the last turn; where none could have one, the last one that
-               -- was looked at. What was parked takes none.
-               coalesce((SELECT jsonb_object_agg(k.queue, k.key ORDER BY k.turn) FROM key_in_turn AS k
-                          WHERE k.queue NOT IN (
-                                SELECT b.queue FROM by_queue AS b WHERE b.key <> '' AND b.turn > 0)), '{}')
-               || coalesce(jsonb_object_agg(p.queue, p.key ORDER BY p.nth)
+               -- The key of each place of a queue that has the last turn; where none could have one, the last
+               -- one that was looked at. What was parked takes none.
+               coalesce((SELECT jsonb_object_agg(k.place || ' ' || k.queue, k.key ORDER BY k.turn)
+                           FROM key_in_turn AS k
+                          WHERE (k.place, k.queue) NOT IN (
+                                SELECT b.place, b.queue FROM by_queue AS b
+                                 WHERE b.key <> '' AND b.turn > 0)), '{}')
+               || coalesce(jsonb_object_agg(p.place || ' ' || p.queue, p.key ORDER BY p.nth)
                                FILTER (WHERE p.turn > 0 AND p.nth <= _next_in_turn_but.want), '{}'),
                (SELECT array_agg(h.id) FROM head AS h)
           INTO v_found, v_park, v_ids, v_queues, v_cut, v_parked_cut, v_keys, v_heads
@@ -715,8 +721,8 @@ BEGIN
         v_found_before := v_found;
         v_ahead := least(v_ahead * 16, 2048);
     END LOOP;
-    PERFORM set_config(pljobs._cursor_of(k.queue), k.key, false)
-       FROM jsonb_each_text(v_keys) AS k(queue, key);
+    PERFORM set_config(pljobs._cursor_of(k.place), k.key, false)
+       FROM jsonb_each_text(v_keys) AS k(place, key);
     RETURN QUERY
     SELECT j.id, j.lock, j.parent_id, j.crashes
       FROM unnest(v_taken) WITH ORDINALITY AS c(id, ord)

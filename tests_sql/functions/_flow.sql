@@ -93,6 +93,9 @@ SELECT keyed_jobs(:'q', chr(96 + k), 3) FROM generate_series(1, 3) AS k \g /dev/
 SELECT is(one_by_one(:w, ARRAY[:'q'], 1), 'a', 'one of a key');
 SELECT a_todo_job(queue => :'q', priority => 5) \g /dev/null
 SELECT is(one_by_one(:w, ARRAY[:'q'], 3), '-bc', 'a more urgent one without a key is nobody''s turn');
+SELECT keyed_jobs(:'q', 'z', 1, priority => 5), one_by_one(:w, ARRAY[:'q'], 2) AS first \gset
+SELECT keyed_jobs(:'q', 'z', 1, priority => 5), one_by_one(:w, ARRAY[:'q'], 2) AS second \gset
+SELECT is(:'first' || :'second', 'zazb', 'nor does a more urgent key take the turn of those after it');
 SELECT a_name('queue') AS q \gset
 SELECT keyed_jobs(:'q', to_char(k, 'FM000'), 1), a_todo_job(queue => :'q', task => 'mine') FROM generate_series(1, 40) AS k \g /dev/null
 SELECT keyed_jobs(:'q', '035', 1, task => 'mine') AS ids \gset
@@ -366,7 +369,7 @@ SELECT is(pljobs._lasts(14, 7, '1 month'), interval '1440:00:00', 'a month has 3
 
 -- Very many keys without room hide none that has it.
 SELECT a_name('queue') AS q \gset
-SELECT pljobs._cursor_of(:'q') AS cursor, pljobs._cursor_of(:'q') || '_rest' AS rest \gset
+SELECT pljobs._cursor_of('0 ' || :'q') AS cursor, pljobs._cursor_of(:'q') || '_rest' AS rest \gset
 SELECT pljobs.throttle_queue(:'q', rate => 1, period => '1 h', each_key => true) \g /dev/null
 SELECT count(*) FROM pljobs.defer_jobs_v3((SELECT jsonb_agg(jsonb_build_object('task', 't', 'queue', :'q', 'fairness_key', 'k' || lpad((g % 3000)::text, 5, '0'))) FROM generate_series(1, 6000) AS g)) \g /dev/null
 SELECT is(cardinality(started(:w, ARRAY[:'q'], 5000)), 3000, 'each key starts one');
@@ -388,7 +391,7 @@ SELECT set_config(:'rest', '', false) \g /dev/null
 -- Keys whose jobs are of other tasks.
 SELECT a_name('queue') AS q \gset
 SELECT count(*) FROM pljobs.defer_jobs_v3((SELECT jsonb_agg(jsonb_build_object('task', 'a', 'queue', :'q', 'fairness_key', 'k' || lpad(g::text, 5, '0'))) FROM generate_series(1, 400) AS g)) \g /dev/null
-SELECT pljobs.defer_job('b', queue => :'q', fairness_key => 'k00300z') AS job_id, set_config(pljobs._cursor_of(:'q'), 'k00300zz', false) \gset
+SELECT pljobs.defer_job('b', queue => :'q', fairness_key => 'k00300z') AS job_id, set_config(pljobs._cursor_of('0 ' || :'q'), 'k00300zz', false) \gset
 SELECT is(started(:w, ARRAY[:'q'], 1, '{b}'), ARRAY[:job_id]::bigint[], 'keys of other tasks hide none');
 
 -- Where an index is not made yet, a fetch scans nothing, and nothing can be made that would need it.
