@@ -296,7 +296,7 @@ BEGIN
     ('function', 'enforce_limits()', '265b5cea8c97a68c87d12e38528e78bd71ec4edc53e41e963558638b7d4f7141'),
     ('function', 'enforce_limits_v1(max_jobs integer)', '0d055669d5df5e73a4305d99e5cae702e5352230dc0d4e0de8528c6afaef3ce6'),
     ('function', 'enter_sql_v1(run_id bigint, client_pid integer)', 'f9526d3997d6bd3572e800923835259fa03bd24ae021b569ee8f73b903512037'),
-    ('function', 'fetch_jobs_v1(worker_id bigint, max_jobs integer, queues text[], tasks text[])', '91c7d979ceb4e3fdcb1a0576c6f0dcd8a862982e09b5f14438a146d20ea09fa2'),
+    ('function', 'fetch_jobs_v1(worker_id bigint, max_jobs integer, queues text[], tasks text[])', '0f22d34a7699ca0e0d10989a8585d2bbbb9b6f7c9bf1fdd3b0353cea4acdcc7a'),
     ('function', 'finish_job_v1(job_id bigint, run_id bigint, result jsonb, message text)', '1622e2c4d47972a1f4890dc67ee68934f78db774416db20ee521acbcd218f27c'),
     ('function', 'finish_jobs_v1(runs jsonb, wait boolean)', '2e4a24c50a7f53f86400de7183b7706111aa21c175f71fa84047a438b3fbd578'),
     ('function', 'get_contract_v1(OUT release text, OUT oldest integer, OUT newest integer)', 'b397a4a071a2e31ffab101a44fbec25e0dbbe4e138da068f7b21d1f896e48858'),
