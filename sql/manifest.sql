@@ -257,7 +257,7 @@ BEGIN
     ('function', '_refuse_old_workers(contract integer)', '635bc023695911095a5519d4287a85b7c9b6cd228b31cab7edefb835cc8ce3e3'),
     ('function', '_refuse_queueing_locks(jobs jsonb, added bigint[])', 'a13d3d424667f5f43f4dc82f32039c92d1c18f38cc5061028e598ad339a4c30f'),
     ('function', '_refuse_queues(verb text, queues text[], what text)', 'b13fd588f5f4ea936f8c97d0653f0d023c06383fe62939f478448a70011b90c8'),
-    ('function', '_release_job(job_id bigint, crashed boolean, max_crashes integer)', '67e0375390bb87d2eea83d69ea62b716c081829dd211559b2ed95ebc3e667a97'),
+    ('function', '_release_job(job_id bigint, crashed boolean, max_crashes integer)', 'e576c8dbefb45b9992eb99c0ae67d549ad61fdb2553934a9fe003d8cb90910fd'),
     ('function', '_replace_form(was text, becomes text)', '17bfad7dfa680aa115a09a02116ca63831d4c8e589f9899d7bd49c7224df95ea'),
     ('function', '_reports(reports jsonb)', '29f92a819a8af84715bf153a3c94ce0bca7ea3746c2d96c6a4489d80c6bda8d0'),
     ('function', '_requeue_job(job_id bigint, kind text, message text, error text, charged boolean, crashes integer, scheduled_at timestamp with time zone, queue text, priority integer, lock text, ended_run_id bigint)', '274df0ff7e4ebb5f8dfeaa3d27623e8696a99be71e57553722324c4d3409da73'),
