@@ -1,11 +1,8 @@
+-- The helpers' plans are made under the settings of their caller.
+
 CREATE OR REPLACE FUNCTION pljobs._waiting_keys(queue text, most integer) RETURNS TABLE (key text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET jit = off
-SET enable_sort = off
-SET enable_bitmapscan = off
 AS $$
 -- The keys of a queue that have jobs which run once their limits let them: '' of those without a key, up to
 -- `most` in the order of their turns, and those of up to `most` jobs that are parked. A key may come twice.
@@ -43,11 +40,6 @@ COMMENT ON FUNCTION pljobs._waiting_keys(text, integer) IS 'Keys of a queue that
 CREATE OR REPLACE FUNCTION pljobs._waits_for(scope text, name text, queues text[]) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET jit = off
-SET enable_sort = off
-SET enable_bitmapscan = off
 AS $$
 -- Whether jobs wait that the throttle of this queue or task holds back: of a task those are parked, in
 -- `queues` (null: all).
