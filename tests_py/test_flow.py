@@ -119,6 +119,17 @@ async def test_a_rate_lets_so_many_start(app: App, crowd: Crowd, conn: psycopg.C
             await _all_done(conn, 6)
 
 
+async def test_a_rate_is_reached_between_polls(app: App, crowd: Crowd, conn: psycopg.Connection) -> None:
+    async with app.open_async():
+        await app.job_manager.throttle_queue_async("default", rate=20, period=1, burst=1)
+        await app.configure_task("work").batch_defer_async(*({"key": "all"} for _ in range(30)))
+        # Its next poll is ten minutes away; one a quarter of a second would take more than seven.
+        async with running(app, concurrency=50, **NOTIFIED):
+            began = asyncio.get_running_loop().time()
+            await _all_done(conn, 30)
+    assert asyncio.get_running_loop().time() - began < 5
+
+
 def test_the_manager_sets_and_lists_throttles(app: App) -> None:
     with app.open():
         manager = app.job_manager

@@ -114,6 +114,15 @@ BEGIN
     PERFORM pljobs.throttle_queue(v_queue || ' of turns', max_running => 20, rate => 100, period => '1 min'), pljobs.throttle_queue(v_queue || ' of turns', max_running => 2, each_key => true);
     RETURN QUERY SELECT walks(format('SELECT pljobs.fetch_jobs_v1(%s, 3, ARRAY[%L])', v_worker, v_queue || ' of turns'), what || ': so does one within throttles');
     RETURN QUERY SELECT walks(format('SELECT pljobs.finish_jobs_v1(jsonb_build_array(jsonb_build_object(''job_id'', j.id, ''run_id'', j.run_id, ''outcome'', ''unstarted'')), wait => false) FROM (SELECT d.id, d.run_id FROM pljobs.job AS d WHERE d.worker_id = %s AND d.status = ''doing'' AND d.throttled OFFSET 0) AS j', v_worker), what || ': what was fetched so goes back to its place');
+    -- Rates that thousands of keys have used, and one of each kind that is waited for.
+    PERFORM pljobs.throttle_queue(v_queue || ' of turns', rate => 1, period => '1 h', each_key => true), pljobs.throttle_queue(v_queue, rate => 1, period => '1 h'), pljobs.throttle_task('a task', rate => 1, period => '1 h');
+    INSERT INTO pljobs.bucket (scope, name, key, set_at, full_at)
+    SELECT t.scope, t.name, CASE t.scope WHEN 'key' THEN 'key ' || n ELSE '' END, t.set_at, clock_timestamp() + interval '30 min'
+      FROM pljobs.throttle AS t CROSS JOIN LATERAL generate_series(1, CASE t.scope WHEN 'key' THEN 6000 ELSE 1 END) AS n
+     WHERE t.name = v_queue || ' of turns' AND t.scope = 'key' OR t.name IN (v_queue, 'a task');
+    RETURN QUERY SELECT walks(format('SELECT pljobs.next_fetch_v1(%s)', v_worker), what || ': who asks what comes next walks no further than it must');
+    PERFORM pljobs.throttle_queue(v_queue || ' of turns', each_key => true), pljobs.throttle_queue(v_queue), pljobs.throttle_task('a task');
+    DELETE FROM pljobs.bucket WHERE key LIKE 'key %';   -- Else a prune of the history reads them, as it does.
     RETURN QUERY SELECT walks('SELECT pljobs.rescue_jobs_v1()', what || ': a rescue reads running jobs');
     PERFORM pljobs.defer_job('a task', queue => v_queue, scheduled_at => '9999-01-01 00:00+00') FROM generate_series(1, 10);
     UPDATE pljobs.job AS j SET scheduled_at = now() - interval '1 s' WHERE j.scheduled_at > now() AND j.queue = v_queue;

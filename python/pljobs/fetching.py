@@ -183,7 +183,7 @@ class Fetcher:
             raise
         self._learn(sent_at, full=len(jobs) >= wanted)
         if jobs:
-            self._looked_at_all = False
+            self._looked_at_all, self._in_vain = False, SHORTEST_SLEEP  # it was not in vain
             self._pace.found()
             self._take(jobs)
         elif not worker.wait and not worker.is_busy:

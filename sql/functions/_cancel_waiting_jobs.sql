@@ -82,7 +82,7 @@ SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$
 -- todo, and its start_by is past -> cancelled, request 'expired'.  Returns the jobs. Skips rows that somebody
--- holds; takes no lane (what that leaves asleep, wake_lanes_v1 wakes). Notifies workers of woken lanes.
+-- holds; takes no lane (what that leaves asleep, wake_lanes_v1 wakes). Notifies workers of the lanes' next.
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_ids bigint[];

@@ -8,9 +8,9 @@ AS $$
 -- asked to abort -> aborted or gone, request 'worker_lost'; by its timeout alone: as if not asked;
 -- not crashed (the worker never received it) -> todo, attempt not charged;
 -- crashed below the cap -> todo;  at the cap -> failed.
--- Returns todo, failed, aborted or deleted. The caller has locked the
--- job's row in an earlier statement (this one must see a request that committed while the caller waited for
--- the lock), and wakes its lane.
+-- Returns todo, failed, aborted or deleted. Notifies workers of the room that it leaves, if it was throttled.
+-- The caller has locked the job's row in an earlier statement (this one must see a request that committed
+-- while the caller waited for the lock), and wakes its lane.
 DECLARE
     v_job record;
 BEGIN
@@ -27,10 +27,12 @@ BEGIN
             format('worker %s was lost while the job was asked to abort', v_job.worker_id));
     END IF;
     IF NOT _release_job.crashed THEN
+        PERFORM pljobs._notify_room_of(_release_job.job_id);
         PERFORM pljobs._requeue_job(_release_job.job_id, 'given_back', 'the worker never received it', NULL,
                                     charged => false, crashes => v_job.crashes);
         RETURN 'todo';
     ELSIF v_job.crashes + 1 < _release_job.max_crashes THEN
+        PERFORM pljobs._notify_room_of(_release_job.job_id);
         PERFORM pljobs._requeue_job(_release_job.job_id, 'rescued',
                                     format('worker %s was lost', v_job.worker_id), NULL,
                                     crashes => v_job.crashes + 1);

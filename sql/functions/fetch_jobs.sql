@@ -133,6 +133,8 @@ DECLARE
     v_refused bigint[];                           -- what can't start now, and would be in the way of others
     v_tainted_at timestamptz;
     v_due bigint[];                               -- what it has made ready
+    v_more bigint[];
+    v_step integer;
 BEGIN
     IF coalesce(fetch_jobs_v1.max_jobs, 0) < 1 THEN
         RAISE EXCEPTION 'max_jobs must be at least 1' USING ERRCODE = 'PJ004';
@@ -151,7 +153,15 @@ BEGIN
         SELECT FROM pljobs.job AS j
          WHERE j.status = 'todo' AND j.waiting_for = 'schedule' AND j.scheduled_at <= v_now
     ) THEN
-        v_due := pljobs._promote_due_jobs(greatest(2 * v_want, 100));
+        -- All that are due, for one queue's many must not keep another's few waiting; but not for long: the
+        -- next fetch goes on. In few steps, for each walks past what those before it have made ready.
+        v_step := greatest(2 * v_want, 100);
+        LOOP
+            v_more := pljobs._promote_due_jobs(v_step);
+            v_due := v_due || v_more;
+            EXIT WHEN cardinality(v_more) < v_step OR clock_timestamp() > v_now + interval '50 ms';
+            v_step := least(10 * v_step, 10000);
+        END LOOP;
     END IF;
     IF EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.start_by <= v_now) THEN
         PERFORM pljobs._expire_jobs(1000);

@@ -13,7 +13,7 @@ AS $$
 -- transaction must not commit, for somebody else runs the job, or nobody should. A result of more than 1 MiB
 -- is left out. Locks the job, and its request, until the transaction ends: commit at once, for whoever wants
 -- to cancel the job waits for that. Takes no lane: the next of its lane is woken at the commit, or, after a
--- rare race, within some ten seconds. Notifies workers of a woken lane, and of the room it leaves if it was
+-- rare race, within some ten seconds. Notifies workers of that next, and of the room it leaves if it was
 -- throttled.
 DECLARE
     v_own bigint[] := pljobs._own_workers();

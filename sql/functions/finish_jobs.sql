@@ -34,7 +34,7 @@ AS $$
 -- 16,384 characters, a result of more than 1 MiB is left out: what a task produced never keeps it from
 -- ending. Raises PJ004 for an unknown outcome or a retry's queue or lock not of 1 to 255 characters. Locks
 -- the jobs by ascending id, then their requests, then their lanes, then the throttles of what is unstarted,
--- for which it waits for a second at most. Notifies workers of retries, of woken lanes, and of the queues
+-- for which it waits for a second at most. Notifies workers of retries, of lanes' next, and of the queues
 -- that have room again: throttled ones, and those where jobs of an ended one's task are at its limit.
 DECLARE
     v_now timestamptz := clock_timestamp();

@@ -20,7 +20,8 @@ BEGIN
         RAISE EXCEPTION 'a rate needs its period, and the other way round' USING ERRCODE = 'PJ004',
             HINT = 'For example: rate => 100, period => ''1 min''.';
     ELSIF _set_throttle.rate > 1000000
-       OR _set_throttle.period NOT BETWEEN interval '1 s' AND c_longest
+       -- Not compared as intervals: '-1 year 360 days 1 s' would be a second.
+       OR extract(epoch FROM _set_throttle.period) NOT BETWEEN 1 AND extract(epoch FROM c_longest)
        OR _set_throttle.burst > 1000000
        OR extract(epoch FROM _set_throttle.period) * _set_throttle.burst / _set_throttle.rate
           > extract(epoch FROM c_longest) THEN

@@ -69,8 +69,9 @@ AS $$
 -- else commit: all names are qualified.
 DECLARE
     v_until pg_catalog.timestamptz := pg_catalog.clock_timestamp()
-                                      OPERATOR(pg_catalog.+) GREATEST(LEAST(
-                                          wait_for_job.timeout, '10 years'), '0');
+                                      OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => GREATEST(LEAST(
+                                          pg_catalog.extract('epoch', wait_for_job.timeout), 315576000.0),
+                                          0.0)::pg_catalog.float8);
     v_pause numeric := 0.01;
     v_left numeric;
 BEGIN

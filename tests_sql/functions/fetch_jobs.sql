@@ -51,6 +51,13 @@ SELECT a_todo_job(queue => :'q', scheduled_at => clock_timestamp() + interval '1
 SELECT is(fetch_ids(:'q', 10), ARRAY[:now]::bigint[], 'a job that is not due is not fetched');
 UPDATE pljobs.job SET scheduled_at = clock_timestamp() - interval '1 s' WHERE id = :later;
 SELECT is(fetch_ids(:'q', 10), ARRAY[:later]::bigint[], 'a scheduled job is fetched once it is due');
+SELECT a_name('queue') AS q1, a_name('queue') AS q2, a_worker() AS w, clock_timestamp() + interval '1 h' AS soon \gset
+SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 't', 'queue', :'q1', 'scheduled_at', :'soon')) FROM generate_series(1, 3000))) \g /dev/null
+SELECT a_todo_job(queue => :'q2', scheduled_at => :'soon', priority => 9) AS few \gset
+UPDATE pljobs.job SET scheduled_at = clock_timestamp() - CASE WHEN id = :few THEN interval '1 s' ELSE interval '2 s' END WHERE waiting_for = 'schedule' AND queue IN (:'q1', :'q2');
+SELECT results_eq(format('SELECT f.job_id FROM generate_series(1, 20) AS n CROSS JOIN LATERAL pljobs.fetch_jobs_v1(%s, 1 + 0 * n, ARRAY[%L]) AS f', :w, :'q2'), ARRAY[:few]::bigint[],
+                  'the many of one queue that are due do not keep the few of another waiting');
+DELETE FROM pljobs.job WHERE queue = :'q1';
 
 -- Queues and tasks.
 SELECT a_name('queue') AS q1, a_name('queue') AS q2, a_name('queue') AS q3, a_worker() AS w \gset

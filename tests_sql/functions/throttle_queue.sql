@@ -20,7 +20,7 @@ SELECT is_empty(format('SELECT FROM pljobs.throttles WHERE name = %L', :'q'), 'a
 
 SELECT throws_ok(format('SELECT pljobs.throttle_queue(%s)', a), 'PJ004', NULL, 'refused: ' || a) FROM unnest(ARRAY[
     'NULL, 1', $$'', 1$$, $$repeat('q', 256), 1$$, $$'q', 0$$, $$'q', -1$$, $$'q', rate => 0, period => '1 s'$$, $$'q', rate => 1$$, $$'q', period => '1 s'$$, $$'q', 1, burst => 1$$,
-    $$'q', rate => 1, period => '1 s', burst => 0$$, $$'q', rate => 1000001, period => '1 s'$$, $$'q', rate => 1, period => '0.9 s'$$, $$'q', rate => 1, period => '11 years'$$, $$'q', rate => 1, period => '-1 s'$$,
+    $$'q', rate => 1, period => '1 s', burst => 0$$, $$'q', rate => 1000001, period => '1 s'$$, $$'q', rate => 1, period => '0.9 s'$$, $$'q', rate => 1, period => '11 years'$$, $$'q', rate => 1, period => '-1 s'$$, $$'q', rate => 1, period => '-1 year 360 days 1 s'$$,
     $$'q', rate => 1000000, period => '1 s', burst => 1000001$$, $$'q', rate => 1, period => '6 years', burst => 2$$]) AS a;
 SELECT is(pljobs.throttle_queue(rpad(a_name('''; -- %' || chr(8238)), 255, chr(128512)), 2147483647, 1000000, '1 s', 1000000), 'throttled', 'names are only text, of at most 255 characters; limits may be large');
 SELECT ok(cardinality(ARRAY(SELECT f.job_id FROM pljobs.fetch_jobs_v1(a_worker(), 1) AS f)) >= 0, 'and a fetch bears that');

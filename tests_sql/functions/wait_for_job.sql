@@ -22,6 +22,12 @@ SELECT finish_run(:job_id, :run_id, 'aborted'), pljobs.retry_job(:job_id) \g /de
 SELECT results_eq(format('SELECT resolution FROM pljobs.get_resolutions_v1(ARRAY[%s]::bigint[])', :request_id), $$VALUES ('aborted')$$, 'or what became of it, though its job waits again');
 SELECT is_empty('SELECT FROM pljobs.get_resolutions_v1(NULL)', 'nothing asked, nothing answered');
 
+-- However long, it is a time.
+CALL pljobs.wait_for_job(-1, '5000000 years -1800000000 days') \gset
+SELECT is(:'status'::text, 'not_found', 'a wait of any length is cut to ten years');
+CALL pljobs.wait_for_job(:job_id, '-5000000 years 1800000000 days') \gset
+SELECT is(:'status'::text, 'todo', 'or is none');
+
 -- Whose jobs and requests they are.
 SELECT a_login('pljobs_producer') AS ann, a_login('pljobs_producer') AS bob, a_login('pljobs_canceller') AS guard, a_login('pljobs_operator') AS ops \gset
 SELECT a_login('pljobs_reader') AS eve \gset
