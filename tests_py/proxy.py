@@ -48,6 +48,8 @@ class Proxy:
         self.cut_down_after: int | None = None
         # Seconds, from and to, for which each piece is held back; their order stays.
         self.delay: tuple[float, float] | None = None
+        # Bytes a second that pass on each connection, each way: a line that is slow.
+        self.rate: float | None = None
         # Drops NotificationResponse messages, and nothing else.
         self.drop_notifications = False
         self.swallowed = self.cuts = self.dropped = self.lost = 0
@@ -82,6 +84,7 @@ class Proxy:
         """Let everything pass on new connections; what was swallowed stays lost."""
         self.swallow_up = self.swallow_down = self.drop_notifications = False
         self.swallow_reply_to = self.cut_up_after = self.cut_down_after = self.delay = None
+        self.rate = None
 
     def _run(self) -> None:
         with contextlib.closing(self._loop):
@@ -175,6 +178,8 @@ class Proxy:
                 wait = self._random.uniform(*self.delay) if self.delay is not None else 0.0
                 due = max(due, self._loop.time() + wait)
                 queue.put_nowait((due, data))
+                if self.rate is not None:
+                    await asyncio.sleep(len(data) / self.rate)  # nor is more read meanwhile
         queue.put_nowait((due, b""))
 
     async def _send(

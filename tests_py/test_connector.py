@@ -26,7 +26,7 @@ from pljobs.exceptions import (
     SchemaMissing,
 )
 from pljobs.jobs import Job
-from waiting import DEADLINE, wait_until_async
+from waiting import DEADLINE, wait_until, wait_until_async
 
 
 def backend(connector: PsycopgConnector) -> int:
@@ -287,6 +287,53 @@ def test_an_app_left_open_in_a_dead_event_loop_opens_again(db_url: str) -> None:
 
     asyncio.run(leave_open())
     assert asyncio.run(again()) == 1
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_app_left_open_in_a_dead_event_loop_can_be_closed(db_url: str) -> None:
+    app = App(db_url)
+
+    async def leave_open() -> None:
+        await app.open_async()
+
+    asyncio.run(leave_open())
+    asyncio.run(app.close_async())
+    assert not app.connector.is_open
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_of_two_workers_in_threads_either_may_be_the_last_to_end(db_url: str) -> None:
+    app = App(db_url)
+    first, second = threading.Event(), threading.Event()
+
+    @app.task
+    def long(place: int) -> None:
+        (first, second)[place].wait(DEADLINE)
+
+    ends: list[BaseException | None] = []
+
+    def work(queue: str) -> None:
+        try:
+            app.run_worker(wait=False, queues=[queue], install_signal_handlers=False)
+            ends.append(None)
+        except BaseException as error:
+            ends.append(error)
+
+    with app.open():
+        for place in (0, 1):
+            long.configure(queue=f"q{place}").defer(place=place)
+    threads = [threading.Thread(target=work, args=[f"q{place}"]) for place in (0, 1)]
+    threads[0].start()
+    wait_until(lambda: app.connector.is_open_async)  # by the first, which is the first to end
+    threads[1].start()
+    wait_until(lambda: app._workers == 2)
+    for go, thread in zip((first, second), threads, strict=True):
+        go.set()
+        thread.join(DEADLINE)
+    assert ends == [None, None]
+    assert not app.connector.is_open
 
 
 async def test_closing_starts_no_thread_where_there_is_nothing_to_close_in_one(

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -76,6 +77,9 @@ def test_no_hour_is_skipped_or_repeated_wherever_the_machine_is(zone: str) -> No
     for periodic in an_app().periodic_registry:
         ticks = list(periodic.ticks(since=START - QUARTER, until=END - QUARTER))
         assert ticks == PLANNED[periodic.cron], periodic.cron
+        for tick, later in pairwise(ticks):  # what a worker finds that starts in between, or just then
+            for now in (tick, tick + timedelta(milliseconds=1), later - timedelta(microseconds=1)):
+                assert periodic.last_tick(now) == tick, (periodic.cron, now)
 
 
 def test_a_task_that_wants_a_local_time_has_it_once_a_day_wherever_that_is(zone: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import signal
@@ -22,10 +23,12 @@ from isolated_runs import Runs, ask, children, is_gone, runs, said, until_gone
 from pljobs import App, PsycopgConnector
 from pljobs.answers import Verdict
 from pljobs.embedded import environment
+from pljobs.frames import MAX_FRAME
 from pljobs.isolation import Processes
 from pljobs.jobs import AbortReason
+from pljobs.run import LAST_WORDS
 from waiting import wait_until_async
-from workers import DEADLINE, HASTY, HERE, NOTIFIED, job, request, running, until
+from workers import DEADLINE, HASTY, HERE, LASTING, NOTIFIED, job, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -155,6 +158,31 @@ async def test_a_task_may_use_multiprocessing(alone: Runs, tmp_path: Path, metho
     run = alone.start(tasks.uses_processes, method=method, started=str(tmp_path / "started"))
     end = await alone.end(run)
     assert (end.result, end.message) == ([1, 4, 9], None)
+
+
+async def test_what_is_too_large_for_a_process_fails_its_job_and_is_named(isolated: App, aconn: Conn) -> None:
+    job_id = await tasks.noop.defer_async()
+    more = {"key": "small", "model": bytes(MAX_FRAME)}
+    async with running(isolated, **NOTIFIED, additional_context=more):
+        found = await until(aconn, job_id)
+    assert found["status"] == "failed"
+    assert "additional_context['model'] is 64.0 MiB" in found["message"]
+
+
+class MakesALogger:
+    """Make another logger, as a thread may at any moment, when somebody looks what this is."""
+
+    def __getattribute__(self, name: str) -> object:
+        logging.getLogger(f"one more than {len(logging.root.manager.loggerDict)}")
+        return super().__getattribute__(name)
+
+
+async def test_a_job_starts_while_threads_make_loggers(alone: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    loggers = {"odd": MakesALogger(), **logging.root.manager.loggerDict}
+    with monkeypatch.context() as patched:
+        patched.setattr(logging.root.manager, "loggerDict", loggers)
+        run = alone.start(tasks.noop)
+    assert (await alone.end(run)).outcome == "succeeded"
 
 
 # Stopping it
@@ -539,6 +567,21 @@ async def test_the_whole_ladder_from_sql_to_the_end(isolated: App, aconn: Conn, 
         found = await until(aconn, job_id)
     assert (found["status"], (await request(aconn, job_id))["resolution"]) == ("aborted", "killed")
     assert all(is_gone(pid) for pid in pids)
+
+
+async def test_a_job_that_can_be_killed_is_while_another_blocks_the_event_loop(
+    isolated: App, aconn: Conn, tmp_path: Path
+) -> None:
+    job_id = await tasks.resists.defer_async(started=str(tmp_path / "started"))
+    async with running(isolated, **LASTING):
+        await said(tmp_path / "started")
+        await aconn.execute(
+            "SELECT pljobs.cancel_job(%s, abort => true, grace => '0', term_grace => '0.3 s')", [job_id]
+        )
+        time.sleep(2.5 * LAST_WORDS)  # noqa: ASYNC251 - it is what is tested
+        assert (await until(aconn, job_id))["status"] == "aborted"
+        assert (await request(aconn, job_id))["resolution"] == "killed"
+        assert (await until(aconn, await tasks.noop.defer_async()))["status"] == "succeeded"
 
 
 @pytest.mark.parametrize("bracket", [True, False])

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pljobs import App, Blueprint, db
+from pljobs import App, Blueprint, db, periodic
 from pljobs.exceptions import InvalidArgument, MissingExtra, TaskAlreadyRegistered
 from pljobs.periodic import due_ticks, next_tick
 
@@ -59,6 +59,25 @@ def test_a_worker_that_starts_defers_only_the_latest_tick_and_none_that_is_too_o
     assert due(app, now=at(minute=5)) == [at(minute=5)]
     assert due(app, now=at(hour=11, minute=9)) == [at(hour=11), at(hour=11, minute=9)]
     assert due(app, now=at(hour=11, minute=9), max_delay=timedelta(minutes=8)) == [at(hour=11, minute=9)]
+
+
+def test_the_latest_tick_is_found_without_going_through_all_that_could_be(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = periodic._croniter, list[str]()
+
+    def counted(cron: str, start: float) -> Any:
+        made.append(cron)
+        return make(cron, start)
+
+    every(app, "* * * * * *")
+    every(app, "30 2 * * *")
+    monkeypatch.setattr(periodic, "_croniter", counted)
+    now = at(second=5) + timedelta(milliseconds=300)
+    assert due(app, now=now, max_delay=timedelta(days=1)) == [at(hour=2, minute=30), at(second=5)]
+    assert len(made) == 2
+    assert len(due(app, since=now - timedelta(hours=1), now=now, max_delay=timedelta(days=1))) == 3600
+    assert len(made) == 4
 
 
 def test_ticks_older_than_max_delay_are_dropped(app: App) -> None:

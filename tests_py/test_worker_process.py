@@ -187,6 +187,18 @@ def test_a_job_that_kills_its_process_fails_after_three_and_the_others_end(
     )
 
 
+def test_what_a_thread_forks_is_ended_by_sigterm_and_the_worker_still_hears_it(
+    db_url: str, conn: Conn, tmp_path: Path
+) -> None:
+    job_id = defer(conn, "ends_what_it_forks")
+    with process(db_url, tmp_path, **LASTING) as worker:
+        until_status(conn, job_id, "succeeded")
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+    (codes,) = conn.execute("SELECT result FROM pljobs.jobs WHERE id = %s", [job_id]).fetchone() or ([],)
+    assert set(codes) == {-signal.SIGTERM}
+
+
 def test_a_poisonous_job_can_be_cancelled(db_url: str, conn: Conn, tmp_path: Path) -> None:
     poison = defer(conn, "kills_itself")
     with process(db_url, tmp_path, **LASTING) as worker:

@@ -454,6 +454,60 @@ async def test_a_lost_reply_neither_loses_nor_doubles_the_job(
     assert oracle.check(conn) == {"succeeded": 2}
 
 
+# What takes longer than a call may, all at once; and more of it than the system holds for a connection.
+SLOW, LARGE = 2_500_000, 1_000_000
+
+
+@contextlib.contextmanager
+def slow(line: Proxy) -> Iterator[None]:
+    line.rate = SLOW
+    try:
+        yield
+    finally:
+        line.heal()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_ends_that_are_too_much_for_a_slow_line_go_over_it_in_parts(
+    app: App, aconn: Conn, proxied: Proxy
+) -> None:
+    go = asyncio.Event()
+    through = App(proxied.url(aconn.info.dbname))
+
+    @through.task(name="long")
+    async def long() -> str:
+        await go.wait()
+        return "x" * LARGE
+
+    ids = await app.configure_task("long").batch_defer_async(*({} for _ in range(20)))
+    async with through.open_async(), running(through, **LASTING, concurrency=len(ids)):
+        for each in ids:
+            await until(aconn, each, "doing")
+        with slow(proxied):
+            go.set()
+            for each in ids:
+                await until(aconn, each, "succeeded")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_fetch_that_is_too_much_for_a_slow_line_asks_for_less(
+    app: App, aconn: Conn, proxied: Proxy
+) -> None:
+    through = App(proxied.url(aconn.info.dbname))
+
+    @through.task(name="long")
+    async def long(text: str) -> None: ...
+
+    async def is_any_done() -> object:
+        return await row(aconn, "SELECT id FROM pljobs.jobs WHERE status = 'succeeded' LIMIT 1")
+
+    # What was lost on the line does not come back meanwhile: that takes a lease.
+    async with through.open_async(), running(through, **LASTING, concurrency=20):
+        with slow(proxied):
+            await app.configure_task("long").batch_defer_async(*({"text": "x" * LARGE} for _ in range(100)))
+            await wait_until_async(is_any_done, DEADLINE)
+
+
 async def test_settings_of_the_database_change_nothing(
     server: Server, app: App, aconn: Conn, db_url: str
 ) -> None:

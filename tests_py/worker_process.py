@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import resource
 import signal
@@ -119,6 +120,25 @@ async def is_killed(context: JobContext) -> None:
     """Have the process killed, as a system out of memory does."""
     note(context, "start")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="ends_what_it_forks")
+def ends_what_it_forks() -> list[int | None]:
+    """Fork as multiprocessing does, and end each process at once, as it does."""
+    forked = []
+    for number in range(50):
+        each = multiprocessing.get_context("fork").Process(target=time.sleep, args=[600])
+        each.start()
+        time.sleep(number / 10_000)  # it may be anywhere on its way
+        each.terminate()
+        forked.append(each)
+    end = time.monotonic() + 30
+    for each in forked:
+        each.join(max(0.0, end - time.monotonic()))
+        if each.is_alive():
+            each.kill()
+            each.join()
+    return [each.exitcode for each in forked]
 
 
 @app.task(name="memory_bomb", pass_context=True)

@@ -139,6 +139,8 @@ class PsycopgConnector:
         if loop is not None and loop is not asyncio.get_running_loop() and not loop.is_closed():
             return  # a worker's perhaps: what was opened here found it open
         pool, self._loop = self._async.forget(), None
+        if loop is not None and loop.is_closed():
+            pool = None  # nobody can close it properly any more
         try:
             with pools.no_cancel_lost():
                 if pool is not None:

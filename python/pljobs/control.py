@@ -27,7 +27,7 @@ from pljobs.lag import LoopLag
 from pljobs.link import KEEPALIVES, cut
 from pljobs.listener import Listener
 from pljobs.pace import PAUSE
-from pljobs.run import KILL, LAST_WORDS, SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
+from pljobs.run import KILL, SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
 from pljobs.verdicts import ended_themselves
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ class Control:
         run = self._runs.get(verdict.run_id)
         if verdict.level < KILL or run is None or run.ended or not run.begun:
             return
-        if min(self._lag.blocked_for(), run.context.abort_flag.raised_for()) > LAST_WORDS:
+        if min(self._lag.blocked_for(), run.context.abort_flag.raised_for()) > run.standstill:
             self._timed(conn, calls.finish_jobs([run.abandoned()], wait=False))
             self._in_loop(run.abandon)  # first of all, when the loop is free again
 

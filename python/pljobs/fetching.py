@@ -67,6 +67,8 @@ class Fetcher:
         # Whether to look now; whether the last fetch left something; when to look if nothing else comes.
         self._due, self._more, self._poll_at = True, False, 0.0
         self._ahead, self._ended, self._answered_at = 0, 0, 0.0
+        # How many to ask for at once: fewer where the last fetch failed, on a line that is too slow perhaps.
+        self._ask_for = FETCH_AT_MOST
         # Whether to ask when there may be something, and from when on; how long to sleep if that is now.
         self._to_ask, self._asked_at, self._ask_at, self._in_vain = False, 0.0, 0.0, SHORTEST_SLEEP
         self._patience: asyncio.TimerHandle | None = None
@@ -154,7 +156,7 @@ class Fetcher:
         ahead = self._ahead if self._more else 0
         if free <= 0 and free + ahead <= ahead // 2:
             return 0  # enough is at hand: rather some more at once, soon
-        return min(free + ahead, FETCH_AT_MOST)
+        return min(free + ahead, self._ask_for)
 
     def _free(self) -> int:
         """Return how many slots are free, less what waits for one."""
@@ -179,8 +181,9 @@ class Fetcher:
         try:
             jobs = await in_time(self._link.execute(call), worker.stalled_timeout)
         except BaseException:
-            self._due = True
+            self._due, self._ask_for = True, max(1, wanted // 2)
             raise
+        self._ask_for = min(FETCH_AT_MOST, 2 * self._ask_for)
         self._learn(sent_at, full=len(jobs) >= wanted)
         if jobs:
             self._looked_at_all, self._in_vain = False, SHORTEST_SLEEP  # it was not in vain

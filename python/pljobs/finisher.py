@@ -50,6 +50,7 @@ class Finisher:
         self._queue: deque[_Pending] = deque()
         self._unanswered = 0
         self._late = 0
+        self._most = BATCH
         self._wake = asyncio.Event()
         self._closing = False
         self._give_up_at: float | None = None
@@ -80,7 +81,7 @@ class Finisher:
 
     def _next(self) -> list[_Pending]:
         batch = [self._queue.popleft()]
-        while len(batch) < BATCH and self._queue and not (batch[0].is_alone or self._queue[0].is_alone):
+        while len(batch) < self._most and self._queue and not (batch[0].is_alone or self._queue[0].is_alone):
             batch.append(self._queue.popleft())
         return batch
 
@@ -93,6 +94,8 @@ class Finisher:
             call = calls.finish_jobs([p.end for p in batch], wait=False, dumps=self._dumps)
             answers = await self._link.execute(call)
         except DatabaseUnavailable:
+            # On a slow line perhaps, which so many can't pass in the time that they have.
+            self._most = max(1, len(batch) // 2)
             self._again(batch)
         except Exception as error:  # noqa: BLE001 - an own json_dumps may raise anything
             if len(batch) > 1:  # find the one that it is about; the others must not suffer
@@ -105,6 +108,7 @@ class Finisher:
             self._queue.extendleft(reversed(batch))
             raise
         else:
+            self._most = min(BATCH, 2 * self._most)
             status = {(answer.job_id, answer.run_id): answer.status for answer in answers}
             for pending in batch:
                 written = status.get((pending.end.job_id, pending.end.run_id))

@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 import traceback
-import types
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import NoReturn
@@ -29,10 +28,13 @@ from pljobs.exceptions import JobAborted, LoadFromPathError
 from pljobs.frames import OwnLine
 from pljobs.job_context import JobContext, Latest, Progress, current
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
+from pljobs.signals import Shared
 from pljobs.tasks import AnyTask, Task
 
 PROGRESS_EVERY = 0.1
 PLAIN = str | int | float | bool | None
+
+_terms = Shared(signal.SIGTERM)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,8 @@ def main(sock: socket.socket, terminated: mmap.mmap) -> NoReturn:
     line = OwnLine(sock)
     body = _Body(terminated)
     try:
-        report = body.run(line)
+        with _terms.heard_by(body.on_term):
+            report = body.run(line)
     except BaseException as error:  # noqa: BLE001 - what can't be run is reported, too
         report = {"outcome": "failed", "message": message(error), "error": traceback.format_exc()}
     if os.getpid() == pid:  # else the task has forked, and this is not the job's process
@@ -94,8 +97,6 @@ class _Body:
         self._flag = AbortFlag()
         self._runs = False
         self._thrown = False
-        signal.signal(signal.SIGTERM, self._on_term)
-        os.register_at_fork(after_in_child=self._forked)
 
     def run(self, line: OwnLine) -> dict[str, object]:
         """Return what to report."""
@@ -146,16 +147,12 @@ class _Body:
             self._runs = False
             return Ended(exception=error)
 
-    def _on_term(self, _number: int, _frame: types.FrameType | None) -> None:
+    def on_term(self, _number: signal.Signals) -> None:
+        """Stop the task, if that is what the worker wants."""
         # One that isn't the worker's is the service manager's, which signals all processes of a service at
         # once: whether and when the job stops is the worker's to say.
         if self._terminated[0] and self._runs:
             self._throw()
-
-    def _forked(self) -> None:
-        # multiprocessing, for one, ends what it has forked by SIGTERM.
-        if signal.getsignal(signal.SIGTERM) == self._on_term:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _throw(self) -> None:
         if not self._thrown:

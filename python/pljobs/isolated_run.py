@@ -19,12 +19,12 @@ from pljobs.answers import Outcome, RunEnd
 from pljobs.careful import careful_logger
 from pljobs.endings import Ended, with_retry
 from pljobs.exceptions import JobTimeout, ProcessDied
-from pljobs.frames import LINE_LOST, Garbled, Line
+from pljobs.frames import LINE_LOST, MAX_FRAME, Garbled, Line
 from pljobs.isolated import Abort, Order
 from pljobs.isolation import Processes
 from pljobs.job_context import JobContext, current
 from pljobs.jobs import AbortReason, DeleteJobCondition
-from pljobs.run import SHUTDOWN_GRACE, VOID_GRACE, OnEnd, Run
+from pljobs.run import LAST_WORDS, SHUTDOWN_GRACE, VOID_GRACE, OnEnd, Run
 
 logger = careful_logger(__name__)
 
@@ -38,6 +38,7 @@ class IsolatedRun(Run):
     """Run a task's function in a process of its own."""
 
     killable = True
+    standstill = LAST_WORDS + DEATH_TAKES
 
     def __init__(
         self,
@@ -68,8 +69,8 @@ class IsolatedRun(Run):
         self._trouble: str | None = None
 
     def start(self) -> None:
-        """Start a process; raises what pickle does of the arguments."""
-        self._order = pickle.dumps(self._made_order())
+        """Start a process; raises what pickle does of what it is sent, ValueError if that is too large."""
+        self._order = self._pickled(self._made_order())
         try:
             ours, theirs = socket.socketpair()
             self._line = Line(ours, on_payload=self._heard, on_end=self._hung_up)
@@ -213,9 +214,22 @@ class IsolatedRun(Run):
             except Exception:  # an application's handler or filter
                 logger.exception("A log record of job %s can't be handled", self.job.call_string)
 
+    def _pickled(self, order: Order) -> bytes:
+        pickled = pickle.dumps(order)
+        if len(pickled) > MAX_FRAME:
+            sizes = {f"additional_context[{name!r}]": len(value) for name, value in order.context.items()}
+            sizes["what the job was deferred with"] = len(pickle.dumps(order.job))
+            largest = max(sizes, key=lambda name: sizes[name])
+            raise ValueError(
+                f"an isolated job's process is sent {_mib(MAX_FRAME)} at most, not {_mib(len(pickled))}:"
+                f" {largest} is {_mib(sizes[largest])}; pass where it is, and load it in the task"
+            )
+        return pickled
+
     def _made_order(self) -> Order:
         function, context = self.task.func, self.context
-        loggers = [log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)]
+        known = list(logging.root.manager.loggerDict.values())  # first: threads may make more at any moment
+        loggers = [log for log in known if isinstance(log, logging.Logger)]
         return Order(
             job=self.job,
             function=(function.__module__, function.__qualname__),
@@ -229,6 +243,10 @@ class IsolatedRun(Run):
             address=context.app.connector.address(),
             levels={"": logging.root.level, **{log.name: log.level for log in loggers if log.level}},
         )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
 
 
 def described(status: int) -> str:

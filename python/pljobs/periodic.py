@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -42,10 +43,14 @@ class PeriodicTask:
 
     def ticks(self, *, since: datetime, until: datetime) -> Iterator[datetime]:
         """Go through the planned times after `since`, up to and with `until`."""
-        tick = self.next_tick(since)
-        while tick <= until:
+        times = _croniter(self.cron, since.timestamp())
+        while (tick := _from_timestamp(times.get_next(float))) <= until:
             yield tick
-            tick = self.next_tick(tick)
+
+    def last_tick(self, until: datetime) -> datetime:
+        """Return the last planned time up to and with this one."""
+        # The last before the next whole second: planned times have no fractions.
+        return _from_timestamp(_croniter(self.cron, math.floor(until.timestamp()) + 1).get_prev(float))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,11 +152,13 @@ def due_ticks(
     Without `since` (a worker that just started), the latest tick of each task.
     """
     oldest = now - max_delay
-    start = oldest if since is None else max(since, oldest)
     due = []
     for periodic in tasks:
-        ticks = [Tick(periodic, at) for at in periodic.ticks(since=start, until=now)]
-        due += ticks if since is not None else ticks[-1:]
+        if since is None:
+            times = [at for at in [periodic.last_tick(now)] if at > oldest]
+        else:
+            times = list(periodic.ticks(since=max(since, oldest), until=now))
+        due += [Tick(periodic, at) for at in times]
     return sorted(due, key=lambda tick: tick.at)
 
 
@@ -162,6 +169,8 @@ def next_tick(tasks: Iterable[PeriodicTask], *, after: datetime) -> datetime | N
 
 class _Croniter(Protocol):
     def get_next(self, ret_type: type[float]) -> float: ...
+
+    def get_prev(self, ret_type: type[float]) -> float: ...
 
 
 def _croniter(cron: str, start: float) -> _Croniter:

@@ -36,6 +36,8 @@ class Run(ABC):
 
     killable: ClassVar[bool] = False
     """Whether `_kill` ends the task's code; else only the end of the whole process does."""
+    standstill: ClassVar[float] = LAST_WORDS
+    """Seconds for which the event loop may stand still, and not kill it, until it is given up elsewhere."""
 
     def __init__(self, context: JobContext, *, on_end: OnEnd) -> None:
         self.context = context

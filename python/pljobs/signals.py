@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -22,11 +23,13 @@ logger = careful_logger(__name__)
 Listener = Callable[[signal.Signals], None]
 
 
-class _Shared:
+class Shared:
     """Be the one handler of some signals for all workers of the process, in whatever order they come and go.
 
     Not by `loop.add_signal_handler`: that has one place a signal, and an application's own would be lost.
-    What was there before is put back when the last has gone. `passing_on`: call it as well.
+    What was there before is put back when the last has gone. `passing_on`: call it as well. What a task forks
+    does not inherit it: multiprocessing, for one, ends its processes by SIGTERM, and waits until they are
+    dead.
     """
 
     def __init__(self, *numbers: signal.Signals, passing_on: bool = False) -> None:
@@ -35,6 +38,8 @@ class _Shared:
         self._listeners: list[Listener] = []
         self._former: dict[signal.Signals, Any] = {}
         self._left_alone = False
+        self._unblocked = threading.local()
+        os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._forked)
 
     @contextlib.contextmanager
     def heard_by(self, listener: Listener) -> Iterator[None]:
@@ -48,7 +53,8 @@ class _Shared:
         try:
             yield
         finally:
-            self._listeners.remove(listener)
+            if listener in self._listeners:  # else this is what a task has forked, and the code has come back
+                self._listeners.remove(listener)
             if not self._listeners:
                 self._restore()
 
@@ -66,6 +72,22 @@ class _Shared:
                 signal.signal(number, signal.SIG_DFL if former is None else former)
         self._former.clear()
 
+    def _block(self) -> None:
+        # Else a child that is ended as soon as it is there loses that signal: nothing has been put back yet.
+        self._unblocked.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # first: a handler may raise here
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+
+    def _unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._unblocked.mask)
+
+    def _forked(self) -> None:
+        for number in self._numbers:
+            if signal.getsignal(number) == self._on_signal:
+                by_default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                signal.signal(number, by_default)
+        self._listeners, self._former, self._left_alone = [], {}, False
+        self._unblock()
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         known = signal.Signals(number)
         for listener in list(self._listeners):
@@ -75,8 +97,8 @@ class _Shared:
             former(number, frame)
 
 
-_stops = _Shared(signal.SIGINT, signal.SIGTERM)
-_interrupts = _Shared(signal.SIGURG, passing_on=True)
+_stops = Shared(signal.SIGINT, signal.SIGTERM)
+_interrupts = Shared(signal.SIGURG, passing_on=True)
 
 
 class Interrupter:
