@@ -42,6 +42,8 @@ class Session:
         self._pgconn = conn.pgconn
         self._cursor = psycopg.ClientCursor(conn)
         self.pid = conn.info.backend_pid
+        # A person's call waits a second for a row, and then gives up: here it waits for its turn.
+        self.ask(f"SET lock_timeout = '{DEADLINE:.0f}s'")
 
     @property
     def is_open(self) -> bool:
