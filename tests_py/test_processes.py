@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psycopg
@@ -135,6 +135,29 @@ async def test_the_pause_before_the_next_start_grows_up_to_a_limit(
         record.getMessage().rsplit(" in ", 1)[1] for record in caplog.records if "again in" in record.message
     ]
     assert pauses[:4] == ["0.05 s", "0.1 s", "0.2 s", "0.2 s"]
+
+
+@pytest.fixture
+def pidfds() -> Iterator[None]:
+    """Have asyncio look for the exit codes of processes in its event loop, as it does from 3.12 on."""
+    if sys.version_info >= (3, 12):
+        yield
+        return
+    former = asyncio.get_child_watcher()
+    asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+    yield
+    asyncio.set_child_watcher(former)
+
+
+@pytest.mark.usefixtures("pidfds")
+async def test_what_one_said_that_died_before_its_signal_came_is_told(command: Command) -> None:
+    supervisor = Supervisor(command("crash"), 1, QUICK)
+    running = asyncio.create_task(supervisor.run())
+    await wait_until_async(lambda: supervisor._running)
+    # The event loop stands still: it has not been told.
+    os.waitid(os.P_PID, supervisor._running[1].pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222
+    supervisor._on_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(running, DEADLINE) == 7
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -107,7 +107,7 @@ class Supervisor:
         )
         try:
             if self._stopping.is_set():
-                process.send_signal(signal.SIGTERM)
+                _send(process, signal.SIGTERM)
             code = await process.wait()
         finally:
             del self._running[number]
@@ -121,8 +121,7 @@ class Supervisor:
             number = signal.SIGKILL
         logger.warning("Sending %s to %s worker processes", number.name, len(self._running))
         for process in self._running.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
+            _send(process, number)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -144,6 +143,14 @@ class Supervisor:
         finally:
             os.close(self._lifeline)
             os.close(held)
+
+
+def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    # Not by its own method: that looks whether the process lives, and one that has just died tells its exit
+    # code to that look alone. asyncio would say 255.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def follow_lifeline() -> None:
