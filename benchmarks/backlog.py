@@ -58,15 +58,23 @@ def bench_backlog(bench: Bench) -> None:
         costs[kind] = measured
         bench.drop(full)
     lanes = filled(bench, LANES, rows)
+    few = bench.database("few")
     measured = bench.measure(
-        {"lanes": partial(work, bench, lanes, False, 0), "empty": partial(work, bench, empty, False)}
+        {
+            "lanes": partial(work, bench, lanes, False, 0),
+            "a few in each": partial(work, bench, few, False, kind=LANES),
+            "empty": partial(work, bench, empty, False),
+        }
     )["ms"]
     bench.add(
-        f"fetch + finish 10 of {short(rows)} in 1,000 locks", "ms", measured, "each lane strictly in order"
+        f"fetch + finish 10 of {short(rows)} in 1,000 locks",
+        "ms",
+        measured,
+        "each lane strictly in order; a few in each: of as many as are worked off; empty: without locks",
     )
     costs["of 1,000 locks"] = measured
     bench.series["cost"] = {"rows": rows, "ms": costs}
-    bench.drop(lanes, empty)
+    bench.drop(lanes, few, empty)
 
 
 def filled(bench: Bench, statement: str, rows: int) -> str:
@@ -79,11 +87,13 @@ def filled(bench: Bench, statement: str, rows: int) -> str:
     return url
 
 
-def work(bench: Bench, url: str, by_queue: bool, ready: int | None = None) -> Mapping[str, float]:
+def work(
+    bench: Bench, url: str, by_queue: bool, ready: int | None = None, kind: str = READY
+) -> Mapping[str, float]:
     """Put jobs before all others, and work off as many; return how long a fetch and finish takes."""
     calls = bench.pick(20, 800, 2_000)
     with connect(url) as conn:
-        conn.execute(READY.encode(), [BATCH * calls if ready is None else ready])
+        conn.execute(kind.encode(), [BATCH * calls if ready is None else ready])
         vacuum(conn, "pljobs.job")
     script = "fetch_finish_queue.sql" if by_queue else "fetch_finish.sql"
     return {

@@ -55,6 +55,8 @@ TARGETS = [
     # A rate: 1.5 times the time of a bare INSERT.
     Target("single defer's rate, x a bare INSERT's (1 / 1.5)", "defer one by one", "floor", least=0.667),
     *FLAT,
+    Target("fetch + finish of 1,000 locks, x a few in each", "fetch + finish 10 of {rows} in 1,000 locks",
+           "a few in each", most=1.3),
     Target("rate under a held snapshot, end / start", "pljobs for {seconds} s, held by a snapshot",
            "at the start", least=0.8),
     Target("4 workers' rate, x that of 1", "drain, 4 worker processes", "pljobs", least=1),
