@@ -84,7 +84,7 @@ def backlog(axes: Axes, series: Json) -> None:
     if not isinstance(kinds, Mapping):
         raise TypeError(kinds)
     for place, sides in enumerate(kinds.values()):
-        full, bare = (numbers(side) for side in sides.values())
+        full, bare, *_ = (numbers(side) for side in sides.values())
         ratios = [a / b for a, b in zip(full, bare, strict=True)]
         middle = statistics.median(ratios)
         spread = [[middle - min(ratios)], [max(ratios) - middle]]
