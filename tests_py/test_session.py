@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgbouncer import MISSING, Pooler, binary, folder_for, pgbouncer
-from pljobs import App, JobContext, PsycopgConnector
+from pljobs import App, JobContext, PsycopgConnector, session
 from pljobs.embedded import SUPERUSER, Server
 from pljobs.exceptions import ConnectorException
+from pljobs.listener import Listener
 from waiting import wait_until_async
 from workers import DEADLINE, HASTY, NOTIFIED, POLLING, request, running, until
 
@@ -85,6 +87,19 @@ async def test_a_worker_behind_a_transaction_pooler_says_that_it_polls_and_leave
                 "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
             )
             assert found.fetchone() == ("0", "0")
+
+
+def test_what_others_have_a_server_process_listen_for_proves_nothing(
+    db_url: str, admin_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    connector, elsewhere = PsycopgConnector(db_url), make_conninfo(admin_url, dbname="postgres")
+    with connector.connect() as conn, connector.connect() as other, psycopg.connect(elsewhere) as far:
+        conn.execute("LISTEN other_worker")
+        other.execute("NOTIFY other_worker")
+        session._pooled[conn] = True
+        # As far away as the one that a pooler lends: what it says does not arrive here.
+        Listener(7, None, polls_every=1).start(conn, patience=0.1, elsewhere=lambda: nullcontext(far))
+    assert WARNING in caplog.text
 
 
 @needs_pgbouncer

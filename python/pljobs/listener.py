@@ -49,13 +49,13 @@ class Listener:
             self._listen(conn, channel)
             with elsewhere() as other:
                 self._probe(other, channel)
-            if not self._arrives(conn, patience):
+            if not self._arrives(conn, channel, patience):
                 self._warn()
                 return
         self._listen(conn, self._channel, TODO_CHANNEL)
         if not session.is_pooled(conn):
             self._probe(conn, self._channel)
-            if not self._arrives(conn, patience):
+            if not self._arrives(conn, self._channel, patience):
                 self._warn()
 
     @staticmethod
@@ -69,8 +69,9 @@ class Listener:
         conn.execute("SELECT pg_catalog.pg_notify(%s, 'probe')", [channel])
 
     @staticmethod
-    def _arrives(conn: psycopg.Connection[Any], patience: float) -> bool:
-        return any(True for _ in conn.notifies(timeout=patience, stop_after=1))  # whichever arrives first
+    def _arrives(conn: psycopg.Connection[Any], channel: str, patience: float) -> bool:
+        # No other: behind a pooler the server process may listen for others, who had it before.
+        return any(note.channel == channel for note in conn.notifies(timeout=patience))
 
     def _warn(self) -> None:
         logger.warning(
