@@ -72,9 +72,9 @@ class JobDeferrer:
         # In the caller's own transaction only its commit can tell the workers.
         notify = how == "transaction" or (how == "coalesced" and self._connection is not None)
         if parent == "current":
-            inside = current_context()
-            is_here = inside is not None and self._connector.is_near(inside.app.connector)
-            parent = inside.job.id if inside is not None and is_here else None
+            inside, parent = current_context(), None
+            if inside is not None and self._connector.is_near(inside.app.connector):
+                parent = inside.job.id
         options = self._options
         if parent is not None:
             options = calls.encode_options(self.job, parent_id=parent, idempotency_key=self._key)
