@@ -298,7 +298,7 @@ BEGIN
     ('function', 'enter_sql_v1(run_id bigint, client_pid integer)', 'f9526d3997d6bd3572e800923835259fa03bd24ae021b569ee8f73b903512037'),
     ('function', 'fetch_jobs_v1(worker_id bigint, max_jobs integer, queues text[], tasks text[])', '60b501312d077f3557a6a66cb7bf393d1bf7a44dec41b0845934a90f2ac29c08'),
     ('function', 'finish_job_v1(job_id bigint, run_id bigint, result jsonb, message text)', 'ccfb8d96449a30074a463022cfb19bd39bc5d1c3732bc39eb696eaf0824e7c7b'),
-    ('function', 'finish_jobs_v1(runs jsonb, wait boolean)', 'ba42e34a1bd77c27d89263b6e0dc8cdd728bf9305fd305d3055ebb8f26016a55'),
+    ('function', 'finish_jobs_v1(runs jsonb, wait boolean)', 'b11c4076bbc26308a314c17096a10875091316f4d8d711a7e7a214075714e60c'),
     ('function', 'get_contract_v1(OUT release text, OUT oldest integer, OUT newest integer)', '5dddbf7d66ac310daf2d12d385c276f89da931291489459fc3849948bd1f2908'),
     ('function', 'get_job_statuses_v1(job_ids bigint[])', '8896d0899a7eb63ff2cb7f2e25d6368313ca32a27b6a0a30bed1f0d719ff0592'),
     ('function', 'get_resolutions_v1(request_ids bigint[])', '040ff69e75ca0fa50d76af3d443aa98ea1c05d6285100ceb0c625abb30b527cb'),

@@ -130,7 +130,10 @@ BEGIN
          WHERE j.id = ANY (v_ids) AND (j.id = ANY (v_held)) IS NOT TRUE;
     END IF;
     IF v_progress THEN
-        PERFORM pljobs._store_progress(finish_jobs_v1.runs);
+        -- Not of what is held: a heartbeat may be storing the same, and this wait for that worker below.
+        PERFORM pljobs._store_progress(CASE WHEN v_held IS NULL THEN finish_jobs_v1.runs ELSE (
+            SELECT jsonb_agg(e.run) FROM jsonb_array_elements(finish_jobs_v1.runs) AS e(run)
+             WHERE ((e.run ->> 'job_id')::bigint = ANY (v_held)) IS NOT TRUE) END);
     END IF;
     WITH ended AS (
         UPDATE pljobs.job AS j
