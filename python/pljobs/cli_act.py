@@ -153,7 +153,7 @@ def retry(
         job_id, retry_at=retry_at, queue=to_queue, priority=priority, lock=to_lock, reason=reason, actor=actor
     )
     result = cli_holders.run(conn, call, f"job {job_id}")
-    _answer(job_id, result.outcome, as_json=as_json, status=result.status, options="", does="cancels")
+    _answer(job_id, result.outcome, as_json=as_json, status=result.status)
 
 
 @click.command()
@@ -168,8 +168,7 @@ def delete(conn: Connection, *, job_id: int, reason: str | None, actor: str | No
     """
     call = calls_people.delete_job(job_id, reason=reason, actor=actor)
     result = cli_holders.run(conn, call, f"job {job_id}")
-    does = "cancels and deletes"
-    _answer(job_id, result.outcome, as_json=as_json, status=result.status, options=" --delete", does=does)
+    _answer(job_id, result.outcome, as_json=as_json, status=result.status, option=" --delete")
 
 
 @click.command()
@@ -196,10 +195,10 @@ def resume(conn: Connection, *, queue: str, reason: str | None, actor: str | Non
     _answer_queue(queue, outcome, as_json=as_json)
 
 
-def _answer(job_id: int, outcome: str, *, as_json: bool, status: str | None, options: str, does: str) -> None:
+def _answer(job_id: int, outcome: str, *, as_json: bool, status: str | None, option: str = "") -> None:
     """Print the answer to a retry or a delete, and end with its exit code.
 
-    `options`, `does`: those of `pljobs cancel` that are meant where the job has not ended, and what it does.
+    `option`: what `pljobs cancel` is called with besides, where it is meant because the job has not ended.
     """
     if as_json:
         click.echo(to_json({"job_id": job_id, "outcome": outcome, "status": status}))
@@ -208,8 +207,8 @@ def _answer(job_id: int, outcome: str, *, as_json: bool, status: str | None, opt
     refuse(
         outcome,
         job_id,
-        todo=f"`pljobs cancel {job_id}{options}` {does} it",
-        running=f"it runs: `pljobs cancel {job_id} --abort{options}` asks it to stop",
+        todo=f"`pljobs cancel {job_id}{option}` cancels it",
+        running=f"it runs: `pljobs cancel {job_id} --abort{option}` asks it to stop",
     )
 
 

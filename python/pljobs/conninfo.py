@@ -20,6 +20,7 @@ from pljobs.threads import in_a_thread
 WHERE = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "connect_timeout": "PGCONNECT_TIMEOUT"}
 """The settings that say where to connect to, and libpq's variables for them."""
 PLACE = {"host", "hostaddr", "port", "dbname", "service"}
+"""The settings that say which database it is."""
 
 
 def refuse_unfit(conninfo: str) -> None:

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
-from pljobs import release
+from pljobs import calls_read, db, release
 from pljobs.db import translated
 from pljobs.exceptions import ConnectorException, MigrationEdited
 from pljobs.install_files import Migration, install_files, migrations
@@ -221,7 +221,7 @@ def _asked(conn: Connection) -> list[Difference]:
 
 def _another_release(conn: Connection) -> list[Difference]:
     can_tell = rows(conn, "SELECT 1 WHERE to_regprocedure('pljobs.get_contract_v1()') IS NOT NULL")
-    found = rows(conn, "SELECT release FROM pljobs.get_contract_v1()")[0][0] if can_tell else "0.1.0"
+    found = db.run(conn, calls_read.get_contract())["release"] if can_tell else "0.1.0"
     if found == release.version():
         return []
     problem = f"is of release {found}, and this is {release.version()}"

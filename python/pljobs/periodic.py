@@ -154,11 +154,10 @@ def due_ticks(
     oldest = now - max_delay
     due = []
     for periodic in tasks:
-        if since is None:
-            times = [at for at in [periodic.last_tick(now)] if at > oldest]
-        else:
-            times = list(periodic.ticks(since=max(since, oldest), until=now))
-        due += [Tick(periodic, at) for at in times]
+        if since is not None:
+            due += [Tick(periodic, at) for at in periodic.ticks(since=max(since, oldest), until=now)]
+        elif (latest := periodic.last_tick(now)) > oldest:
+            due.append(Tick(periodic, latest))
     return sorted(due, key=lambda tick: tick.at)
 
 
