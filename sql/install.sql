@@ -31,6 +31,7 @@
 \ir functions/_record_request.sql
 \ir functions/_raise_held.sql
 \ir functions/_end_job.sql
+\ir functions/_hints.sql
 \ir functions/_cancel_waiting_jobs.sql
 \ir functions/_ask_to_abort.sql
 \ir functions/_abort_job.sql
@@ -102,6 +103,7 @@
 \ir migrations/0009_expand_functions.sql
 \ir migrations/0010_expand_functions.sql
 \ir migrations/0011_expand_functions.sql
+\ir migrations/0012_expand_functions.sql
 
 -- What people read, and who may do what.
 \ir views.sql

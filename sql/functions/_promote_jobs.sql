@@ -8,13 +8,15 @@ SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$
 -- todo waiting for its schedule -> todo that can run, if due. Returns the jobs. Skips rows that somebody
--- holds.
+-- holds, and for a while what comes before the session's hint.
 DECLARE
     v_now timestamptz := clock_timestamp();
+    v_from timestamptz := pljobs._hint_from('due');
     v_ids bigint[];
 BEGIN
     v_ids := ARRAY(SELECT d.id FROM pljobs.job AS d
-                    WHERE d.status = 'todo' AND d.waiting_for = 'schedule' AND d.scheduled_at <= v_now
+                    WHERE d.status = 'todo' AND d.waiting_for = 'schedule'
+                      AND d.scheduled_at >= v_from AND d.scheduled_at <= v_now
                     ORDER BY d.scheduled_at LIMIT _promote_due_jobs.max_jobs FOR NO KEY UPDATE SKIP LOCKED);
     UPDATE pljobs.job AS j SET waiting_for = CASE WHEN j.fairness_key IS NOT NULL THEN 'turn' END
      WHERE j.id = ANY (v_ids);

@@ -1,5 +1,5 @@
 CREATE OR REPLACE FUNCTION pljobs._may_fetch_from(queues text[], paused text[]) RETURNS text[]
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
@@ -7,12 +7,21 @@ SET jit = off
 SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$
--- `queues` (null: all that have jobs to start) without the paused ones. Walks the index from queue to queue.
+-- `queues` (null: all that have jobs to start) without the paused ones. Walks the index from queue to queue;
+-- or while somebody holds an old snapshot, and that was slow, answers for a while what it found then
+-- (pljobs.queues_hint, '<until>|<names>').
 DECLARE
     v_queues text[] := _may_fetch_from.queues;
     v_more text[];
+    v_began timestamptz;
+    v_ms numeric;
+    v_hint text := current_setting('pljobs.queues_hint', true);
 BEGIN
-    IF v_queues IS NULL THEN
+    IF v_queues IS NULL AND current_setting('pljobs.fetch_hint', true) IS DISTINCT FROM ''
+       AND pljobs._hint_left(split_part(v_hint, '|', 1)) IS NOT NULL THEN
+        v_queues := substr(v_hint, position('|' IN v_hint) + 1)::text[];
+    ELSIF v_queues IS NULL THEN
+        v_began := clock_timestamp();
         WITH RECURSIVE ready AS (
             SELECT (SELECT j.queue FROM pljobs.job AS j
                      WHERE j.status = 'todo' AND j.waiting_for IS NULL ORDER BY j.queue LIMIT 1) AS name
@@ -35,6 +44,12 @@ BEGIN
             )
             SELECT array_agg(turn.name) INTO v_more FROM turn;
             v_queues := v_queues || v_more || pljobs._queues_with_parked();
+        END IF;
+        v_ms := 1000 * extract(epoch FROM clock_timestamp() - v_began);
+        -- Not because there are many; nor because a session's first is planned.
+        IF v_ms > 1 + 0.1 * cardinality(v_queues) THEN
+            PERFORM set_config('pljobs.queues_hint', CASE WHEN v_hint IS NULL THEN ''
+                               ELSE pljobs._hint_until(v_ms) || '|' || v_queues::text END, false);
         END IF;
     END IF;
     RETURN ARRAY(SELECT DISTINCT q.name FROM unnest(v_queues) AS q(name)
@@ -117,6 +132,8 @@ DECLARE
     v_key text;                                   -- which walk a hint is about
     v_hint text[];
     v_past text[];                                -- the last one about this walk, whose time is over
+    v_since timestamptz;                          -- where a walk through times starts
+    v_first timestamptz;                          -- and finds something
     v_from_priority integer;                      -- where the walk starts, as (-priority, id)
     v_from_id bigint;
     v_began timestamptz;
@@ -149,10 +166,14 @@ BEGIN
     ELSIF v_tainted_at IS NOT NULL THEN
         RETURN;
     END IF;
-    IF EXISTS (
-        SELECT FROM pljobs.job AS j
-         WHERE j.status = 'todo' AND j.waiting_for = 'schedule' AND j.scheduled_at <= v_now
-    ) THEN
+    v_began := clock_timestamp();
+    v_since := pljobs._hint_from('due');
+    SELECT j.scheduled_at INTO v_first FROM pljobs.job AS j
+     WHERE j.status = 'todo' AND j.waiting_for = 'schedule'
+       AND j.scheduled_at >= v_since AND j.scheduled_at <= v_now
+     ORDER BY j.scheduled_at LIMIT 1;
+    PERFORM pljobs._note_walk('due', v_began, v_since, coalesce(v_first, v_now));
+    IF v_first IS NOT NULL THEN
         -- All that are due, for one queue's many must not keep another's few waiting; but not for long: the
         -- next fetch goes on. In few steps, for each walks past what those before it have made ready.
         v_step := greatest(2 * v_want, 100);
@@ -163,7 +184,13 @@ BEGIN
             v_step := least(10 * v_step, 10000);
         END LOOP;
     END IF;
-    IF EXISTS (SELECT FROM pljobs.job AS j WHERE j.status = 'todo' AND j.start_by <= v_now) THEN
+    v_began := clock_timestamp();
+    v_since := pljobs._hint_from('late');
+    SELECT j.start_by INTO v_first FROM pljobs.job AS j
+     WHERE j.status = 'todo' AND j.start_by >= v_since AND j.start_by <= v_now
+     ORDER BY j.start_by LIMIT 1;
+    PERFORM pljobs._note_walk('late', v_began, v_since, coalesce(v_first, v_now));
+    IF v_first IS NOT NULL THEN
         PERFORM pljobs._expire_jobs(1000);
     END IF;
     -- Now: what has just become due may wait for its turn.
@@ -192,15 +219,13 @@ BEGIN
     FOR v_round IN 1..20 LOOP
         -- While somebody holds an old snapshot, every walk passes the index entries of all the jobs that are
         -- done since. The session keeps a hint: a walk was slow, and found its first row there. The next
-        -- walks start there, for at most 20 times what that walk cost, and 5 s: so long may an older job wait
-        -- that was put back. Not a more urgent one: that is asked for. Nothing else depends on it. One that
-        -- finds nothing there looks before it; if that was slow, and in vain, it does not again for a while.
+        -- walks start there until its time is over (_hint_until): so long may an older job wait that was put
+        -- back. Not a more urgent one: that is asked for. Nothing else depends on it. One that finds nothing
+        -- there looks before it; if that was slow, and in vain, it does not again for a while.
         v_from_priority := -2147483648;
         v_from_id := 0;
         v_hint := string_to_array(current_setting('pljobs.fetch_hint', true), '|');
-        -- Not one that lasts longer than any does: the clock was set back.
-        IF NOT v_in_turn AND v_hint[1] = v_key
-           AND v_hint[4]::numeric - extract(epoch FROM clock_timestamp()) BETWEEN 0 AND 60 THEN
+        IF NOT v_in_turn AND v_hint[1] = v_key AND pljobs._hint_left(v_hint[4]) IS NOT NULL THEN
             v_from_priority := v_hint[2]::integer;
             v_from_id := v_hint[3]::bigint;
             IF (CASE WHEN v_queues IS NULL THEN EXISTS (
@@ -318,7 +343,7 @@ BEGIN
         ELSIF v_ids IS NULL THEN
             IF v_ms > v_slow_ms AND v_past IS NOT NULL THEN
                 PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, v_past[2], v_past[3],
-                            extract(epoch FROM clock_timestamp()) + least(v_ms * 0.02, 5), 'nothing'), false);
+                            pljobs._hint_until(v_ms), 'nothing'), false);
             END IF;
             -- With several queues: perhaps others held all that it looked at. Look further ahead, then
             -- give up.
@@ -327,10 +352,8 @@ BEGIN
             CONTINUE;
         END IF;
         IF NOT v_in_turn AND (v_ms > v_slow_ms OR v_ids[1] - v_from_id > 500 AND v_hint IS NOT NULL) THEN
-            PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, -j.priority, j.id, coalesce(
-                        v_hint[4],
-                        (extract(epoch FROM clock_timestamp()) + least(v_ms * 0.02, 5))::text),
-                        v_hint[5]), false)
+            PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, -j.priority, j.id,
+                        coalesce(v_hint[4], pljobs._hint_until(v_ms)::text), v_hint[5]), false)
                FROM pljobs.job AS j WHERE j.id = v_ids[1];
         END IF;
 

@@ -30,7 +30,10 @@ _PREPARE = """
 """
 _DEFER = """
     SELECT pljobs.defer_jobs_v1((
-        SELECT jsonb_agg(jsonb_build_object('task', 'nothing')) FROM generate_series(1, %s)))
+        SELECT jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+                   'task', 'nothing', 'scheduled_in', CASE n %% 3 WHEN 1 THEN interval '0.1 s' END,
+                   'start_by', CASE n %% 3 WHEN 2 THEN clock_timestamp() + interval '5 s' END)))
+          FROM generate_series(1, %s) AS n))
 """
 _STATE = """
     SELECT (SELECT count(*) FROM pljobs.job AS j WHERE j.status = 'succeeded'), f.calls, f.total_time,

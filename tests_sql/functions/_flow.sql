@@ -37,6 +37,7 @@ SELECT a_worker() AS w \gset
 SELECT a_name('queue') AS q \gset
 SELECT d.job_id FROM pljobs.defer_jobs_v3(jsonb_build_array(jsonb_build_object('task', 't', 'queue', :'q', 'fairness_key', 'a', 'scheduled_in', '1 h'))) AS d \gset
 UPDATE pljobs.job SET scheduled_at = clock_timestamp() - interval '1 s' WHERE id = :job_id;
+SELECT look_at_all() \g /dev/null
 SELECT is(pljobs._flows(), false, 'nothing flows');
 SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'a job with a key is fetched by the fetch that finds it due');
 
@@ -130,6 +131,7 @@ SELECT a_name('queue') AS q \gset
 SELECT d.job_id FROM pljobs.defer_jobs_v3(jsonb_build_array(jsonb_build_object('task', 't', 'queue', :'q', 'fairness_key', 'a', 'scheduled_in', '1 h'))) AS d \gset
 SELECT is((SELECT waiting_for FROM pljobs.jobs WHERE id = :job_id), 'schedule', 'a scheduled one waits for its schedule');
 UPDATE pljobs.job SET scheduled_at = clock_timestamp() - interval '1 s' WHERE id = :job_id;
+SELECT look_at_all() \g /dev/null
 SELECT is(started(:w, ARRAY[:'q'], 1), ARRAY[:job_id]::bigint[], 'and is fetched when it is due');
 SELECT finish_run(:job_id, (SELECT run_id FROM pljobs.jobs WHERE id = :job_id), 'interrupted') \g /dev/null
 SELECT is((SELECT waiting_for FROM pljobs.jobs WHERE id = :job_id), 'turn', 'one that is put back waits for its turn');

@@ -50,11 +50,13 @@ SELECT a_name('queue') AS q \gset
 SELECT a_todo_job(queue => :'q', scheduled_at => clock_timestamp() + interval '1 h', priority => 9) AS later, a_todo_job(queue => :'q') AS now \gset
 SELECT is(fetch_ids(:'q', 10), ARRAY[:now]::bigint[], 'a job that is not due is not fetched');
 UPDATE pljobs.job SET scheduled_at = clock_timestamp() - interval '1 s' WHERE id = :later;
+SELECT look_at_all() \g /dev/null
 SELECT is(fetch_ids(:'q', 10), ARRAY[:later]::bigint[], 'a scheduled job is fetched once it is due');
 SELECT a_name('queue') AS q1, a_name('queue') AS q2, a_worker() AS w, clock_timestamp() + interval '1 h' AS soon \gset
 SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 't', 'queue', :'q1', 'scheduled_at', :'soon')) FROM generate_series(1, 3000))) \g /dev/null
 SELECT a_todo_job(queue => :'q2', scheduled_at => :'soon', priority => 9) AS few \gset
 UPDATE pljobs.job SET scheduled_at = clock_timestamp() - CASE WHEN id = :few THEN interval '1 s' ELSE interval '2 s' END WHERE waiting_for = 'schedule' AND queue IN (:'q1', :'q2');
+SELECT look_at_all() \g /dev/null
 SELECT results_eq(format('SELECT f.job_id FROM generate_series(1, 20) AS n CROSS JOIN LATERAL pljobs.fetch_jobs_v1(%s, 1 + 0 * n, ARRAY[%L]) AS f', :w, :'q2'), ARRAY[:few]::bigint[],
                   'the many of one queue that are due do not keep the few of another waiting');
 DELETE FROM pljobs.job WHERE queue = :'q1';
@@ -99,6 +101,7 @@ SELECT ids[1] AS head, ids[2] AS second, lock, queue FROM a_lane(2) \gset
 UPDATE pljobs.job SET waiting_for = 'schedule', scheduled_at = clock_timestamp() + interval '1 h' WHERE id = :head;
 SELECT is(fetch_ids(:'queue', 10), '{}', 'a scheduled head holds its lane');
 UPDATE pljobs.job SET scheduled_at = clock_timestamp() WHERE id = :head;
+SELECT look_at_all() \g /dev/null
 SELECT is(fetch_ids(:'queue', 10), ARRAY[:head]::bigint[], 'until it is due');
 
 SELECT ids[1] AS head, ids[2] AS second, queue FROM a_lane(2) \gset
@@ -133,7 +136,7 @@ SELECT hint(:'key', :after, 590) \g /dev/null
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:b3]::bigint[], 'nor one that would last for minutes, for the clock was set back');
 SELECT a_todo_job(queue => :'q', priority => 9) AS urgent, hint(:'key', :after, 60) \gset
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:urgent]::bigint[], 'nor one that a more urgent job would have to wait for');
-SELECT set_config('pljobs.fetch_hint', '', true) \g /dev/null
+SELECT look_at_all() \g /dev/null
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:b4]::bigint[], 'without a hint the walk starts at the top');
 SELECT fetch_ids(:'q') \g /dev/null
 
@@ -185,6 +188,7 @@ SELECT is(j.timeout_at - j.started_at BETWEEN interval '1 h' AND interval '1 h 1
 SELECT a_name('queue') AS q \gset
 SELECT pljobs.defer_job('t', queue => :'q', priority => 5, start_by => now() + interval '1 h') AS overdue, pljobs.defer_job('t', queue => :'q', start_by => now() + interval '1 h') AS in_time, pljobs.defer_job('t', queue => :'q', priority => 5, start_by => now() - interval '1 h') AS always_overdue \gset
 UPDATE pljobs.job SET start_by = now() - interval '1 s' WHERE id = :overdue;
+SELECT look_at_all() \g /dev/null
 SELECT is(fetch_ids(:'q', 10), ARRAY[:in_time]::bigint[], 'what was to start by now does not start');
 SELECT is(ARRAY[status_of(:overdue), status_of(:always_overdue)], '{cancelled,cancelled}', 'it is cancelled');
 SELECT is(r.resolution, 'expired', 'expired') FROM pljobs.request AS r WHERE r.job_id = :overdue;

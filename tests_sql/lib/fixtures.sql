@@ -45,9 +45,9 @@ LANGUAGE sql VOLATILE
 RETURN pljobs.defer_job(a_todo_job.task, '{"a": 1}', a_todo_job.queue, a_todo_job.priority, a_todo_job.lock,
                         a_todo_job.queueing_lock, a_todo_job.scheduled_at);
 
-CREATE FUNCTION a_scheduled_job() RETURNS bigint
+CREATE FUNCTION a_scheduled_job(queue text DEFAULT a_name('queue')) RETURNS bigint
 LANGUAGE sql VOLATILE
-RETURN a_todo_job(scheduled_at => clock_timestamp() + interval '1 day');
+RETURN a_todo_job(queue => a_scheduled_job.queue, scheduled_at => clock_timestamp() + interval '1 day');
 
 -- Starts the job, which must be the first of its queue; returns its run.
 CREATE FUNCTION start_job(job_id bigint, worker_id bigint DEFAULT a_worker()) RETURNS bigint
@@ -197,6 +197,13 @@ RETURN (SELECT coalesce(j.waiting_for, 'ready') FROM pljobs.job AS j WHERE j.id 
 CREATE FUNCTION fetch_ids(queue text, max_jobs integer DEFAULT 1, worker_id bigint DEFAULT a_worker()) RETURNS bigint[]
 LANGUAGE sql VOLATILE
 RETURN ARRAY(SELECT f.job_id FROM pljobs.fetch_jobs_v1(fetch_ids.worker_id, fetch_ids.max_jobs, ARRAY[fetch_ids.queue]) AS f);
+
+-- Forgets the hints that slow walks of this session have left, as after a change of rows that no function would make.
+CREATE FUNCTION look_at_all() RETURNS void
+LANGUAGE sql VOLATILE
+AS $$
+SELECT set_config('pljobs.' || h.name || '_hint', '', true) FROM unnest('{fetch,due,late,queues}'::text[]) AS h(name);
+$$;
 
 -- Housekeeping works one call at a time in the whole database: a file that tests it waits for its turn.
 CREATE FUNCTION take_turns() RETURNS void

@@ -1,0 +1,71 @@
+-- While somebody holds an old snapshot, a walk passes the index entries of all that has changed since. So the
+-- session keeps hints, as settings: a walk was slow, and found nothing before this place. The next ones start
+-- there, until the hint's time is over. Nothing else depends on them. Of the fetch's own (pljobs.fetch_hint)
+-- see there; while that is empty, everything is looked at.
+
+CREATE OR REPLACE FUNCTION pljobs._hint_until(ms numeric) RETURNS numeric
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Until when to follow the hint of a walk that took so long, as a Unix time: for 100 times as long, so that
+-- slow walks take 1 % of the session's time, and 5 s at most, for so long may wait what comes before it.
+BEGIN
+    RETURN extract(epoch FROM clock_timestamp()) + least(_hint_until.ms * 0.1, 5);
+END
+$$;
+COMMENT ON FUNCTION pljobs._hint_until(numeric) IS 'Until when the hint of a slow walk is followed.';
+
+CREATE OR REPLACE FUNCTION pljobs._hint_left(until text) RETURNS interval
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- How long to follow a hint still; null: not at all. Nor one that would last longer than any does: the clock
+-- was set back.
+DECLARE
+    v_left numeric := nullif(_hint_left.until, '')::numeric - extract(epoch FROM clock_timestamp());
+BEGIN
+    RETURN CASE WHEN v_left BETWEEN 0 AND 60 THEN make_interval(secs => v_left::double precision) END;
+END
+$$;
+COMMENT ON FUNCTION pljobs._hint_left(text) IS 'How long to follow a hint still.';
+
+CREATE OR REPLACE FUNCTION pljobs._hint_from(name text) RETURNS timestamptz
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Where a walk through times starts: pljobs.<name>_hint is '<from>|<until>', both Unix times.
+DECLARE
+    v_hint text := current_setting('pljobs.' || _hint_from.name || '_hint', true);
+BEGIN
+    IF v_hint <> '' AND current_setting('pljobs.fetch_hint', true) IS DISTINCT FROM ''
+       AND pljobs._hint_left(split_part(v_hint, '|', 2)) IS NOT NULL THEN
+        RETURN to_timestamp(split_part(v_hint, '|', 1)::double precision);
+    END IF;
+    RETURN '-infinity'::timestamptz;
+END
+$$;
+COMMENT ON FUNCTION pljobs._hint_from(text) IS 'Where a walk through times starts.';
+
+CREATE OR REPLACE FUNCTION pljobs._note_walk(
+    name text, began timestamptz, began_from timestamptz, found_at timestamptz
+) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+-- Keeps a hint if a walk was slow, and not the first that was: a session's first is planned. Its first is at
+-- found_at. One that followed a hint moves it, and lets it end when it would have ended.
+DECLARE
+    v_ms numeric := 1000 * extract(epoch FROM clock_timestamp() - _note_walk.began);
+    v_setting text := 'pljobs.' || _note_walk.name || '_hint';
+    v_hint text := current_setting(v_setting, true);
+BEGIN
+    IF v_ms > 0.3 THEN
+        PERFORM set_config(v_setting, CASE WHEN v_hint IS NULL THEN '' ELSE concat_ws(
+            '|', extract(epoch FROM _note_walk.found_at),
+            CASE WHEN _note_walk.began_from = '-infinity' THEN pljobs._hint_until(v_ms)::text
+                 ELSE split_part(v_hint, '|', 2) END) END, false);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION pljobs._note_walk(text, timestamptz, timestamptz, timestamptz)
+    IS 'Keeps a hint if a walk through times was slow.';
