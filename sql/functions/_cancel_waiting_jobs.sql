@@ -82,17 +82,14 @@ SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$
 -- todo, and its start_by is past -> cancelled, request 'expired'.  Returns the jobs. Skips rows that somebody
--- holds, and for a while what comes before the session's hint; takes no lane (what that leaves asleep,
--- wake_lanes_v1 wakes). Notifies workers of the lanes' next.
+-- holds; takes no lane (what that leaves asleep, wake_lanes_v1 wakes). Notifies workers of the lanes' next.
 DECLARE
     v_now timestamptz := clock_timestamp();
-    v_from timestamptz := pljobs._hint_from('late');
     v_ids bigint[];
     v_locks text[];
 BEGIN
     SELECT array_agg(h.id), array_agg(DISTINCT h.lock) FILTER (WHERE h.lock IS NOT NULL) INTO v_ids, v_locks
-      FROM (SELECT j.id, j.lock FROM pljobs.job AS j
-             WHERE j.status = 'todo' AND j.start_by >= v_from AND j.start_by <= v_now
+      FROM (SELECT j.id, j.lock FROM pljobs.job AS j WHERE j.status = 'todo' AND j.start_by <= v_now
              ORDER BY j.start_by LIMIT _expire_jobs.max_jobs FOR UPDATE SKIP LOCKED) AS h;
     IF v_ids IS NOT NULL THEN
         PERFORM FROM pljobs._cancel_waiting_jobs(v_ids, 'expired', 'not started in time', NULL, 'deadline');

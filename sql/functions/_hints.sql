@@ -1,7 +1,8 @@
 -- While somebody holds an old snapshot, a walk passes the index entries of all that has changed since. So the
--- session keeps hints, as settings: a walk was slow, and found nothing before this place. The next ones start
--- there, until the hint's time is over. Nothing else depends on them. Of the fetch's own (pljobs.fetch_hint)
--- see there; while that is empty, everything is looked at.
+-- session keeps hints, as settings: two walks in a row were slow (one may just have had no processor), and
+-- the last found nothing before this place. The next ones start there, until the hint's time is over; if the
+-- next whole walk is slow again, that leaves one at once. Nothing else depends on them. Of the fetch's own
+-- (pljobs.fetch_hint) see there; while that is empty, everything is looked at.
 
 CREATE OR REPLACE FUNCTION pljobs._hint_until(ms numeric) RETURNS numeric
 LANGUAGE plpgsql VOLATILE
@@ -15,33 +16,33 @@ END
 $$;
 COMMENT ON FUNCTION pljobs._hint_until(numeric) IS 'Until when the hint of a slow walk is followed.';
 
-CREATE OR REPLACE FUNCTION pljobs._hint_left(until text) RETURNS interval
+CREATE OR REPLACE FUNCTION pljobs._hint_holds(until text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- How long to follow a hint still; null: not at all. Nor one that would last longer than any does: the clock
--- was set back.
-DECLARE
-    v_left numeric := nullif(_hint_left.until, '')::numeric - extract(epoch FROM clock_timestamp());
+-- Whether to follow a hint still. Not one that would last for longer than any does: the clock was set back.
 BEGIN
-    RETURN CASE WHEN v_left BETWEEN 0 AND 60 THEN make_interval(secs => v_left::double precision) END;
+    RETURN coalesce(nullif(_hint_holds.until, '')::numeric - extract(epoch FROM clock_timestamp())
+                    BETWEEN 0 AND 60, false);
 END
 $$;
-COMMENT ON FUNCTION pljobs._hint_left(text) IS 'How long to follow a hint still.';
+COMMENT ON FUNCTION pljobs._hint_holds(text) IS 'Whether to follow a hint still.';
 
 CREATE OR REPLACE FUNCTION pljobs._hint_from(name text) RETURNS timestamptz
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Where a walk through times starts: pljobs.<name>_hint is '<from>|<until>', both Unix times.
+-- Where a walk through times that have passed starts: pljobs.<name>_hint is '<from>|<until>', both Unix
+-- times. Not at one that is still to come: the clock was set back.
 DECLARE
     v_hint text := current_setting('pljobs.' || _hint_from.name || '_hint', true);
+    v_from timestamptz;
 BEGIN
     IF v_hint <> '' AND current_setting('pljobs.fetch_hint', true) IS DISTINCT FROM ''
-       AND pljobs._hint_left(split_part(v_hint, '|', 2)) IS NOT NULL THEN
-        RETURN to_timestamp(split_part(v_hint, '|', 1)::double precision);
+       AND pljobs._hint_holds(split_part(v_hint, '|', 2)) THEN
+        v_from := to_timestamp(split_part(v_hint, '|', 1)::double precision);
     END IF;
-    RETURN '-infinity'::timestamptz;
+    RETURN CASE WHEN v_from <= clock_timestamp() THEN v_from ELSE '-infinity' END;
 END
 $$;
 COMMENT ON FUNCTION pljobs._hint_from(text) IS 'Where a walk through times starts.';
@@ -52,18 +53,21 @@ CREATE OR REPLACE FUNCTION pljobs._note_walk(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
--- Keeps a hint if a walk was slow, and not the first that was: a session's first is planned. Its first is at
--- found_at. One that followed a hint moves it, and lets it end when it would have ended.
+-- Keeps a hint of a walk that was slow, as the last whole one: its first is at found_at. One that followed a
+-- hint moves it, and lets it end when it would have ended.
 DECLARE
     v_ms numeric := 1000 * extract(epoch FROM clock_timestamp() - _note_walk.began);
     v_setting text := 'pljobs.' || _note_walk.name || '_hint';
-    v_hint text := current_setting(v_setting, true);
+    v_hint text := nullif(current_setting(v_setting, true), '');
 BEGIN
     IF v_ms > 0.3 THEN
-        PERFORM set_config(v_setting, CASE WHEN v_hint IS NULL THEN '' ELSE concat_ws(
+        PERFORM set_config(v_setting, concat_ws(
             '|', extract(epoch FROM _note_walk.found_at),
-            CASE WHEN _note_walk.began_from = '-infinity' THEN pljobs._hint_until(v_ms)::text
-                 ELSE split_part(v_hint, '|', 2) END) END, false);
+            CASE WHEN v_hint IS NULL THEN '0'
+                 WHEN _note_walk.began_from = '-infinity' THEN pljobs._hint_until(v_ms)::text
+                 ELSE split_part(v_hint, '|', 2) END), false);
+    ELSIF v_hint IS NOT NULL AND _note_walk.began_from = '-infinity' THEN
+        PERFORM set_config(v_setting, '', false);
     END IF;
 END
 $$;

@@ -1,5 +1,5 @@
 CREATE OR REPLACE FUNCTION pljobs._may_fetch_from(queues text[], paused text[]) RETURNS text[]
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
@@ -7,21 +7,12 @@ SET jit = off
 SET enable_sort = off
 SET enable_bitmapscan = off
 AS $$
--- `queues` (null: all that have jobs to start) without the paused ones. Walks the index from queue to queue;
--- or while somebody holds an old snapshot, and that was slow, answers for a while what it found then
--- (pljobs.queues_hint, '<until>|<names>').
+-- `queues` (null: all that have jobs to start) without the paused ones. Walks the index from queue to queue.
 DECLARE
     v_queues text[] := _may_fetch_from.queues;
     v_more text[];
-    v_began timestamptz;
-    v_ms numeric;
-    v_hint text := current_setting('pljobs.queues_hint', true);
 BEGIN
-    IF v_queues IS NULL AND current_setting('pljobs.fetch_hint', true) IS DISTINCT FROM ''
-       AND pljobs._hint_left(split_part(v_hint, '|', 1)) IS NOT NULL THEN
-        v_queues := substr(v_hint, position('|' IN v_hint) + 1)::text[];
-    ELSIF v_queues IS NULL THEN
-        v_began := clock_timestamp();
+    IF v_queues IS NULL THEN
         WITH RECURSIVE ready AS (
             SELECT (SELECT j.queue FROM pljobs.job AS j
                      WHERE j.status = 'todo' AND j.waiting_for IS NULL ORDER BY j.queue LIMIT 1) AS name
@@ -44,12 +35,6 @@ BEGIN
             )
             SELECT array_agg(turn.name) INTO v_more FROM turn;
             v_queues := v_queues || v_more || pljobs._queues_with_parked();
-        END IF;
-        v_ms := 1000 * extract(epoch FROM clock_timestamp() - v_began);
-        -- Not because there are many; nor because a session's first is planned.
-        IF v_ms > 1 + 0.1 * cardinality(v_queues) THEN
-            PERFORM set_config('pljobs.queues_hint', CASE WHEN v_hint IS NULL THEN ''
-                               ELSE pljobs._hint_until(v_ms) || '|' || v_queues::text END, false);
         END IF;
     END IF;
     RETURN ARRAY(SELECT DISTINCT q.name FROM unnest(v_queues) AS q(name)
@@ -131,11 +116,13 @@ DECLARE
     v_rooms integer[];                            -- how many of each queue may start; null: any number
     v_key text;                                   -- which walk a hint is about
     v_hint text[];
-    v_past text[];                                -- the last one about this walk, whose time is over
+    v_slow_before boolean;                        -- whether there is one about this walk
+    v_past text[];                                -- that, if its time is over
     v_since timestamptz;                          -- where a walk through times starts
     v_first timestamptz;                          -- and finds something
     v_from_priority integer;                      -- where the walk starts, as (-priority, id)
     v_from_id bigint;
+    v_from_due boolean;                           -- which is before the hint
     v_began timestamptz;
     v_ms numeric;
     v_slow_ms numeric;
@@ -218,16 +205,26 @@ BEGIN
     -- Up to 20 rounds: one that finds nothing but jobs of busy lanes parks them, and looks further.
     FOR v_round IN 1..20 LOOP
         -- While somebody holds an old snapshot, every walk passes the index entries of all the jobs that are
-        -- done since. The session keeps a hint: a walk was slow, and found its first row there. The next
-        -- walks start there until its time is over (_hint_until): so long may an older job wait that was put
-        -- back. Not a more urgent one: that is asked for. Nothing else depends on it. One that finds nothing
-        -- there looks before it; if that was slow, and in vain, it does not again for a while.
+        -- done since. The session keeps a hint: walks were slow, and the last found its first row there. The
+        -- next start there until its time is over (_hints.sql): so long may an older job wait that was put
+        -- back. Not a more urgent one: that is asked for; nor one that this fetch has made ready. Nothing
+        -- else depends on it. One that finds nothing there looks before it; if that was slow, and in vain, it
+        -- does not again for a while.
+        v_from_due := false;
         v_from_priority := -2147483648;
         v_from_id := 0;
         v_hint := string_to_array(current_setting('pljobs.fetch_hint', true), '|');
-        IF NOT v_in_turn AND v_hint[1] = v_key AND pljobs._hint_left(v_hint[4]) IS NOT NULL THEN
-            v_from_priority := v_hint[2]::integer;
-            v_from_id := v_hint[3]::bigint;
+        v_slow_before := coalesce(v_hint[1] = v_key, false);
+        IF NOT v_in_turn AND v_hint[1] = v_key AND pljobs._hint_holds(v_hint[4]) THEN
+            SELECT f.place, f.id, f.is_due INTO v_from_priority, v_from_id, v_from_due
+              FROM (SELECT v_hint[2]::integer AS place, v_hint[3]::bigint AS id, false AS is_due
+                    UNION ALL
+                    SELECT -j.priority, j.id, true FROM pljobs.job AS j
+                     -- NOT DISTINCT: by the primary key, not by the order of the ready index.
+                     WHERE j.id = ANY (v_due) AND j.status IS NOT DISTINCT FROM 'todo'
+                       AND j.waiting_for IS NULL
+                       AND (v_queues IS NULL OR j.queue = ANY (v_queues))) AS f
+             ORDER BY f.place, f.id LIMIT 1;
             IF (CASE WHEN v_queues IS NULL THEN EXISTS (
                    SELECT FROM pljobs.job AS j
                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND -j.priority < v_from_priority
@@ -247,7 +244,7 @@ BEGIN
                 v_hint := NULL;
             END IF;
         ELSE
-            v_past := CASE WHEN v_hint[1] = v_key THEN v_hint END;
+            v_past := CASE WHEN v_slow_before THEN v_hint END;
             v_hint := NULL;
         END IF;
 
@@ -344,6 +341,8 @@ BEGIN
             IF v_ms > v_slow_ms AND v_past IS NOT NULL THEN
                 PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, v_past[2], v_past[3],
                             pljobs._hint_until(v_ms), 'nothing'), false);
+            ELSIF v_past IS NOT NULL THEN
+                PERFORM set_config('pljobs.fetch_hint', 'none', false);
             END IF;
             -- With several queues: perhaps others held all that it looked at. Look further ahead, then
             -- give up.
@@ -351,10 +350,14 @@ BEGIN
             v_ahead := v_ahead * 16;
             CONTINUE;
         END IF;
-        IF NOT v_in_turn AND (v_ms > v_slow_ms OR v_ids[1] - v_from_id > 500 AND v_hint IS NOT NULL) THEN
-            PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, -j.priority, j.id,
-                        coalesce(v_hint[4], pljobs._hint_until(v_ms)::text), v_hint[5]), false)
+        IF NOT v_in_turn AND NOT v_from_due
+           AND (v_ms > v_slow_ms OR v_ids[1] - v_from_id > 500 AND v_hint IS NOT NULL) THEN
+            PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, -j.priority, j.id, coalesce(
+                        v_hint[4], CASE WHEN v_slow_before THEN pljobs._hint_until(v_ms)::text ELSE '0' END),
+                        v_hint[5]), false)
                FROM pljobs.job AS j WHERE j.id = v_ids[1];
+        ELSIF v_past IS NOT NULL AND v_hint IS NULL THEN
+            PERFORM set_config('pljobs.fetch_hint', 'none', false);
         END IF;
 
         v_take := v_ids;

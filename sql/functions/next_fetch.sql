@@ -70,11 +70,11 @@ SET enable_bitmapscan = off
 AS $$
 -- How long until a fetch with these arguments may find something that it doesn't find now: until the next
 -- job is due, of `queues` and `tasks` (null: all), that waits for its schedule; or until a rate that is used
--- up, or was a second ago, lets one start of those that wait; or until the session's fetches look once more
--- at what they pass over. Zero or less is 'now'; null: nothing is known, or the worker gets nothing (not
--- registered, stopped, tainted). A hint, after which to fetch once more, besides polling: where the next
--- hundred are for others, it says when the last of them is due; of the keys that have jobs waiting in a queue
--- it looks at a hundred; and that job may be gone by then. Changes, locks and notifies nothing.
+-- up, or was a second ago, lets one start of those that wait. Zero or less is 'now'; null: nothing is known,
+-- or the worker gets nothing (not registered, stopped, tainted). A hint, after which to fetch once more,
+-- besides polling: where the next hundred are for others, it says when the last of them is due; of the keys
+-- that have jobs waiting in a queue it looks at a hundred; and that job may be gone by then. Changes, locks
+-- and notifies nothing.
 DECLARE
     c_looked_at CONSTANT integer := 100;
     -- So late may who asks be: a worker that finds nothing sleeps for some ms before it does.
@@ -117,11 +117,7 @@ BEGIN
            AND CASE t.scope WHEN 'task' THEN (t.name = ANY (next_fetch_v1.tasks)) IS NOT FALSE
                             ELSE (t.name = ANY (next_fetch_v1.queues)) IS NOT FALSE END;
     END IF;
-    RETURN least(
-        least(v_at, v_token_at) - clock_timestamp(),
-        pljobs._hint_left(split_part(current_setting('pljobs.due_hint', true), '|', 2)),
-        pljobs._hint_left(split_part(current_setting('pljobs.queues_hint', true), '|', 1)),
-        pljobs._hint_left(split_part(current_setting('pljobs.fetch_hint', true), '|', 4)));
+    RETURN least(v_at, v_token_at) - clock_timestamp();
 END
 $$;
 COMMENT ON FUNCTION pljobs.next_fetch_v1(bigint, text[], text[])

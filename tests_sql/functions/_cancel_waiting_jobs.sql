@@ -53,7 +53,7 @@ BEGIN
         WHEN 'waiting, tree' THEN PERFORM pljobs.cancel_tree(v_job.job_id);
         WHEN 'waiting, expired' THEN
             UPDATE pljobs.job SET start_by = now() - interval '1 h' WHERE id = v_job.job_id;
-            PERFORM look_at_all(), pljobs._expire_jobs(100000);
+            PERFORM pljobs._expire_jobs(100000);
         WHEN 'asked, aborted' THEN PERFORM pljobs.cancel_job(v_job.job_id, abort => true), finish_run(v_job.job_id, v_job.run_id, 'aborted'), finish_run(v_job.job_id, v_job.run_id, 'aborted');
         WHEN 'asked, aborted, deleted' THEN PERFORM pljobs.cancel_job(v_job.job_id, abort => true, delete_job => true), finish_run(v_job.job_id, v_job.run_id, 'aborted');
         WHEN 'asked, interrupted' THEN PERFORM pljobs.cancel_job(v_job.job_id, abort => true), finish_run(v_job.job_id, v_job.run_id, 'interrupted');

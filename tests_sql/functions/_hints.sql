@@ -15,7 +15,7 @@ SELECT is(pljobs._hint_from('a'), '-infinity', 'and a walk starts where all star
 SELECT pljobs._note_walk('a', clock_timestamp() + interval '1 min', '-infinity', '2020-02-02 02:02:02.020202+00') \g /dev/null
 SELECT is(noted('a'), NULL, 'a fast walk leaves none');
 SELECT pljobs._note_walk('a', clock_timestamp() - interval '40 ms', '-infinity', '2020-02-02 02:02:02.020202+00') \g /dev/null
-SELECT is(noted('a'), '{}', 'nor does the first that is slow');
+SELECT is((noted('a'))[2], '0', 'the first that is slow leaves one that is over at once');
 SELECT pljobs._note_walk('a', clock_timestamp() - interval '40 ms', '-infinity', '2020-02-02 02:02:02.020202+00') \g /dev/null
 SELECT ok((noted('a'))[2]::numeric BETWEEN extract(epoch FROM now()) + 4 AND extract(epoch FROM clock_timestamp()) + 5, 'the next leaves one that lasts');
 SELECT is(pljobs._hint_from('a'), '2020-02-02 02:02:02.020202+00', 'the next starts where it found something, to the microsecond');
@@ -23,6 +23,13 @@ SELECT is(pljobs._hint_from('b'), '-infinity', 'but no other walk');
 SELECT (noted('a'))[2] AS until \gset
 SELECT pljobs._note_walk('a', clock_timestamp() - interval '1 s', '2020-02-02 02:02:02.020202+00', '2021-02-02 02:02:02.020202+00') \g /dev/null
 SELECT is(noted('a'), ARRAY[extract(epoch FROM '2021-02-02 02:02:02.020202+00'::timestamptz)::text, :'until'], 'one that started there and was slow moves it, and does not make it last');
+
+SELECT pljobs._note_walk('a', clock_timestamp() + interval '1 min', '2020-02-02 02:02:02.020202+00', '2022-02-02 02:02:02.020202+00') \g /dev/null
+SELECT is((noted('a'))[2], :'until', 'one that started there and was fast does nothing to it');
+SELECT pljobs._note_walk('a', clock_timestamp() - interval '40 ms', '-infinity', '2020-02-02 02:02:02.020202+00') \g /dev/null
+SELECT isnt((noted('a'))[2], '0', 'the next whole one that is slow leaves one at once');
+SELECT pljobs._note_walk('a', clock_timestamp() + interval '1 min', '-infinity', '2020-02-02 02:02:02.020202+00') \g /dev/null
+SELECT is(noted('a'), '{}', 'one that is fast takes it away');
 
 -- When one is not followed.
 SELECT set_config('pljobs.fetch_hint', '', true) \g /dev/null
@@ -32,6 +39,8 @@ SELECT set_config('pljobs.a_hint', concat_ws('|', 0, extract(epoch FROM clock_ti
 SELECT is(pljobs._hint_from('a'), '-infinity', 'one whose time is over is not followed');
 SELECT set_config('pljobs.a_hint', concat_ws('|', 0, extract(epoch FROM clock_timestamp()) + 61), true) \g /dev/null
 SELECT is(pljobs._hint_from('a'), '-infinity', 'nor one that would last for a minute, for the clock was set back');
+SELECT set_config('pljobs.a_hint', concat_ws('|', extract(epoch FROM clock_timestamp()) + 3600, extract(epoch FROM clock_timestamp()) + 30), true) \g /dev/null
+SELECT is(pljobs._hint_from('a'), '-infinity', 'nor one from a time to come');
 SELECT set_config('pljobs.a_hint', '', true) \g /dev/null
 SELECT is(pljobs._hint_from('a'), '-infinity', 'nor an empty one');
 
@@ -48,23 +57,17 @@ SELECT hint('due', now() - interval '1 h', 60) \g /dev/null
 SELECT ok(pljobs.next_fetch_v1(:w, ARRAY[:'q']) BETWEEN interval '-61 min' AND interval '-59 min', 'what is due next is looked for from the hint on');
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 10, ARRAY[:'q'])), ARRAY[:after]::bigint[], 'and made ready from there on');
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 10, ARRAY[:'q'])), '{}', 'what comes before waits');
-SELECT look_at_all(), set_config('pljobs.fetch_hint', 'of no walk', true), hint('due', now() - interval '1 h', 30) \g /dev/null
-SELECT ok(pljobs.next_fetch_v1(:w, ARRAY[:'q']) BETWEEN interval '0' AND interval '30 s', 'who asks what comes next is told when it will be looked at');
-SELECT look_at_all(), set_config('pljobs.fetch_hint', concat_ws('|', 1, 2, 3, extract(epoch FROM clock_timestamp()) + 20), true) \g /dev/null
-SELECT ok(pljobs.next_fetch_v1(:w, ARRAY[:'q']) < interval '0', 'but not later than what is known');
-SELECT ok(pljobs.next_fetch_v1(:w, '{another}') BETWEEN interval '0' AND interval '20 s', 'nor what a fetch passes over that is ready');
 SELECT hint('due', now() - interval '1 h', -1) \g /dev/null
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 10, ARRAY[:'q'])), ARRAY[:before]::bigint[], 'until the time of the hint is over');
 
 SELECT a_scheduled_job(queue => :'q') AS before, a_scheduled_job(queue => :'q') AS after \gset
 UPDATE pljobs.job SET start_by = now() - interval '2 h' WHERE id = :before;
-UPDATE pljobs.job SET start_by = now() - interval '1 h' WHERE id = :after;
 SELECT hint('late', now() - interval '1 h', 60) \g /dev/null
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 10, ARRAY[:'q'])), '{}', 'nothing to start');
-SELECT results_eq(format('SELECT status_of(%s), status_of(%s)', :before, :after), $$VALUES ('todo', 'cancelled')$$, 'what is too late to start is cancelled from the hint on');
-SELECT hint('late', now() - interval '1 h', -1) \g /dev/null
+SELECT is(status_of(:before), 'todo', 'what is too late to start is looked for from the hint on');
+UPDATE pljobs.job SET start_by = now() - interval '1 h' WHERE id = :after;
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 10, ARRAY[:'q'])), '{}', 'nothing to start either');
-SELECT is(status_of(:before), 'cancelled', 'what comes before, when its time is over');
+SELECT results_eq(format('SELECT status_of(%s), status_of(%s)', :before, :after), $$VALUES ('cancelled', 'cancelled')$$, 'where there is some all is cancelled');
 
 -- Slow for sure: thousands that were due, and are ready in this transaction; their index entries are there.
 SELECT hint('due', now(), -1) \g /dev/null
@@ -76,22 +79,6 @@ UPDATE pljobs.job SET scheduled_at = now() - interval '1 min' WHERE id = :one;
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), ARRAY[:one]::bigint[], 'a long walk finds what is due');
 SELECT is((noted('due'))[1]::numeric, extract(epoch FROM now() - interval '1 min'), 'and leaves a hint: where it found it');
 
-
--- Which queues have jobs to start, where one is paused. Slow for sure: behind thousands of entries.
-SELECT a_todo_job(queue => :'q') \g /dev/null
-UPDATE pljobs.job SET waiting_for = 'schedule', scheduled_at = now() + interval '1 h' WHERE queue = :'q' AND task = 'another task';
-SELECT a_name('queue') AS other, pljobs.pause_queue(a_name('queue')), set_config('pljobs.fetch_hint', 'of no walk', true) \gset
-SELECT ok(:'q' = ANY (pljobs._may_fetch_from(NULL, '{paused}')), 'the first walk of a session may be slow');
-SELECT set_config('pljobs.queues_hint', '', true) \g /dev/null
-SELECT ok(NOT '{paused}' && pljobs._may_fetch_from(NULL, '{paused}'), 'the next was it');
-SELECT ok(pljobs._hint_left(split_part(current_setting('pljobs.queues_hint'), '|', 1)) < interval '5 s', 'which is remembered');
-SELECT a_todo_job(queue => :'other') AS job_id \gset
-SELECT ok(:'q' = ANY (f.queues) AND NOT :'other' = ANY (f.queues), 'for a while it answers what it found') FROM pljobs._may_fetch_from(NULL, '{paused}') AS f(queues);
-SELECT is(pljobs._may_fetch_from(ARRAY[:'q', :'other'], ARRAY[:'q']), ARRAY[:'other'], 'not to who names queues');
-SELECT is(pljobs._may_fetch_from(NULL, ARRAY[:'q']) && ARRAY[:'q'], false, 'what is paused now is left out');
-SELECT ok(pljobs.next_fetch_v1(:w) < interval '5 s', 'who asks what comes next is told when it will look');
-SELECT look_at_all(), set_config('pljobs.fetch_hint', 'of no walk', true) \g /dev/null
-SELECT ok(:'other' = ANY (pljobs._may_fetch_from(NULL, '{paused}')), 'without a hint it walks');
 
 SELECT * FROM finish();
 ROLLBACK;

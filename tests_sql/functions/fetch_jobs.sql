@@ -136,9 +136,17 @@ SELECT hint(:'key', :after, 590) \g /dev/null
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:b3]::bigint[], 'nor one that would last for minutes, for the clock was set back');
 SELECT a_todo_job(queue => :'q', priority => 9) AS urgent, hint(:'key', :after, 60) \gset
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:urgent]::bigint[], 'nor one that a more urgent job would have to wait for');
+SELECT a_todo_job(queue => :'q') AS last, a_name('queue') AS another \gset
+UPDATE pljobs.job SET waiting_for = 'schedule', scheduled_at = now() WHERE id IN (:b4, a_todo_job(queue => :'another', priority => 1));
+SELECT look_at_all(), hint(:'key', :last, 60), current_setting('pljobs.fetch_hint') AS hint \gset
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:b4]::bigint[], 'nor by what has become due just now');
+SELECT is(current_setting('pljobs.fetch_hint'), :'hint', 'which moves it nowhere');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:last]::bigint[], 'after that it is followed');
 SELECT look_at_all() \g /dev/null
-SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:b4]::bigint[], 'without a hint the walk starts at the top');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:after]::bigint[], 'without a hint the walk starts at the top');
 SELECT fetch_ids(:'q') \g /dev/null
+SELECT hint(:'key', :after, -1) \g /dev/null
+SELECT is(fetch_ids(:'q'), '{}', 'where there is nothing a hint that is over changes nothing');
 
 -- Slow for sure: thousands of the best jobs are of another task. (plans.sql counts what it passes: not at the same time.)
 SELECT take_turns() \g /dev/null
@@ -146,11 +154,11 @@ SELECT hashtextextended(concat_ws('|', ARRAY[:'q']::text, '{"a task"}'), 0)::tex
 SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 'another task', 'queue', :'q'::text, 'priority', 1)) FROM generate_series(1, 20000))) \g /dev/null
 SELECT a_todo_job(queue => :'q') AS one, a_todo_job(queue => :'q') AS two \gset
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), ARRAY[:one]::bigint[], 'a long walk finds its job');
-SELECT results_eq($$SELECT (string_to_array(current_setting('pljobs.fetch_hint'), '|'))[2:3]$$, format('SELECT ARRAY[''0'', ''%s'']', :one), 'a slow walk leaves a hint: where it found its first job');
+SELECT results_eq($$SELECT (string_to_array(current_setting('pljobs.fetch_hint'), '|'))[2:4]$$, format('SELECT ARRAY[''0'', ''%s'', ''0'']', :one), 'the first slow walk leaves a hint that is over: one may be slow by chance');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), ARRAY[:two]::bigint[], 'the next finds the next');
+SELECT results_eq($$SELECT (string_to_array(current_setting('pljobs.fetch_hint'), '|'))[2:3]$$, format('SELECT ARRAY[''0'', ''%s'']', :two), 'and leaves one to follow: where it found its first job');
 SELECT ok((string_to_array(current_setting('pljobs.fetch_hint'), '|'))[4]::double precision BETWEEN extract(epoch FROM now()) AND extract(epoch FROM clock_timestamp()) + 5,
           'a hint is followed for at most 5 s');
-
-SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), ARRAY[:two]::bigint[], 'behind it is the next');
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), '{}', 'then nothing, nor before it');
 SELECT is((string_to_array(current_setting('pljobs.fetch_hint'), '|'))[5], 'nothing', 'and that is remembered, too');
 SELECT finish_run(:one, (SELECT run_id FROM pljobs.job WHERE id = :one), 'interrupted') \g /dev/null
@@ -196,15 +204,18 @@ SELECT is(j.timeout_at, NULL, 'a run without a timeout has none') FROM pljobs.jo
 -- In whatever queue.
 SELECT a_name('queue') AS q \gset
 SELECT pljobs.defer_job('t', queue => :'q', start_by => now() - interval '1 h') AS overdue \gset
+SELECT look_at_all() \g /dev/null
 SELECT is(fetch_ids(a_name('queue')), '{}', 'a fetch from another queue');
 SELECT is(status_of(:overdue), 'cancelled', 'cancels it as well');
 -- Many at once, several queues, all queues.
 SELECT a_name('queue') AS q1, a_name('queue') AS q2 \gset
 SELECT pljobs.defer_jobs_v1((SELECT jsonb_agg(jsonb_build_object('task', 't', 'queue', CASE n % 2 WHEN 0 THEN :'q1' ELSE :'q2' END, 'start_by', '2001-01-01T00:00:00Z')) FROM generate_series(1, 2500) AS n)) \g /dev/null
 SELECT a_todo_job(queue => :'q1') AS one, a_todo_job(queue => :'q2') AS two \gset
+SELECT look_at_all() \g /dev/null
 SELECT is(ARRAY(SELECT f.job_id FROM pljobs.fetch_jobs_v1(:w, 10, ARRAY[:'q1', :'q2']) AS f), ARRAY[:one, :two]::bigint[], 'more overdue ones than one call cancels keep nobody from starting');
 SELECT is(count(*), 1500::bigint, 'the others are left to the next') FROM pljobs.job AS j WHERE j.queue IN (:'q1', :'q2') AND j.status = 'todo';
 SELECT a_todo_job(queue => :'q1') AS one \gset
+SELECT look_at_all() \g /dev/null
 SELECT is(fetch_ids(:'q1', 10), ARRAY[:one]::bigint[], 'also in one queue');
 SELECT is(count(*), 500::bigint, 'and so on') FROM pljobs.job AS j WHERE j.queue IN (:'q1', :'q2') AND j.status = 'todo';
 
