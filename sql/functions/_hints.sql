@@ -4,17 +4,19 @@
 -- next whole walk is slow again, that leaves one at once. Nothing else depends on them. Of the fetch's own
 -- (pljobs.fetch_hint) see there; while that is empty, everything is looked at.
 
-CREATE OR REPLACE FUNCTION pljobs._hint_until(ms numeric) RETURNS numeric
+CREATE OR REPLACE FUNCTION pljobs._hint_until(ms numeric, in_vain boolean DEFAULT true) RETURNS numeric
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 -- Until when to follow the hint of a walk that took so long, as a Unix time: for 100 times as long, so that
--- slow walks take 1 % of the session's time, and 5 s at most, for so long may wait what comes before it.
+-- slow walks take 1 % of the session's time, and 5 s at most, for so long may wait what comes before it. For
+-- 10 times as long only, if a hint before had passed over what this walk found: there will be more.
 BEGIN
-    RETURN extract(epoch FROM clock_timestamp()) + least(_hint_until.ms * 0.1, 5);
+    RETURN extract(epoch FROM clock_timestamp())
+           + least(_hint_until.ms * CASE WHEN _hint_until.in_vain THEN 0.1 ELSE 0.01 END, 5);
 END
 $$;
-COMMENT ON FUNCTION pljobs._hint_until(numeric) IS 'Until when the hint of a slow walk is followed.';
+COMMENT ON FUNCTION pljobs._hint_until(numeric, boolean) IS 'Until when the hint of a slow walk is followed.';
 
 CREATE OR REPLACE FUNCTION pljobs._hint_holds(until text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE

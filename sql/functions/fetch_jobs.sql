@@ -207,9 +207,9 @@ BEGIN
         -- While somebody holds an old snapshot, every walk passes the index entries of all the jobs that are
         -- done since. The session keeps a hint: walks were slow, and the last found its first row there. The
         -- next start there until its time is over (_hints.sql): so long may an older job wait that was put
-        -- back. Not a more urgent one: that is asked for; nor one that this fetch has made ready. Nothing
-        -- else depends on it. One that finds nothing there looks before it; if that was slow, and in vain, it
-        -- does not again for a while.
+        -- back, or woken. Not a more urgent one: that is asked for; nor one that this fetch has made ready.
+        -- Nothing else depends on it. One that finds nothing there looks before it; if that was slow, and in
+        -- vain, it does not again for a while.
         v_from_due := false;
         v_from_priority := -2147483648;
         v_from_id := 0;
@@ -222,9 +222,10 @@ BEGIN
                     SELECT -j.priority, j.id, true FROM pljobs.job AS j
                      -- NOT DISTINCT: by the primary key, not by the order of the ready index.
                      WHERE j.id = ANY (v_due) AND j.status IS NOT DISTINCT FROM 'todo'
-                       AND j.waiting_for IS NULL
-                       AND (v_queues IS NULL OR j.queue = ANY (v_queues))) AS f
-             ORDER BY f.place, f.id LIMIT 1;
+                       AND j.waiting_for IS NULL AND -j.priority = v_hint[2]::integer
+                       AND (v_queues IS NULL OR j.queue = ANY (v_queues))
+                       AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))) AS f
+             ORDER BY f.id LIMIT 1;
             IF (CASE WHEN v_queues IS NULL THEN EXISTS (
                    SELECT FROM pljobs.job AS j
                     WHERE j.status = 'todo' AND j.waiting_for IS NULL AND -j.priority < v_from_priority
@@ -239,12 +240,13 @@ BEGIN
                              AND (fetch_jobs_v1.tasks IS NULL OR j.task = ANY (fetch_jobs_v1.tasks))
                            ORDER BY j.queue, -j.priority, j.id LIMIT 1) AS h)
                END) THEN
+                v_from_due := false;
                 v_from_priority := -2147483648;
                 v_from_id := 0;
                 v_hint := NULL;
             END IF;
         ELSE
-            v_past := CASE WHEN v_slow_before THEN v_hint END;
+            v_past := CASE WHEN v_slow_before AND NOT v_in_turn THEN v_hint END;
             v_hint := NULL;
         END IF;
 
@@ -334,7 +336,12 @@ BEGIN
         v_slow_ms := 0.3 + 0.01 * v_want;
 
         IF v_ids IS NULL AND v_hint IS NOT NULL THEN
-            EXIT WHEN v_hint[5] IS NOT NULL;
+            IF v_hint[5] IS NOT NULL THEN
+                -- With several queues: perhaps others held all that it looked at (below).
+                EXIT WHEN coalesce(v_heads, 0) = 0 OR v_ahead > 10000;
+                v_ahead := v_ahead * 16;
+                CONTINUE;
+            END IF;
             PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, v_hint[2], v_hint[3], 0), false);
             CONTINUE;
         ELSIF v_ids IS NULL THEN
@@ -352,10 +359,15 @@ BEGIN
         END IF;
         IF NOT v_in_turn AND NOT v_from_due
            AND (v_ms > v_slow_ms OR v_ids[1] - v_from_id > 500 AND v_hint IS NOT NULL) THEN
-            PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, -j.priority, j.id, coalesce(
-                        v_hint[4], CASE WHEN v_slow_before THEN pljobs._hint_until(v_ms)::text ELSE '0' END),
-                        v_hint[5]), false)
+            PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, -j.priority, j.id, CASE
+                        WHEN v_hint IS NOT NULL THEN v_hint[4]
+                        WHEN v_slow_before THEN pljobs._hint_until(v_ms, in_vain => (
+                            (-j.priority, j.id) < (v_past[2]::integer, v_past[3]::bigint)) IS NOT TRUE)::text
+                        ELSE '0' END, v_hint[5]), false)
                FROM pljobs.job AS j WHERE j.id = v_ids[1];
+        ELSIF v_from_due AND cardinality(v_ids) >= v_want THEN
+            -- The next one looks whether it has left some of what it had made ready.
+            PERFORM set_config('pljobs.fetch_hint', concat_ws('|', v_key, v_hint[2], v_hint[3], 0), false);
         ELSIF v_past IS NOT NULL AND v_hint IS NULL THEN
             PERFORM set_config('pljobs.fetch_hint', 'none', false);
         END IF;

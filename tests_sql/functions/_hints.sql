@@ -4,6 +4,7 @@ SELECT * FROM no_plan();
 
 -- How long a hint lasts.
 SELECT ok(pljobs._hint_until(10) BETWEEN extract(epoch FROM now()) + 1 AND extract(epoch FROM clock_timestamp()) + 1, 'a hint is followed 100 times as long as its walk took');
+SELECT ok(pljobs._hint_until(10, false) BETWEEN extract(epoch FROM now()) + 0.1 AND extract(epoch FROM clock_timestamp()) + 0.1, 'where there was something before it, 10 times');
 SELECT ok(pljobs._hint_until(60000) BETWEEN extract(epoch FROM now()) + 5 AND extract(epoch FROM clock_timestamp()) + 5, 'and 5 s at most');
 
 -- What a walk leaves.

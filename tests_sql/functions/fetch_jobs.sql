@@ -136,14 +136,25 @@ SELECT hint(:'key', :after, 590) \g /dev/null
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:b3]::bigint[], 'nor one that would last for minutes, for the clock was set back');
 SELECT a_todo_job(queue => :'q', priority => 9) AS urgent, hint(:'key', :after, 60) \gset
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:urgent]::bigint[], 'nor one that a more urgent job would have to wait for');
-SELECT a_todo_job(queue => :'q') AS last, a_name('queue') AS another \gset
-UPDATE pljobs.job SET waiting_for = 'schedule', scheduled_at = now() WHERE id IN (:b4, a_todo_job(queue => :'another', priority => 1));
-SELECT look_at_all(), hint(:'key', :last, 60), current_setting('pljobs.fetch_hint') AS hint \gset
+SELECT a_todo_job() AS elsewhere, a_todo_job(queue => :'q') AS last \gset
+UPDATE pljobs.job SET waiting_for = 'schedule', scheduled_at = now() WHERE id IN (:b4, :after, :elsewhere);
+SELECT look_at_all(), hint(:'key', :last, 60) \g /dev/null
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:b4]::bigint[], 'nor by what has become due just now');
-SELECT is(current_setting('pljobs.fetch_hint'), :'hint', 'which moves it nowhere');
-SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:last]::bigint[], 'after that it is followed');
+SELECT is((string_to_array(current_setting('pljobs.fetch_hint'), '|'))[3:4], ARRAY[:'last', '0'], 'what may have left some of that ends it');
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:after]::bigint[], 'for the next to find it');
+SELECT a_todo_job(queue => :'q') AS due, a_todo_job(queue => :'q', priority => 7) AS urgent, a_todo_job(queue => :'q', priority => 7) AS due_too, a_todo_job(queue => :'q') AS beyond \gset
+UPDATE pljobs.job SET waiting_for = 'schedule', scheduled_at = now() WHERE id IN (:due, :due_too);
+SELECT look_at_all(), hint(:'key', :beyond, 60) \g /dev/null
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:urgent]::bigint[], 'a more urgent one comes first all the same');
 SELECT look_at_all() \g /dev/null
-SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:after]::bigint[], 'without a hint the walk starts at the top');
+SELECT fetch_ids(:'q', 100) \g /dev/null
+SELECT a_todo_job(queue => :'q') AS due, a_todo_job(queue => :'q') AS last \gset
+UPDATE pljobs.job SET waiting_for = 'schedule', scheduled_at = now() WHERE id = :due;
+SELECT look_at_all(), hint(:'key', :last, 60), current_setting('pljobs.fetch_hint') AS hint \gset
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 3, ARRAY[:'q'])), ARRAY[:due, :last]::bigint[], 'what is due and what comes after the hint are found together');
+SELECT is(current_setting('pljobs.fetch_hint'), :'hint', 'which leaves it where it was');
+SELECT a_todo_job(queue => :'q') AS first, a_todo_job(queue => :'q') AS after, look_at_all() \gset
+SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'])), ARRAY[:first]::bigint[], 'without a hint the walk starts at the top');
 SELECT fetch_ids(:'q') \g /dev/null
 SELECT hint(:'key', :after, -1) \g /dev/null
 SELECT is(fetch_ids(:'q'), '{}', 'where there is nothing a hint that is over changes nothing');
@@ -168,8 +179,9 @@ SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a 
 SELECT hint(:'key2', :three, 60), set_config('pljobs.fetch_hint', current_setting('pljobs.fetch_hint') || '|nothing', true) FROM (SELECT 1) AS x \g /dev/null
 UPDATE pljobs.job SET priority = 0 WHERE id = :one;
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), '{}', 'one that was put back before it is not, for a while');
-SELECT hint(:'key2', :three, -1) \g /dev/null
+SELECT hint(:'key2', :three, -1), extract(epoch FROM clock_timestamp()) AS began \gset
 SELECT is(ARRAY(SELECT job_id FROM pljobs.fetch_jobs_v1(:w, 1, ARRAY[:'q'], '{a task}')), ARRAY[:one]::bigint[], 'then it is');
+SELECT ok((string_to_array(current_setting('pljobs.fetch_hint'), '|'))[4]::numeric - t.now <= 10 * (t.now - :began), 'and the next hint lasts for less long: there may be more') FROM (SELECT extract(epoch FROM clock_timestamp()) AS now) AS t;
 
 -- The arguments of the call.
 SELECT throws_ok('SELECT pljobs.fetch_jobs_v1(' || a || ')', c, NULL, 'refused: ' || a)
