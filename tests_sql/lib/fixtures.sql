@@ -202,7 +202,7 @@ RETURN ARRAY(SELECT f.job_id FROM pljobs.fetch_jobs_v1(fetch_ids.worker_id, fetc
 CREATE FUNCTION look_at_all() RETURNS void
 LANGUAGE sql VOLATILE
 AS $$
-SELECT set_config('pljobs.' || h.name || '_hint', '', true) FROM unnest('{fetch,due,late,queues}'::text[]) AS h(name);
+SELECT set_config('pljobs.' || h.name || '_hint', '', true) FROM unnest('{fetch,due,late}'::text[]) AS h(name);
 $$;
 
 -- Housekeeping works one call at a time in the whole database: a file that tests it waits for its turn.
