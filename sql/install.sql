@@ -104,6 +104,7 @@
 \ir migrations/0010_expand_functions.sql
 \ir migrations/0011_expand_functions.sql
 \ir migrations/0012_expand_functions.sql
+\ir migrations/0013_expand_functions.sql
 
 -- What people read, and who may do what.
 \ir views.sql

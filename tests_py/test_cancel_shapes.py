@@ -480,3 +480,61 @@ async def test_an_abort_that_meets_a_cancel_of_the_bodys_own_is_not_lost(
         await app.job_manager.cancel_job_by_id_async(job_id, abort=True)
         assert await end_of(app, job_id) is Status.ABORTED
     assert not after.is_set()
+
+
+async def test_an_abort_that_is_passed_on_by_a_cancel_in_its_place_is_not_swallowed(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a task group of Python 3.13.1 and later does where a child fails when it cleans up."""
+    begun, after = asyncio.Event(), asyncio.Event()
+
+    @app.task(name="t")
+    async def t() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(DEADLINE)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            task.cancel()
+        await asyncio.sleep(0)
+        after.set()
+
+    async with workers.running(app):
+        job_id = await t.defer_async()
+        await asyncio.wait_for(begun.wait(), DEADLINE)
+        await app.job_manager.cancel_job_by_id_async(job_id, abort=True)
+        assert await end_of(app, job_id) is Status.ABORTED
+    assert not after.is_set()
+    assert "swallowed" not in caplog.text
+
+
+async def test_an_abort_that_is_passed_on_and_then_swallowed_is_told_and_forgotten(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = asyncio.Event()
+    counts: list[int] = []
+
+    @app.task(name="t")
+    async def t() -> None:
+        begun.set()
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            await asyncio.sleep(DEADLINE)
+        except asyncio.CancelledError:
+            task.uncancel()
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(DEADLINE)
+        await asyncio.sleep(0.01)
+        counts.append(task.cancelling())
+
+    async with workers.running(app):
+        job_id = await t.defer_async()
+        await asyncio.wait_for(begun.wait(), DEADLINE)
+        await app.job_manager.cancel_job_by_id_async(job_id, abort=True)
+        assert await end_of(app, job_id) is Status.SUCCEEDED
+    assert counts == [0]
+    assert "swallowed" in caplog.text

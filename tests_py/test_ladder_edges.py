@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
 from pljobs import App, JobAborted, JobContext
+from pljobs.answers import RunEnd
 from pljobs.exceptions import WorkerTainted
+from pljobs.job_context import current
+from pljobs.jobs import Job
+from pljobs.run import LAST_WORDS, Run
+from pljobs.signals import Interrupter
 from pljobs.worker import Worker
-from waiting import wait_until_async
+from waiting import wait_until, wait_until_async
 from workers import DEADLINE, NOTIFIED, job, request, running, until
 
 Conn = psycopg.AsyncConnection[Any]
@@ -293,3 +300,127 @@ async def test_a_task_that_blocks_a_loop_which_cant_be_interrupted_is_given_up(
     await asyncio.to_thread(thread.join, DEADLINE)
     assert (await request(aconn, job_id))["resolution"] == "abandoned"
     assert isinstance(raised[0], WorkerTainted)
+
+
+@contextlib.contextmanager
+def elsewhere(app: App, **options: Any) -> Iterator[list[BaseException]]:
+    """Run a worker in a thread, where no signal can interrupt its loop; collect what it raises."""
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            asyncio.run(app.run_worker_async(fetch_job_polling_interval=0.1, **options))
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield raised
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+
+
+async def test_what_has_returned_is_not_given_up_though_the_loop_is_blocked(
+    app: App, aconn: Conn, db_url: str
+) -> None:
+    """Its end waits for the loop, which another job blocks."""
+    other_app = App(db_url)
+    let_go, started, returned = threading.Event(), threading.Event(), threading.Event()
+
+    @other_app.task
+    async def blocking() -> None:
+        await asyncio.to_thread(started.wait, DEADLINE)
+        let_go.wait(DEADLINE)
+
+    @other_app.task(pass_context=True)
+    def willing(context: JobContext) -> None:
+        started.set()
+        context.abort_flag.wait(DEADLINE)
+        returned.set()
+        raise JobAborted("as asked")
+
+    await app.configure_task(blocking.name).defer_async()
+    job_id = await app.configure_task(willing.name).defer_async()
+    with elsewhere(other_app, concurrency=2, wait=False) as raised:
+        try:
+            await wait_until_async(started.is_set, DEADLINE)
+            await ask(aconn, job_id, grace="0", term_grace="10 ms")
+            await wait_until_async(returned.is_set, DEADLINE)
+            await asyncio.sleep(LAST_WORDS + 1)
+            await aconn.execute("UPDATE pljobs.worker SET heartbeat_at = heartbeat_at - interval '1 h'")
+            await wait_until_async(lambda: beats(aconn), DEADLINE)
+        finally:
+            let_go.set()
+    assert (await job(aconn, job_id))["message"] == "as asked"
+    assert (await request(aconn, job_id))["resolution"] == "aborted"
+    assert not raised
+
+
+async def test_what_returns_while_the_database_is_told_that_it_is_given_up_ends_its_worker(
+    app: App, aconn: Conn, db_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the database gives that worker nothing more."""
+    other_app = App(db_url)
+    let_go, let_return, started = threading.Event(), threading.Event(), threading.Event()
+
+    @other_app.task
+    async def blocking() -> None:
+        await asyncio.to_thread(started.wait, DEADLINE)
+        let_go.wait(DEADLINE)
+
+    @other_app.task
+    def stubborn() -> None:
+        started.set()
+        let_return.wait(DEADLINE)
+
+    def abandoned(run: Run) -> RunEnd:
+        let_return.set()
+        wait_until(lambda: run.context.abort_flag.is_closed, DEADLINE)
+        return as_ever(run)
+
+    as_ever = Run.abandoned
+    monkeypatch.setattr(Run, "abandoned", abandoned)
+    await app.configure_task(blocking.name).defer_async()
+    job_id = await app.configure_task(stubborn.name).defer_async()
+    with elsewhere(other_app, concurrency=2) as raised:
+        try:
+            await wait_until_async(started.is_set, DEADLINE)
+            await ask(aconn, job_id, grace="0", term_grace="10 ms")
+            await until(aconn, job_id, "aborted")
+        finally:
+            let_go.set()
+    assert (await request(aconn, job_id))["resolution"] == "abandoned"
+    assert isinstance(raised[0], WorkerTainted)
+
+
+def test_of_several_to_be_interrupted_the_one_that_blocks_the_loop_is() -> None:
+    """Signals that come close together are handled once."""
+    app = App("")
+
+    @app.task
+    async def task() -> None: ...
+
+    contexts = [
+        JobContext(app=app, job=Job(id=number, run_id=number, task_name=task.name), task=task)
+        for number in (1, 2, 3)
+    ]
+
+    def body() -> None:
+        current.set(contexts[1])
+        for context in contexts:
+            interrupter.interrupt(context)
+        with pytest.raises(JobAborted, match="blocked the event loop"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGURG])
+
+    def other_body() -> None:
+        current.set(contexts[0])
+        interrupter.interrupt(contexts[2])
+
+    interrupter = Interrupter()
+    with interrupter.installed(install=True):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])
+        try:
+            contextvars.copy_context().run(body)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGURG])
+        contextvars.copy_context().run(other_body)  # what is over is over

@@ -149,7 +149,7 @@ def test_an_old_worker_works_on_the_new_schema(
         assert worker.wait(DEADLINE) == 0
 
 
-@pytest.mark.parametrize("version", ["0.2.0", "0.3.0", "0.3.1", "0.3.2", "0.3.3", "0.3.4", "0.3.5"])
+@pytest.mark.parametrize("version", ["0.2.0", "0.3.0", "0.3.1", "0.3.2", "0.3.3", "0.3.4", "0.3.5", "0.3.6"])
 def test_a_release_between_is_upgraded_while_its_worker_works(
     server: Server, old_template: str, tmp_path: Path, version: str
 ) -> None:

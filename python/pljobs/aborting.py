@@ -69,6 +69,11 @@ class AbortFlag:
             self._closed = True
             self._callbacks.clear()
 
+    @property
+    def is_closed(self) -> bool:
+        """Say whether the body has ended, be it that its worker does not know it yet."""
+        return self._closed
+
     def set(self, reason: AbortReason, request: AbortRequest | None = None) -> bool:
         """Raise the flag; say whether that changed the reason: only a stronger one replaces another."""
         with self._lock:

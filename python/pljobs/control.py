@@ -27,7 +27,7 @@ from pljobs.lag import LoopLag
 from pljobs.link import KEEPALIVES, cut
 from pljobs.listener import Listener
 from pljobs.pace import PAUSE
-from pljobs.run import KILL, SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE
+from pljobs.run import KILL, SHUTDOWN_GRACE, SQL, TERM, VOID_GRACE, observing
 from pljobs.verdicts import ended_themselves
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Control:
         queues: Sequence[str] | None,
         runs: Mapping[int, Run | None],
         on_todo: Callable[[], None],
+        on_given_up: Callable[[Run, bool], None],
         listen: bool,
         heartbeat_interval: float,
         abort_interval: float,
@@ -76,6 +77,7 @@ class Control:
         self._register_again = register_again
         self._runs = runs
         self._on_todo = on_todo
+        self._on_given_up = on_given_up
         self._listener = Listener(worker_id, queues, polls_every=abort_interval) if listen else None
         self._heartbeat_interval = heartbeat_interval
         self._abort_interval = abort_interval
@@ -244,10 +246,9 @@ class Control:
     def _beat(self, conn: psycopg.Connection[Any]) -> None:
         began = self._beat_at = time.monotonic()
         runs = dict(self._runs)
-        observed = [seen for run in runs.values() if run is not None and (seen := run.observe()) is not None]
         lag = timedelta(seconds=self._lag.measure(runs.values()))
         beat = partial(calls.heartbeat, self._worker_id, run_ids=list(runs), loop_lag=lag)
-        try:
+        with observing(runs.values()) as observed:
             try:
                 verdicts = self._beat_once_more_if_unknown(conn, beat(observed=observed))
             except InvalidArgument as error:
@@ -255,11 +256,6 @@ class Control:
                 logger.warning("Worker %s can't tell how far its jobs are: %s", self._worker_id, error)
                 rest = [dataclasses.replace(seen, progress=None) for seen in observed]
                 verdicts = self._beat_once_more_if_unknown(conn, beat(observed=rest))
-        except BaseException:
-            for seen in observed:
-                if (run := runs[seen.run_id]) is not None:
-                    run.unobserve(seen)
-            raise
         self.renewed_at = began
         self._early = {
             v.run_id: v for v in verdicts if v.run_id not in runs and v.verdict in {"abort", "kill"}
@@ -315,8 +311,7 @@ class Control:
             return
         if verdict.look_in is not None:
             # Not at once, again and again, while somebody holds the job's row.
-            pause = max(verdict.look_in.total_seconds(), SHORTEST_PAUSE)
-            run.look_at = time.monotonic() + pause
+            run.look_at = time.monotonic() + max(verdict.look_in.total_seconds(), SHORTEST_PAUSE)
         else:
             run.look_at = None
         if verdict.verdict == "ok":
@@ -333,9 +328,14 @@ class Control:
         run = self._runs.get(verdict.run_id)
         if verdict.level < KILL or run is None or run.ended or not run.begun:
             return
-        if min(self._lag.blocked_for(), run.context.abort_flag.raised_for()) > run.standstill:
-            self._timed(conn, calls.finish_jobs([run.abandoned()], wait=False))
-            self._in_loop(run.abandon)  # first of all, when the loop is free again
+        flag = run.context.abort_flag
+        if not flag.is_closed and min(self._lag.blocked_for(), flag.raised_for()) > run.standstill:
+            is_known = True  # also where the answer is lost
+            try:
+                [answer] = self._timed(conn, calls.finish_jobs([run.abandoned()], wait=False))
+                is_known = answer.status not in {"stale", "locked"}
+            finally:
+                self._in_loop(self._on_given_up, run, is_known)
 
     def _timed(self, conn: psycopg.Connection[Any], call: Call[T]) -> T:
         self._busy_since = time.monotonic()

@@ -172,6 +172,11 @@ class LocalRun(Run):
         # count to raise another in its place. So does a group on 3.13 whose child fails while it cleans up.
         if self._body is None or self._body.cancelling() > self._cancels:
             return True
+        # From 3.13.1 on the group itself is over by then: another cancel is to come in place of this one.
+        is_to_come = getattr(self._body, "_must_cancel", False)  # a task of another loop's may have none
+        if is_to_come and self._observed is not None and not self._observed.is_expecting:
+            self._observed.expect_abort()
+            return True
         frame = inspect.currentframe() if RECANCELS else None
         for _ in range(4):
             frame = frame and frame.f_back

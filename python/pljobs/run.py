@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, Literal
 
 from pljobs import logs
@@ -180,3 +181,15 @@ class Run(ABC):
             message=message,
             progress=self.context.reported_progress.last(),
         )
+
+
+@contextlib.contextmanager
+def observing(runs: Iterable[Run | None]) -> Iterator[list[Observation]]:
+    """Return what there is to tell of these runs; where the block raises, it will be told another time."""
+    seen = [(run, each) for run in runs if run is not None and (each := run.observe()) is not None]
+    try:
+        yield [each for _, each in seen]
+    except BaseException:
+        for run, each in seen:
+            run.unobserve(each)
+        raise

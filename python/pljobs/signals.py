@@ -110,7 +110,7 @@ class Interrupter:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._target: JobContext | None = None
+        self._targets: list[JobContext] = []
         self._installed = False
 
     def interrupt(self, context: JobContext) -> None:
@@ -119,7 +119,7 @@ class Interrupter:
         For any thread.
         """
         if self._installed:
-            self._target = context
+            self._targets.append(context)  # signals that come close together are handled once
             signal.pthread_kill(self._thread, signal.SIGURG)
 
     @contextlib.contextmanager
@@ -136,9 +136,11 @@ class Interrupter:
                 self._installed = False
 
     def _on_signal(self, _number: signal.Signals) -> None:
-        target, self._target = self._target, None
+        targets = self._targets[:]
+        del self._targets[: len(targets)]  # what is added meanwhile has a signal of its own
         # A handler runs in the context of the code that it interrupts.
-        if target is not None and current.get() is target:
+        interrupted = current.get()
+        if interrupted is not None and any(target is interrupted for target in targets):
             raise JobAborted("terminated: it blocked the event loop")
 
 

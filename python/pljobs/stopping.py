@@ -1,11 +1,16 @@
-"""How a worker comes to its end: its jobs may go on for a while, then they are asked to abort."""
+"""How a worker comes to its end: its jobs go on for a while, are asked to abort, or given up."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pljobs.careful import careful_logger
+from pljobs.exceptions import WorkerTainted
+
+if TYPE_CHECKING:
+    from pljobs.run import Run
 
 logger = careful_logger(__name__)
 
@@ -59,3 +64,34 @@ class Stopping:
         if self._busy():
             logger.warning("Jobs still run after %s s: asking them to abort", self._patience)
             self._abort()
+
+
+class GivenUp:
+    """What a worker could not stop: it takes no more jobs, and its process has to end."""
+
+    def __init__(self, stop: Stopping) -> None:
+        self._stop = stop
+        self._names: list[str] = []
+
+    def add(self, run: Run) -> None:
+        """Note a run that is given up, and stop."""
+        self._names.append(run.job.call_string)
+        self._stop.begin()  # a person's first word is to wait for the others all the same
+
+    def abandon(self, run: Run, is_known: bool) -> None:
+        """Give up a run of which the database was told already; `is_known`: and took it down, or may have.
+
+        The run may have ended meanwhile; who has given up one is given no more jobs by the database all the
+        same.
+        """
+        if run.ended and is_known:
+            self.add(run)
+        run.abandon()
+
+    def refuse(self, worker_id: int | None) -> None:
+        """Raise `WorkerTainted` if there is any."""
+        if self._names:
+            raise WorkerTainted(
+                f"worker {worker_id} has stopped: it gave up {', '.join(self._names)}, whose code may still"
+                " run; end this process, and start another"
+            )

@@ -15,7 +15,6 @@ from pljobs.answers import RunEnd
 from pljobs.careful import careful_logger
 from pljobs.control import Control
 from pljobs.endings import Ended
-from pljobs.exceptions import WorkerTainted
 from pljobs.fetching import Fetcher
 from pljobs.finisher import Finisher
 from pljobs.jobs import AbortReason, DeleteJobCondition, Job
@@ -26,7 +25,7 @@ from pljobs.outage import Outage, until_writable
 from pljobs.run import Run
 from pljobs.signals import Interrupter, stop_on_signals
 from pljobs.starting import Starter, Unfit
-from pljobs.stopping import Stopping
+from pljobs.stopping import GivenUp, Stopping
 
 if TYPE_CHECKING:
     from pljobs.app import App
@@ -107,7 +106,7 @@ class Worker:
             self.graceful_timeout, on_begin=self._stops, busy=self._running, abort=self.abort
         )
         self._stopping = self._stop.begun
-        self._given_up: list[str] = []
+        self._given_up = GivenUp(self._stop)
         self._over = asyncio.Event()  # no task: a body may cancel every task there is
         self._look, self._drained = asyncio.Event(), asyncio.Event()
         self._outage = Outage(f"Worker {self.name}")
@@ -143,11 +142,7 @@ class Worker:
             logger.critical("Worker %s leaves at once", self.worker_id, extra=self.ids())
         else:
             await main
-        if self._given_up:
-            raise WorkerTainted(
-                f"worker {self.worker_id} has stopped: it gave up {', '.join(self._given_up)}, whose code may"
-                " still run; end this process, and start another"
-            )
+        self._given_up.refuse(self.worker_id)
         if cancelled is not None:
             raise cancelled
 
@@ -202,6 +197,7 @@ class Worker:
             queues=self.queues,
             runs=self._runs,
             on_todo=self._fetcher.ask,
+            on_given_up=self._given_up.abandon,
             listen=self.listen_notify,
             heartbeat_interval=self.heartbeat_interval,
             abort_interval=self.abort_interval,
@@ -304,8 +300,7 @@ class Worker:
         end, error = self._starter.end_of(run, ended)
         self._finisher.report(end, partial(self._reported, run.job, end))
         if end.outcome == "abandoned":
-            self._given_up.append(run.job.call_string)
-            self._stop.begin()  # a person's first word is to wait for the others all the same
+            self._given_up.add(run)
         try:
             logs.ended(run.job, end, error, run.context.abort_reason())
         finally:
@@ -339,7 +334,7 @@ class Worker:
     def _forget(self, run: Run) -> None:
         # Not reported: its lease is over, whoever rescues it will run it again, and nobody must renew it.
         run.ended = True
-        self._given_up.append(run.job.call_string)
+        self._given_up.add(run)
         self._runs.pop(run.job.run_id or 0, None)
         self._control.leave()
         self.abort()

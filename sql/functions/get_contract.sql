@@ -7,7 +7,7 @@ AS $$
 -- 0.2.0; 3, with next_fetch_v1, prune_jobs_v2 and the outcome 'unstarted', since 0.3.0. Where this
 -- function does not exist, it is 0.1.0. Locks nothing, notifies nobody.
 BEGIN
-    release := '0.3.6';
+    release := '0.3.7';
     oldest := 1;
     newest := 3;
 END

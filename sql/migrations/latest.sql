@@ -1,6 +1,6 @@
 -- The name of the newest migration in this folder.
 DO $$
 BEGIN
-    PERFORM pljobs._refuse_newer('0012_expand_functions');
+    PERFORM pljobs._refuse_newer('0013_expand_functions');
 END
 $$;

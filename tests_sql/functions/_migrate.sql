@@ -16,11 +16,11 @@ SELECT throws_ok($$SELECT pljobs._migrate('0000_broken', 'CREATE TABLE')$$, '426
 SELECT is_empty($$SELECT FROM pljobs.migration WHERE name = '0000_broken'$$, 'a migration that fails is not recorded');
 SELECT throws_ok($$SELECT pljobs._migrate(NULL, 'SELECT 1')$$, '23502', NULL, 'a migration has a name');
 
-SELECT lives_ok($$SELECT pljobs._refuse_newer('0012_expand_functions')$$, 'the database that this release made is accepted');
-SELECT lives_ok($$SELECT pljobs._refuse_newer('0012_later')$$, 'a database with older migrations is accepted');
+SELECT lives_ok($$SELECT pljobs._refuse_newer('0013_expand_functions')$$, 'the database that this release made is accepted');
+SELECT lives_ok($$SELECT pljobs._refuse_newer('0013_later')$$, 'a database with older migrations is accepted');
 SELECT throws_ok($$SELECT pljobs._refuse_newer('0000_tests')$$, 'PJ006', NULL, 'a database that a newer release migrated is refused');
 SELECT pljobs._migrate('9999_newer', 'SELECT 1') \g /dev/null
-SELECT throws_ok($$SELECT pljobs._refuse_newer('0012_expand_functions')$$, 'PJ006', NULL, 'one migration of a newer release is enough to be refused');
+SELECT throws_ok($$SELECT pljobs._refuse_newer('0013_expand_functions')$$, 'PJ006', NULL, 'one migration of a newer release is enough to be refused');
 
 SELECT * FROM finish();
 ROLLBACK;

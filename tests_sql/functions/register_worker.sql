@@ -51,7 +51,7 @@ SELECT results_eq(format('SELECT contract, driver, registered_by = session_user 
 SELECT results_eq(format('SELECT contract, driver, queues, concurrency, lease FROM pljobs.worker WHERE id = %s', pljobs.register_worker_v2('w', 'h', 42, 1, concurrency => NULL)),
                   $$VALUES (1, NULL::text, NULL::text[], 1, interval '30 s')$$, 'the defaults are those of register_worker_v1');
 SELECT throws_ok(format('SELECT pljobs.register_worker_v2(''w'', ''h'', 1, %s)', c), 'PJ008', NULL, 'contract ' || c || ' is refused') FROM unnest('{0,4,-1}'::integer[]) AS c;
-SELECT throws_like('SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 4, ''node 9'')', '%node 9%contract 4%0.3.6%', 'naming who asked, and what is served');
+SELECT throws_like('SELECT pljobs.register_worker_v2(''w'', ''h'', 1, 4, ''node 9'')', '%node 9%contract 4%0.3.7%', 'naming who asked, and what is served');
 SELECT throws_ok(format('SELECT pljobs.register_worker_v2(%s)', a), 'PJ004', NULL, 'refused: ' || a)
   FROM unnest(ARRAY[$$'w', 'h', 1, NULL$$, $$NULL, 'h', 1, 2$$, $$'w', NULL, 1, 2$$, $$'w', 'h', NULL, 2$$, $$'w', 'h', 1, 2, lease => NULL$$, $$'w', 'h', 1, 2, lease => '0.9 s'$$]) AS a;
 SELECT pljobs.register_worker_v2('w', 'h', 1, 2, repeat('d', 300)) AS talker \gset
