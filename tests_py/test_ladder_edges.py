@@ -15,13 +15,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from pljobs import App, JobAborted, JobContext
+from pljobs import App, JobAborted, JobContext, execution
 from pljobs.answers import RunEnd
+from pljobs.endings import Ended
 from pljobs.exceptions import WorkerTainted
 from pljobs.job_context import current
-from pljobs.jobs import Job
-from pljobs.run import LAST_WORDS, Run
+from pljobs.jobs import AbortReason, Job
+from pljobs.run import KILL, LAST_WORDS, TERM, Run
 from pljobs.signals import Interrupter
+from pljobs.threads import Threads
 from pljobs.worker import Worker
 from waiting import wait_until, wait_until_async
 from workers import DEADLINE, NOTIFIED, job, request, running, until
@@ -264,6 +266,26 @@ def test_when_two_workers_have_ended_the_applications_signal_handlers_are_there_
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def elsewhere(app: App, **options: Any) -> Iterator[list[BaseException]]:
+    """Run a worker in a thread, where no signal can interrupt its loop; collect what it raises."""
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            asyncio.run(app.run_worker_async(fetch_job_polling_interval=0.1, **options))
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield raised
+    finally:
+        thread.join(DEADLINE)
+    assert not thread.is_alive()
+
+
 async def test_a_task_that_blocks_a_loop_which_cant_be_interrupted_is_given_up(
     app: App, aconn: Conn, db_url: str
 ) -> None:
@@ -277,47 +299,20 @@ async def test_a_task_that_blocks_a_loop_which_cant_be_interrupted_is_given_up(
         started.set()
         let_go.wait(DEADLINE)
 
-    raised: list[BaseException] = []
-
-    def work() -> None:
+    with elsewhere(other_app) as raised:
         try:
-            asyncio.run(other_app.run_worker_async(fetch_job_polling_interval=0.1))
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        job_id = await app.configure_task(blocking.name).defer_async()
-        await wait_until_async(started.is_set, DEADLINE)
-        await ask(aconn, job_id, grace="0", term_grace="10 ms")
-        await until(aconn, job_id, "aborted", deadline=DEADLINE / 2)
-        # It is told after the database: at the next heartbeat it has been.
-        await aconn.execute("UPDATE pljobs.worker SET heartbeat_at = heartbeat_at - interval '1 h'")
-        await wait_until_async(lambda: beats(aconn), DEADLINE)
-    finally:
-        let_go.set()
-    await asyncio.to_thread(thread.join, DEADLINE)
+            job_id = await app.configure_task(blocking.name).defer_async()
+            await wait_until_async(started.is_set, DEADLINE)
+            await ask(aconn, job_id, grace="0", term_grace="10 ms")
+            await until(aconn, job_id, "aborted", deadline=DEADLINE / 2)
+            # It is told after the database: at the next heartbeat it has been.
+            await aconn.execute("UPDATE pljobs.worker SET heartbeat_at = heartbeat_at - interval '1 h'")
+            await wait_until_async(lambda: beats(aconn), DEADLINE)
+        finally:
+            let_go.set()
     assert (await request(aconn, job_id))["resolution"] == "abandoned"
+    assert str(raised[0]).count(blocking.name) == 1
     assert isinstance(raised[0], WorkerTainted)
-
-
-@contextlib.contextmanager
-def elsewhere(app: App, **options: Any) -> Iterator[list[BaseException]]:
-    """Run a worker in a thread, where no signal can interrupt its loop; collect what it raises."""
-    raised: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            asyncio.run(app.run_worker_async(fetch_job_polling_interval=0.1, **options))
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield raised
-    thread.join(DEADLINE)
-    assert not thread.is_alive()
 
 
 async def test_what_has_returned_is_not_given_up_though_the_loop_is_blocked(
@@ -356,6 +351,30 @@ async def test_what_has_returned_is_not_given_up_though_the_loop_is_blocked(
     assert not raised
 
 
+async def test_what_has_returned_is_not_given_up_by_a_loop_that_hears_of_level_4_first(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "LAST_WORDS", 0.0)
+
+    @app.task(pass_context=True)
+    def willing(context: JobContext) -> None:
+        context.abort_flag.wait(DEADLINE)
+
+    def watch(run: Run, ended: Ended | RunEnd) -> None:
+        ends.append(ended)
+
+    ends: list[Ended | RunEnd] = []
+    context = JobContext(app=app, job=Job(id=1, run_id=1, task_name=willing.name), task=willing)
+    run = execution.LocalRun(context, threads=Threads("test"), on_end=watch)
+    run.start()
+    run.abort(AbortReason.USER_REQUEST, level=TERM)
+    wait_until(lambda: context.abort_flag.is_closed, DEADLINE)  # and the loop is blocked meanwhile
+    run.abort(AbortReason.USER_REQUEST, level=KILL)
+    assert not ends
+    await wait_until_async(lambda: bool(ends), DEADLINE)
+    assert isinstance(ends[0], Ended)
+
+
 async def test_what_returns_while_the_database_is_told_that_it_is_given_up_ends_its_worker(
     app: App, aconn: Conn, db_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,7 +404,7 @@ async def test_what_returns_while_the_database_is_told_that_it_is_given_up_ends_
     with elsewhere(other_app, concurrency=2) as raised:
         try:
             await wait_until_async(started.is_set, DEADLINE)
-            await ask(aconn, job_id, grace="0", term_grace="10 ms")
+            await ask(aconn, job_id, grace="0", term_grace="0")
             await until(aconn, job_id, "aborted")
         finally:
             let_go.set()

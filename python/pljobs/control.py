@@ -330,12 +330,12 @@ class Control:
             return
         flag = run.context.abort_flag
         if not flag.is_closed and min(self._lag.blocked_for(), flag.raised_for()) > run.standstill:
-            is_known = True  # also where the answer is lost
             try:
                 [answer] = self._timed(conn, calls.finish_jobs([run.abandoned()], wait=False))
-                is_known = answer.status not in {"stale", "locked"}
-            finally:
-                self._in_loop(self._on_given_up, run, is_known)
+            except DatabaseUnavailable:  # only the answer is lost, perhaps
+                self._in_loop(self._on_given_up, run, True)
+                raise
+            self._in_loop(self._on_given_up, run, answer.status in {"aborted", "failed", "deleted"})
 
     def _timed(self, conn: psycopg.Connection[Any], call: Call[T]) -> T:
         self._busy_since = time.monotonic()

@@ -98,6 +98,8 @@ class LocalRun(Run):
             self._loop.call_later(pause, self._terminate, min(2 * pause, CANCEL_EVERY))
 
     def _kill(self) -> None:
+        if self.context.abort_flag.is_closed:
+            return  # its end is on its way
         if self._terminated and self.context.abort_flag.raised_for() > LAST_WORDS:
             self.abandon()
             return

@@ -140,7 +140,7 @@ class Interrupter:
         del self._targets[: len(targets)]  # what is added meanwhile has a signal of its own
         # A handler runs in the context of the code that it interrupts.
         interrupted = current.get()
-        if interrupted is not None and any(target is interrupted for target in targets):
+        if any(target is interrupted for target in targets):
             raise JobAborted("terminated: it blocked the event loop")
 
 

@@ -71,27 +71,28 @@ class GivenUp:
 
     def __init__(self, stop: Stopping) -> None:
         self._stop = stop
-        self._names: list[str] = []
+        self._names: dict[int | None, str] = {}  # by run_id: some are noted twice
 
     def add(self, run: Run) -> None:
         """Note a run that is given up, and stop."""
-        self._names.append(run.job.call_string)
+        self._names[run.job.run_id] = run.job.call_string
         self._stop.begin()  # a person's first word is to wait for the others all the same
 
     def abandon(self, run: Run, is_known: bool) -> None:
         """Give up a run of which the database was told already; `is_known`: and took it down, or may have.
 
-        The run may have ended meanwhile; who has given up one is given no more jobs by the database all the
-        same.
+        Its code may have come to its end meanwhile. To the database it is given up all the same, and its
+        worker is given no more jobs.
         """
-        if run.ended and is_known:
+        if is_known:
             self.add(run)
-        run.abandon()
+        if not run.context.abort_flag.is_closed:
+            run.abandon()
 
     def refuse(self, worker_id: int | None) -> None:
         """Raise `WorkerTainted` if there is any."""
         if self._names:
             raise WorkerTainted(
-                f"worker {worker_id} has stopped: it gave up {', '.join(self._names)}, whose code may still"
-                " run; end this process, and start another"
+                f"worker {worker_id} has stopped: it gave up {', '.join(self._names.values())}, whose code"
+                " may still run; end this process, and start another"
             )
