@@ -638,6 +638,7 @@ async def test_an_end_whose_batch_failed_is_reported_though_the_reporting_is_can
     finisher.close(patience=DEADLINE)
     await asyncio.wait_for(finisher.run(), DEADLINE)
     await link.close()
+    await asyncio.sleep(0)  # the last one is told by the event loop
     assert sorted(answered) == [(job_id, "not_found") for job_id in range(1, 6)]
 
 
