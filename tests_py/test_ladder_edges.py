@@ -23,6 +23,7 @@ from pljobs.job_context import current
 from pljobs.jobs import AbortReason, Job
 from pljobs.run import KILL, LAST_WORDS, TERM, Run
 from pljobs.signals import Interrupter
+from pljobs.tasks import AnyTask
 from pljobs.threads import Threads
 from pljobs.worker import Worker
 from waiting import wait_until, wait_until_async
@@ -315,6 +316,17 @@ async def test_a_task_that_blocks_a_loop_which_cant_be_interrupted_is_given_up(
     assert isinstance(raised[0], WorkerTainted)
 
 
+def add_blocking(app: App, started: threading.Event, let_go: threading.Event) -> AnyTask:
+    """Add a task that blocks the event loop, from when another has started until it is let go."""
+
+    @app.task
+    async def blocking() -> None:
+        await asyncio.to_thread(started.wait, DEADLINE)
+        let_go.wait(DEADLINE)
+
+    return blocking
+
+
 async def test_what_has_returned_is_not_given_up_though_the_loop_is_blocked(
     app: App, aconn: Conn, db_url: str
 ) -> None:
@@ -322,10 +334,7 @@ async def test_what_has_returned_is_not_given_up_though_the_loop_is_blocked(
     other_app = App(db_url)
     let_go, started, returned = threading.Event(), threading.Event(), threading.Event()
 
-    @other_app.task
-    async def blocking() -> None:
-        await asyncio.to_thread(started.wait, DEADLINE)
-        let_go.wait(DEADLINE)
+    blocking = add_blocking(other_app, started, let_go)
 
     @other_app.task(pass_context=True)
     def willing(context: JobContext) -> None:
@@ -382,10 +391,7 @@ async def test_what_returns_while_the_database_is_told_that_it_is_given_up_ends_
     other_app = App(db_url)
     let_go, let_return, started = threading.Event(), threading.Event(), threading.Event()
 
-    @other_app.task
-    async def blocking() -> None:
-        await asyncio.to_thread(started.wait, DEADLINE)
-        let_go.wait(DEADLINE)
+    blocking = add_blocking(other_app, started, let_go)
 
     @other_app.task
     def stubborn() -> None:

@@ -98,8 +98,6 @@ class LocalRun(Run):
             self._loop.call_later(pause, self._terminate, min(2 * pause, CANCEL_EVERY))
 
     def _kill(self) -> None:
-        if self.context.abort_flag.is_closed:
-            return  # its end is on its way
         if self._terminated and self.context.abort_flag.raised_for() > LAST_WORDS:
             self.abandon()
             return
@@ -176,7 +174,7 @@ class LocalRun(Run):
             return True
         # From 3.13.1 on the group itself is over by then: another cancel is to come in place of this one.
         is_to_come = getattr(self._body, "_must_cancel", False)  # a task of another loop's may have none
-        if is_to_come and self._observed is not None and not self._observed.is_expecting:
+        if is_to_come and self._observed is not None and not self.handling:  # else it is the worker's own
             self._observed.expect_abort()
             return True
         frame = inspect.currentframe() if RECANCELS else None

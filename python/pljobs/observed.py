@@ -31,11 +31,6 @@ class Observed(Coroutine[Any, Any, T]):
         self._expected = True
 
     @property
-    def is_expecting(self) -> bool:
-        """Say whether an abort was announced and has not been thrown in."""
-        return self._expected
-
-    @property
     def handling(self) -> bool:
         """Say whether the abort is under way to the body, or was thrown in and lives: it is being handled."""
         return self._expected or (self._thrown is not None and self._thrown() is not None)

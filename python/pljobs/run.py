@@ -165,7 +165,8 @@ class Run(ABC):
 
     def abandon(self) -> None:
         """Give the task up: its code may run on, and whatever it does is not recorded."""
-        self.finish(self.abandoned())
+        if not self.context.abort_flag.is_closed:  # else it has come to its end, which is on its way
+            self.finish(self.abandoned())
 
     def abandoned(self) -> RunEnd:
         """Return the end of a run that is given up; for any thread."""

@@ -86,8 +86,7 @@ class GivenUp:
         """
         if is_known:
             self.add(run)
-        if not run.context.abort_flag.is_closed:
-            run.abandon()
+        run.abandon()
 
     def refuse(self, worker_id: int | None) -> None:
         """Raise `WorkerTainted` if there is any."""
